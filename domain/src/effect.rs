@@ -1,0 +1,212 @@
+//! What an event does beyond its own stream, and what it may require: checked and applied inside the append transaction, under the log's lock.
+//!
+//! Effects are a pure function of the state before and the event, so every guard table is a fold of the log and can be rebuilt and compared.
+
+use chrono::{DateTime, Utc};
+use uuid::Uuid;
+
+use crate::ids::{StreamId, SubjectId, TenantId};
+
+/// Among whom a claim is unique.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Scope {
+    /// All tenants of the installation.
+    Installation,
+    /// One tenant.
+    Tenant,
+}
+
+/// A kind of unique key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Claim {
+    /// `tenant_slug`, `user_email`, …
+    pub namespace: &'static str,
+    /// Among whom it is unique.
+    pub scope: Scope,
+    /// Whether the values are personal data: then only a keyed hash of them is stored.
+    pub personal: bool,
+}
+
+/// Whether a tenant's other aggregates accept changing commands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Gate {
+    /// They do.
+    Open,
+    /// They do not, because the tenant is in this status.
+    Closed(&'static str),
+}
+
+/// One change that an event makes to the guards.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// Takes a unique value for this stream under `label`. Refused when another (stream, label) holds it; replaces what the label held before.
+    TakeClaim {
+        /// Which kind of key.
+        claim: Claim,
+        /// What this stream calls it; a release needs no value.
+        label: String,
+        /// The value, already normalised; `None` when it has been erased (only ever seen while folding old events).
+        value: Option<String>,
+    },
+    /// Gives back what this stream holds under `label`, if anything.
+    ReleaseClaim {
+        /// Which kind of key.
+        claim: Claim,
+        /// What this stream called it.
+        label: String,
+    },
+    /// Adds to a counter of the tenant. Refused when a positive change would pass the ceiling or a negative one the floor.
+    Count {
+        /// `seats`, `active_org_admins`, …
+        counter: &'static str,
+        /// The change.
+        delta: i64,
+    },
+    /// Sets the bounds of a counter; never refused, also when the value lies outside.
+    Bound {
+        /// The counter.
+        counter: &'static str,
+        /// The least it may be lowered to.
+        floor: Option<i64>,
+        /// The most it may be raised to.
+        ceiling: Option<i64>,
+    },
+    /// Draws the next number of a gapless sequence of the tenant and writes it into the event.
+    Allocate {
+        /// `ticket_number`, …
+        sequence: &'static str,
+        /// The event's field, as a JSON pointer (RFC 6901).
+        pointer: &'static str,
+    },
+    /// Sets or moves a timer of this stream.
+    SetTimer {
+        /// What [`crate::Aggregate::timer`] will be asked for when it is due.
+        name: String,
+        /// When.
+        due: DateTime<Utc>,
+    },
+    /// Cancels a timer of this stream, if it is set.
+    CancelTimer {
+        /// Its name.
+        name: String,
+    },
+    /// Opens or closes the tenant's gate.
+    Gate(Gate),
+    /// Destroys a data subject's key: what was sealed for it can never be read again.
+    Erase(SubjectId),
+    /// The tenant is gone: releases all its claims, cancels all its timers, drops its counters and destroys the keys of all its data subjects.
+    EndTenant,
+}
+
+/// Something that must be so at the moment of the append, besides the streams' own versions.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Precondition {
+    /// Another stream is at this version (0: does not exist).
+    StreamAt {
+        /// Its aggregate type.
+        aggregate: &'static str,
+        /// Which.
+        stream: StreamId,
+        /// The version.
+        version: i64,
+    },
+    /// Nobody holds the value.
+    ClaimFree {
+        /// Which kind of key.
+        claim: Claim,
+        /// The value.
+        value: String,
+    },
+    /// Somebody holds the value.
+    ClaimHeld {
+        /// Which kind of key.
+        claim: Claim,
+        /// The value.
+        value: String,
+    },
+    /// A counter of the tenant lies within these bounds (inclusive), before this request's effects.
+    CounterWithin {
+        /// The counter.
+        counter: &'static str,
+        /// At least.
+        at_least: Option<i64>,
+        /// At most.
+        at_most: Option<i64>,
+    },
+    /// The tenant exists and its gate is open.
+    GateOpen,
+    /// This timer is still set for this time.
+    TimerSet {
+        /// Its aggregate type.
+        aggregate: &'static str,
+        /// Its stream.
+        stream: StreamId,
+        /// Its name.
+        name: String,
+        /// When it is due.
+        due: DateTime<Utc>,
+    },
+}
+
+/// Why an append was refused although its rules agreed: the guards said no.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// A unique value is held by someone else.
+    #[error("{namespace} is taken")]
+    ClaimTaken {
+        /// The claim's namespace.
+        namespace: String,
+    },
+    /// A value that had to be held by somebody is not.
+    #[error("nobody holds this {namespace}")]
+    ClaimNotHeld {
+        /// The claim's namespace.
+        namespace: String,
+    },
+    /// A counter would leave its bounds.
+    #[error("{counter} is {value}, and may lie between {floor:?} and {ceiling:?}")]
+    CounterOutOfBounds {
+        /// The counter.
+        counter: String,
+        /// Its value before.
+        value: i64,
+        /// Its lower bound.
+        floor: Option<i64>,
+        /// Its upper bound.
+        ceiling: Option<i64>,
+    },
+    /// The tenant's gate is closed.
+    #[error("the tenant is {status}")]
+    GateClosed {
+        /// The tenant's status.
+        status: String,
+    },
+    /// There is no such tenant.
+    #[error("there is no tenant {0}")]
+    NoSuchTenant(TenantId),
+    /// The timer was cancelled, moved or has fired.
+    #[error("the timer {name} is not set for this time")]
+    TimerNotSet {
+        /// Its name.
+        name: String,
+    },
+    /// The data subject was erased; nothing can be sealed for it any more.
+    #[error("the data subject {0} has been erased")]
+    SubjectErased(SubjectId),
+    /// The event would not fit into a message of the bus.
+    #[error("an event of {bytes} bytes is over the limit of {limit}")]
+    TooLarge {
+        /// Its encoded size.
+        bytes: usize,
+        /// The limit.
+        limit: usize,
+    },
+    /// Another stream that had to be at a version is at another one.
+    #[error("the {aggregate} {id} has moved on")]
+    StreamMoved {
+        /// Its type.
+        aggregate: String,
+        /// Its id.
+        id: Uuid,
+    },
+}

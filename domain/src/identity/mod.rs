@@ -1,0 +1,3 @@
+//! Who uses the platform: tenants.
+
+pub mod tenant;

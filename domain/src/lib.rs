@@ -1,0 +1,45 @@
+//! Tenure's rules: aggregates with their commands, events and states, and the value types they are made of. Pure: no I/O, no clock, no randomness.
+//!
+//! # Adding an aggregate
+//!
+//! Take [`identity::tenant`] as the pattern.
+//!
+//! 1. `domain/src/<context>/<noun>/event.rs`: what has happened. This is a contract, stored for ever: append only, plain data, one golden file per event version
+//!    under `domain/tests/golden/<noun>/`.
+//! 2. `command.rs`: what may be asked (one struct each, validated newtypes, listed once in [`commands!`]) and why it may be refused (`Error`).
+//! 3. `mod.rs`: the state (an enum per life stage), `decide`, `apply`, `effects`, then [`impl Aggregate`](Aggregate) and [`aggregate!`].
+//! 4. One line in [`for_each_aggregate!`]. The executor, timers, relay, audit and replay need nothing more.
+//! 5. A read model (see the `projections` crate) and routes (see the `api` crate).
+//!
+//! The completeness test in `domain/tests/it` names whatever was forgotten.
+//!
+//! # What a rule may know
+//!
+//! `decide` sees the folded state of its own stream, the command, and a [`Context`] with the time, the actor and a fresh id. What other streams say is never read
+//! beforehand: it is declared as an [`Effect`] (claims, counters, timers) or a [`Precondition`] and checked inside the append.
+
+pub mod aggregate;
+pub mod effect;
+pub mod error;
+pub mod identity;
+pub mod ids;
+pub mod personal;
+pub mod text;
+pub mod time;
+
+pub use aggregate::{Actor, Aggregate, Context, EventKind, Issued, Role};
+pub use effect::{Claim, Effect, Gate, Precondition, Refusal, Scope};
+pub use error::{DomainError, Kind};
+pub use ids::{StreamId, SubjectId, TenantId};
+pub use personal::Personal;
+pub use time::{Clock, IdSource, ManualClock, SystemClock};
+
+/// Calls a macro once with the list of all aggregates. What has to exist for every aggregate is generated from this list, so nothing can be forgotten.
+#[macro_export]
+macro_rules! for_each_aggregate {
+    ($callback:ident) => {
+        $callback! {
+            $crate::identity::tenant::Tenant,
+        }
+    };
+}

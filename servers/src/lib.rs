@@ -1,0 +1,178 @@
+//! Private PostgreSQL and nats-server child processes, loopback only, under one data directory.
+//!
+//! `tenure up` and the test kit start their servers with this same code. Nothing here knows what the servers are used for.
+
+mod find;
+mod nats;
+mod postgres;
+mod process;
+
+use std::fs;
+use std::io::Write as _;
+use std::net::TcpListener;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+pub use nats::Nats;
+pub use postgres::Postgres;
+pub use process::Pids;
+
+/// Why a server could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    /// A program is missing or too old.
+    #[error("{0}")]
+    Missing(String),
+    /// A file or a process could not be handled.
+    #[error("{what}")]
+    Io {
+        /// Which one.
+        what: String,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// It was started and did not come up.
+    #[error("{what} did not start; the end of {log}:\n{tail}")]
+    NotUp {
+        /// Which one.
+        what: &'static str,
+        /// Where it writes.
+        log: String,
+        /// Its last words.
+        tail: String,
+    },
+    /// Another process works on the same data directory.
+    #[error("another tenure is running on {0}")]
+    InUse(PathBuf),
+    /// The database answered with an error.
+    #[error("the private PostgreSQL cannot be set up")]
+    Database(#[from] sqlx::Error),
+}
+
+pub(crate) fn io(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> ServerError {
+    let what = what.into();
+    |source| ServerError::Io { what, source }
+}
+
+/// Ports and generated credentials, remembered in `servers.json` so that a restart finds the same ones.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct Remembered {
+    /// PostgreSQL's port.
+    pub postgres_port: u16,
+    /// The password of `tenure_owner`, who owns the tables.
+    pub owner_password: String,
+    /// The password of `tenure_service`, who may only act in the services' roles.
+    pub service_password: String,
+    /// nats-server's port.
+    pub nats_port: u16,
+    /// The password of its one user.
+    pub nats_password: String,
+    /// Where PostgreSQL's files are, if not under the data directory.
+    pub postgres_dir: Option<PathBuf>,
+}
+
+/// A data directory, held by this process alone.
+pub struct DataDir {
+    path: PathBuf,
+    _lock: fs::File,
+}
+
+impl DataDir {
+    /// Makes the directory if need be (readable by its owner alone) and locks it.
+    pub fn open(path: &Path) -> Result<Self, ServerError> {
+        create_private_dir(path)?;
+        let path = path.canonicalize().map_err(io(path.display().to_string()))?;
+        let lock = fs::File::create(path.join("lock")).map_err(io("lock"))?;
+        lock.try_lock().map_err(|_| ServerError::InUse(path.clone()))?;
+        Ok(Self { path, _lock: lock })
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What is remembered, with new credentials the first time and new ports where the old ones are taken by somebody else.
+    pub fn remembered(&self) -> Result<Remembered, ServerError> {
+        let old = remembered(&self.path);
+        // Two at once, or the second could be given the port of the first.
+        let (a, b) = (free_port()?, free_port()?);
+        let mut now = old.unwrap_or_else(|| Remembered {
+            postgres_port: a.1,
+            owner_password: secret(),
+            service_password: secret(),
+            nats_port: b.1,
+            nats_password: secret(),
+            postgres_dir: None,
+        });
+        for (port, fresh) in [(&mut now.postgres_port, a.1), (&mut now.nats_port, b.1)] {
+            if TcpListener::bind(("127.0.0.1", *port)).is_err() {
+                *port = fresh;
+            }
+        }
+        drop((a, b));
+        self.remember(&now)?;
+        Ok(now)
+    }
+
+    /// Writes down what the next start has to know.
+    pub fn remember(&self, remembered: &Remembered) -> Result<(), ServerError> {
+        let json = serde_json::to_string_pretty(remembered).map_err(|e| io("servers.json")(e.into()))?;
+        write_secret(&self.path.join("servers.json"), &json)
+    }
+}
+
+/// What is remembered of the servers of a data directory, without holding it.
+pub fn remembered(data_dir: &Path) -> Option<Remembered> {
+    serde_json::from_str(&fs::read_to_string(data_dir.join("servers.json")).ok()?).ok()
+}
+
+impl Remembered {
+    /// The database as its owner: for migrations.
+    pub fn owner_url(&self) -> String {
+        format!("postgres://tenure_owner:{}@127.0.0.1:{}/tenure?sslmode=disable", self.owner_password, self.postgres_port)
+    }
+
+    /// The database as the services see it.
+    pub fn service_url(&self) -> String {
+        format!("postgres://tenure_service:{}@127.0.0.1:{}/tenure?sslmode=disable", self.service_password, self.postgres_port)
+    }
+
+    /// The message bus.
+    pub fn nats_url(&self) -> String {
+        format!("nats://tenure:{}@127.0.0.1:{}", self.nats_password, self.nats_port)
+    }
+}
+
+/// Makes a directory that only its owner can enter, unless it exists.
+pub fn create_private_dir(path: &Path) -> Result<(), ServerError> {
+    use std::os::unix::fs::DirBuilderExt as _;
+    if path.is_dir() {
+        return Ok(());
+    }
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(io(path.display().to_string()))
+}
+
+/// Writes a file that only its owner can read, at once or not at all.
+pub fn write_secret(path: &Path, text: &str) -> Result<(), ServerError> {
+    let draft = path.with_extension("new");
+    let what = || path.display().to_string();
+    let _ = fs::remove_file(&draft);
+    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&draft).map_err(io(what()))?;
+    file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).map_err(io(what()))?;
+    fs::rename(&draft, path).map_err(io(what()))
+}
+
+fn secret() -> String {
+    hex::encode(rand::random::<[u8; 24]>())
+}
+
+/// A port that nobody listens on; held until the listener is dropped.
+fn free_port() -> Result<(TcpListener, u16), ServerError> {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).map_err(io("a free port"))?;
+    let port = listener.local_addr().map_err(io("a free port"))?.port();
+    Ok((listener, port))
+}

@@ -1,0 +1,65 @@
+//! The private nats-server, with JetStream.
+
+use std::path::Path;
+
+use nix::sys::signal::Signal;
+use tokio::io::AsyncReadExt as _;
+use tokio::net::TcpStream;
+
+use crate::process::{Watched, stop_left_over, wait_up};
+use crate::{DataDir, Remembered, ServerError, create_private_dir, find, write_secret};
+
+/// A running private nats-server.
+pub struct Nats {
+    watched: Watched,
+}
+
+impl Nats {
+    /// Starts it, stopping one that was left behind.
+    pub async fn start(data: &DataDir, remembered: &Remembered) -> Result<Self, ServerError> {
+        let program = find::nats()?;
+        let (config, pid_file, log) = (data.path().join("nats.conf"), data.path().join("nats.pid"), data.path().join("nats.log"));
+        let store = data.path().join("nats");
+        create_private_dir(&store)?;
+        stop_left_over("nats-server", &pid_file, &config.display().to_string(), Signal::SIGTERM).await;
+        write_secret(&config, &configuration(remembered, &store, &pid_file))?;
+        let command = move || {
+            let mut command = tokio::process::Command::new(&program);
+            command.arg("-c").arg(&config);
+            command
+        };
+        let mut watched = Watched::start("nats-server", Signal::SIGTERM, &log, command)?;
+        wait_up("nats-server", &mut watched, log, || greets(remembered.nats_port)).await?;
+        Ok(Self { watched })
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.watched.pid()
+    }
+
+    /// Stops it and waits until it has.
+    pub async fn stop(&mut self) {
+        self.watched.stop().await;
+    }
+}
+
+/// Whether somebody on this port says `INFO`, as nats-server does first.
+async fn greets(port: u16) -> bool {
+    let mut greeting = [0; 4];
+    match TcpStream::connect(("127.0.0.1", port)).await {
+        Ok(mut stream) => stream.read_exact(&mut greeting).await.is_ok() && &greeting == b"INFO",
+        Err(_) => false,
+    }
+}
+
+fn configuration(remembered: &Remembered, store: &Path, pid_file: &Path) -> String {
+    let quote = |path: &Path| serde_json::Value::from(path.display().to_string()).to_string();
+    format!(
+        "# Written at every start.\nhost: \"127.0.0.1\"\nport: {}\npid_file: {}\njetstream {{ store_dir: {} }}\nauthorization {{ user: \"tenure\", password: \"{}\" }}\n",
+        remembered.nats_port,
+        quote(pid_file),
+        quote(store),
+        remembered.nats_password
+    )
+}

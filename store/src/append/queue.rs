@@ -1,0 +1,114 @@
+//! What waits for the log: one line per tenant, served in turn, so that a busy tenant delays itself and not the others.
+
+use std::collections::{HashMap, VecDeque};
+
+use domain::{Effect, TenantId};
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+use super::{AppendError, Prepared};
+
+/// The most events that one transaction writes.
+const BATCH_EVENTS: usize = 2048;
+/// The most payload that one transaction writes, in bytes.
+const BATCH_BYTES: usize = 4 * 1024 * 1024;
+
+pub(crate) struct Queue {
+    lines: Mutex<Lines>,
+    wake: Notify,
+    capacity: usize,
+    batch: usize,
+}
+
+#[derive(Default)]
+struct Lines {
+    by_tenant: HashMap<TenantId, VecDeque<Prepared>>,
+    /// Tenants that have something waiting, next one first.
+    turns: VecDeque<TenantId>,
+    waiting: usize,
+    closed: bool,
+}
+
+impl Queue {
+    pub(crate) fn new(capacity: usize, batch: usize) -> Self {
+        Self { lines: Mutex::default(), wake: Notify::new(), capacity, batch }
+    }
+
+    /// Joins the line of its tenant. One tenant may fill at most half of the places while there are others.
+    pub(crate) fn push(&self, request: Prepared) -> Result<(), AppendError> {
+        {
+            let mut lines = self.lines.lock();
+            if lines.closed {
+                return Err(AppendError::Unavailable);
+            }
+            let own = lines.by_tenant.get(&request.tenant).map_or(0, VecDeque::len);
+            let alone = lines.turns.len() <= usize::from(own > 0);
+            if lines.waiting >= self.capacity || (!alone && own >= self.capacity / 2) {
+                return Err(AppendError::Overloaded);
+            }
+            if own == 0 {
+                lines.turns.push_back(request.tenant);
+            }
+            lines.waiting += 1;
+            lines.by_tenant.entry(request.tenant).or_default().push_back(request);
+        }
+        self.wake.notify_one();
+        Ok(())
+    }
+
+    /// Everything that waits, up to the size of a batch, one request per tenant and turn. Waits when there is nothing; `None` when there will never be any more.
+    pub(crate) async fn take(&self) -> Option<Vec<Prepared>> {
+        loop {
+            let batch = self.lines.lock().take(self.batch);
+            if !batch.is_empty() {
+                return Some(batch);
+            }
+            if self.lines.lock().closed {
+                return None;
+            }
+            self.wake.notified().await;
+        }
+    }
+
+    /// No more requests; those that wait are still served.
+    pub(crate) fn close(&self) {
+        self.lines.lock().closed = true;
+        self.wake.notify_one();
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.lines.lock().waiting
+    }
+}
+
+impl Lines {
+    fn take(&mut self, most: usize) -> Vec<Prepared> {
+        let mut batch: Vec<Prepared> = Vec::new();
+        let (mut events, mut bytes) = (0, 0);
+        while batch.len() < most && events < BATCH_EVENTS && bytes < BATCH_BYTES {
+            let Some(tenant) = self.turns.pop_front() else { break };
+            let Some(line) = self.by_tenant.get_mut(&tenant) else { continue };
+            let Some(request) = line.pop_front() else { continue };
+            // The end of a tenant touches rows that nobody named, so it is decided alone.
+            let alone = request.effects().any(|e| matches!(e, Effect::EndTenant));
+            if alone && !batch.is_empty() {
+                line.push_front(request);
+                self.turns.push_front(tenant);
+                break;
+            }
+            if line.is_empty() {
+                self.by_tenant.remove(&tenant);
+            } else {
+                self.turns.push_back(tenant);
+            }
+            self.waiting -= 1;
+            events += request.event_count();
+            bytes += request.streams.iter().flat_map(|s| &s.events).map(|e| e.payload.len()).sum::<usize>();
+            batch.push(request);
+            if alone {
+                break;
+            }
+        }
+        batch
+    }
+}

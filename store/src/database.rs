@@ -1,0 +1,77 @@
+//! Connections: to which database, in which role.
+
+use std::str::FromStr;
+use std::time::Duration;
+
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::{Connection, PgConnection, PgPool};
+
+/// Which rights a connection acts with. Services log in as a member of these roles and never as the owner of the tables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DbRole {
+    /// Appends and loads.
+    Writer,
+    /// Folds read models.
+    Projector,
+    /// Queries one tenant's rows.
+    Reader,
+    /// Queries all tenants' rows.
+    PlatformReader,
+}
+
+impl DbRole {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Writer, Self::Projector, Self::Reader, Self::PlatformReader];
+
+    /// Its name in the database.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Writer => "tenure_writer",
+            Self::Projector => "tenure_projector",
+            Self::Reader => "tenure_reader",
+            Self::PlatformReader => "tenure_platform_reader",
+        }
+    }
+}
+
+/// A database, by how it is reached.
+#[derive(Clone, Debug)]
+pub struct Database {
+    options: PgConnectOptions,
+}
+
+impl Database {
+    /// The database at a `postgres://` URL.
+    pub fn new(url: &str) -> Result<Self, sqlx::Error> {
+        // JIT compiles a batch statement for longer than it runs.
+        let options = PgConnectOptions::from_str(url)?.application_name("tenure").options([("jit", "off")]);
+        Ok(Self { options })
+    }
+
+    /// How it is reached.
+    pub fn options(&self) -> &PgConnectOptions {
+        &self.options
+    }
+
+    /// A pool whose connections act in `role`. Connects when first used.
+    pub fn pool(&self, role: DbRole, max: u32) -> PgPool {
+        PgPoolOptions::new()
+            .max_connections(max)
+            .acquire_timeout(Duration::from_secs(3))
+            .max_lifetime(None)
+            .connect_lazy_with(self.options.clone().options([("role", role.name())]))
+    }
+
+    /// One connection that acts in `role`, with further settings.
+    pub async fn connect(&self, role: DbRole, settings: &[(&str, &str)]) -> Result<PgConnection, sqlx::Error> {
+        PgConnection::connect_with(&self.options.clone().options([("role", role.name())]).options(settings.iter().copied())).await
+    }
+
+    /// Brings the schema up to this binary's version, as the owner. A newer schema is left as it is: migrations expand before they contract, so an older process lives with it.
+    pub async fn migrate(&self) -> Result<(), sqlx::migrate::MigrateError> {
+        let mut connection = PgConnection::connect_with(&self.options).await?;
+        let mut migrator = sqlx::migrate!("../migrations");
+        migrator.set_ignore_missing(true).run(&mut connection).await?;
+        Ok(connection.close().await?)
+    }
+}

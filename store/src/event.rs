@@ -1,0 +1,120 @@
+//! Events as they are stored, and as rules and folds see them.
+
+use chrono::{DateTime, Utc};
+use domain::{Actor, StreamId};
+use serde::{Deserialize, Serialize};
+use sqlx::FromRow;
+use uuid::Uuid;
+
+use crate::hash::{Digested, Hash, digest};
+
+/// One row of the log, its JSON as the exact text that was hashed.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RawEvent {
+    /// Its place in the log.
+    pub position: i64,
+    /// Its own id.
+    pub event_id: Uuid,
+    /// Whose it is.
+    pub tenant_id: Uuid,
+    /// `tenant`, `ticket`, …
+    pub aggregate_type: String,
+    /// `<tenant uuid>/<id>`.
+    pub aggregate_id: String,
+    /// Its version in the stream, from 1.
+    pub sequence: i64,
+    /// `tenant.renamed`, …
+    pub event_type: String,
+    /// The version of its type.
+    pub event_version: String,
+    /// What happened, personal data sealed.
+    pub payload: String,
+    /// Who, why: see [`Metadata`].
+    pub metadata: String,
+    /// When it was recorded.
+    pub recorded_at: DateTime<Utc>,
+    /// Over the fields above.
+    pub digest: Hash,
+    /// Chained within the tenant.
+    pub tenant_hash: Hash,
+    /// Chained over the log.
+    pub log_hash: Hash,
+}
+
+/// The columns that make a [`RawEvent`].
+pub(crate) const COLUMNS: &str = "position, event_id, tenant_id, aggregate_type, aggregate_id, sequence, event_type, event_version, \
+    payload::text as payload, metadata::text as metadata, recorded_at, digest, tenant_hash, log_hash";
+
+impl FromRow<'_, sqlx::postgres::PgRow> for RawEvent {
+    fn from_row(row: &sqlx::postgres::PgRow) -> Result<Self, sqlx::Error> {
+        use sqlx::Row as _;
+        Ok(Self {
+            position: row.try_get("position")?,
+            event_id: row.try_get("event_id")?,
+            tenant_id: row.try_get("tenant_id")?,
+            aggregate_type: row.try_get("aggregate_type")?,
+            aggregate_id: row.try_get("aggregate_id")?,
+            sequence: row.try_get("sequence")?,
+            event_type: row.try_get("event_type")?,
+            event_version: row.try_get("event_version")?,
+            payload: row.try_get("payload")?,
+            metadata: row.try_get("metadata")?,
+            recorded_at: row.try_get("recorded_at")?,
+            digest: Hash(row.try_get("digest")?),
+            tenant_hash: Hash(row.try_get("tenant_hash")?),
+            log_hash: Hash(row.try_get("log_hash")?),
+        })
+    }
+}
+
+impl RawEvent {
+    /// The digest of what this event says now; equal to `digest` unless something was changed.
+    pub fn computed_digest(&self) -> Hash {
+        digest(&Digested {
+            event_id: self.event_id,
+            tenant_id: self.tenant_id,
+            aggregate_type: &self.aggregate_type,
+            aggregate_id: &self.aggregate_id,
+            sequence: self.sequence,
+            event_type: &self.event_type,
+            event_version: &self.event_version,
+            payload: &self.payload,
+            metadata: &self.metadata,
+            recorded_at: self.recorded_at,
+        })
+    }
+}
+
+/// Why an event happened. Everything in it is plain ASCII-safe JSON and holds no personal data.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Metadata {
+    /// Who asked.
+    pub actor: Actor,
+    /// The command that led to it.
+    pub command_id: Uuid,
+    /// What ties together everything that one request set off.
+    pub correlation_id: Uuid,
+    /// The event or command that led to the command.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub causation_id: Option<Uuid>,
+    /// W3C trace context.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub traceparent: Option<String>,
+}
+
+/// An event as folds see it: its type is known, its personal data unsealed.
+#[derive(Clone, Debug)]
+pub struct Recorded<E> {
+    /// What happened.
+    pub event: E,
+    /// Its place in the log.
+    pub position: i64,
+    /// Its own id.
+    pub event_id: Uuid,
+    /// Its stream.
+    pub stream: StreamId,
+    /// Its version in the stream.
+    pub version: i64,
+    /// When it was recorded.
+    pub recorded_at: DateTime<Utc>,
+}

@@ -1,0 +1,146 @@
+//! The event log in Postgres: one dense, commit-ordered, hash-chained log for all tenants.
+//!
+//! * [`append`]: the only way in. Versions, preconditions, claims, counters, allocations, timers, the tenant gate and idempotency records are checked and written in
+//!   one short transaction under the lock of `log_head`; what waits meanwhile becomes the next batch.
+//! * [`load`]: the state of one aggregate, through a bounded cache whose entries are verified before anything final is concluded from them.
+//! * [`read`]: the log from a position in short pages, and single streams.
+//! * [`seal`]: personal data, sealed per data subject before anything is hashed.
+//! * [`audit`]: the invariants, checked from the stored bytes.
+//! * [`lease`], [`timers`]: who may do what now.
+
+pub mod append;
+pub mod audit;
+pub mod database;
+pub mod event;
+pub mod hash;
+pub mod lease;
+pub mod load;
+pub mod read;
+pub mod seal;
+pub mod timers;
+
+use std::sync::Arc;
+
+use domain::{Clock, IdSource};
+use sqlx::PgPool;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use uuid::Uuid;
+
+pub use append::{Append, AppendError, Appended, Expected, Key, NewEvent, StreamAppend};
+pub use database::{Database, DbRole};
+pub use event::{Metadata, RawEvent, Recorded};
+pub use hash::Hash;
+pub use seal::MasterKey;
+
+/// How a [`Store`] is opened.
+pub struct Config {
+    /// Wraps the keys of data subjects and keys the hashes of personal claims.
+    pub master_key: MasterKey,
+    /// Tells the time of every event.
+    pub clock: Arc<dyn Clock>,
+    /// How many requests may wait for the log before further ones are refused as overload.
+    pub queue: usize,
+    /// How many requests one transaction takes at most.
+    pub batch: usize,
+    /// How many aggregates are kept in memory.
+    pub cache: usize,
+}
+
+impl Config {
+    /// What suits one process on a small machine.
+    pub fn new(master_key: MasterKey, clock: Arc<dyn Clock>) -> Self {
+        Self { master_key, clock, queue: 4096, batch: 256, cache: 50_000 }
+    }
+}
+
+/// The event log. Cheap to clone; all clones share one append queue, one cache and one key ring.
+#[derive(Clone)]
+pub struct Store {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    pool: PgPool,
+    queue: Arc<append::queue::Queue>,
+    keyring: seal::Keyring,
+    cache: load::Cache,
+    head: watch::Sender<i64>,
+    installation: Uuid,
+    clock: Arc<dyn Clock>,
+    ids: IdSource,
+}
+
+/// Where the log ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Head {
+    /// The position of the last event; 0 when there is none.
+    pub position: i64,
+    /// Its chain hash.
+    pub log_hash: Hash,
+}
+
+impl Store {
+    /// Opens the log and starts its writer, which ends when the last clone is dropped and everything accepted is written; await the handle to be sure of that.
+    pub async fn open(database: &Database, config: Config) -> Result<(Self, JoinHandle<()>), sqlx::Error> {
+        let pool = database.pool(DbRole::Writer, 8);
+        let (installation, position): (Uuid, i64) = sqlx::query_as("select installation_id, position from log_head").fetch_one(&pool).await?;
+        let queue = Arc::new(append::queue::Queue::new(config.queue, config.batch));
+        let (head, _) = watch::channel(position);
+        let writer = append::writer::Writer::new(database.clone(), queue.clone(), config.clock.clone(), head.clone());
+        let handle = tokio::spawn(writer.run());
+        let inner = Inner {
+            keyring: seal::Keyring::new(config.master_key, pool.clone()),
+            pool,
+            queue,
+            cache: load::Cache::new(config.cache),
+            head,
+            installation,
+            ids: IdSource::new(config.clock.clone()),
+            clock: config.clock,
+        };
+        Ok((Self { inner: Arc::new(inner) }, handle))
+    }
+
+    /// The installation's identity: part of the stream's name and of `ce-source`.
+    pub fn installation(&self) -> Uuid {
+        self.inner.installation
+    }
+
+    /// The clock that the store was opened with.
+    pub fn clock(&self) -> &Arc<dyn Clock> {
+        &self.inner.clock
+    }
+
+    /// A fresh UUIDv7.
+    pub fn fresh_id(&self) -> Uuid {
+        self.inner.ids.next()
+    }
+
+    /// Signals the position of this process's last commit; other processes' commits are not seen here.
+    pub fn watch_head(&self) -> watch::Receiver<i64> {
+        self.inner.head.subscribe()
+    }
+
+    /// Where the log ends now, read from Postgres.
+    pub async fn head(&self) -> Result<Head, sqlx::Error> {
+        let (position, log_hash) = sqlx::query_as("select position, log_hash from log_head").fetch_one(&self.inner.pool).await?;
+        Ok(Head { position, log_hash: Hash(log_hash) })
+    }
+
+    /// The pool of this store's role, for operational tables that have no better home.
+    pub fn pool(&self) -> &PgPool {
+        &self.inner.pool
+    }
+
+    /// How many appends wait for the writer.
+    pub fn queued(&self) -> usize {
+        self.inner.queue.len()
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.queue.close();
+    }
+}

@@ -1,0 +1,58 @@
+//! Timers that are due. They are set, moved and cancelled by the effects of events only; here they are just found.
+
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use sqlx::{FromRow, PgPool};
+use uuid::Uuid;
+
+/// A timer that is due.
+#[derive(Clone, Debug, PartialEq, Eq, FromRow)]
+pub struct Due {
+    /// The aggregate type that set it.
+    pub aggregate_type: String,
+    /// The stream that set it.
+    pub aggregate_id: String,
+    /// Its name.
+    pub name: String,
+    /// When it was due.
+    pub due_at: DateTime<Utc>,
+}
+
+/// Takes up to `limit` timers due at `now` for `owner`, who has `ttl` to fire them before others may. Reads the timers without locking them.
+pub async fn take_due(pool: &PgPool, now: DateTime<Utc>, owner: Uuid, ttl: Duration, limit: i64) -> Result<Vec<Due>, sqlx::Error> {
+    sqlx::query_as(
+        "insert into ops.timer_leases as l (aggregate_type, aggregate_id, name, due_at, owner, until)
+         select aggregate_type, aggregate_id, name, t.due_at, $2, now() + $3 * interval '1 second'
+           from timers t left join ops.timer_leases taken using (aggregate_type, aggregate_id, name)
+          where t.due_at <= $1 and (taken.until is null or taken.until < now() or taken.due_at <> t.due_at)
+          order by t.due_at limit $4
+         on conflict (aggregate_type, aggregate_id, name) do update set due_at = excluded.due_at, owner = excluded.owner, until = excluded.until
+           where l.until < now() or l.due_at <> excluded.due_at
+         returning aggregate_type, aggregate_id, name, due_at",
+    )
+    .bind(now)
+    .bind(owner)
+    .bind(ttl.as_secs_f64())
+    .bind(limit)
+    .fetch_all(pool)
+    .await
+}
+
+/// The timer was fired, or is none any more.
+pub async fn done(pool: &PgPool, due: &Due, owner: Uuid) -> Result<(), sqlx::Error> {
+    sqlx::query("delete from ops.timer_leases where aggregate_type = $1 and aggregate_id = $2 and name = $3 and due_at = $4 and owner = $5")
+        .bind(&due.aggregate_type)
+        .bind(&due.aggregate_id)
+        .bind(&due.name)
+        .bind(due.due_at)
+        .bind(owner)
+        .execute(pool)
+        .await?;
+    Ok(())
+}
+
+/// When the next timer is due, if any.
+pub async fn next_due(pool: &PgPool) -> Result<Option<DateTime<Utc>>, sqlx::Error> {
+    sqlx::query_scalar("select min(due_at) from timers").fetch_one(pool).await
+}

@@ -1,0 +1,83 @@
+//! The test kit: real servers started once per test run by the same code as `tenure up`, a database per test cloned from one migrated template, an injected clock, and
+//! waiting for conditions instead of sleeping.
+//!
+//! `cargo run -p testing -- cargo test` starts the servers once for all test binaries; a test binary that is run by itself starts its own.
+
+pub mod servers;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use chrono::{DateTime, TimeZone as _, Utc};
+use domain::ManualClock;
+use sqlx::PgPool;
+use store::{Config, Database, MasterKey, Store};
+use tokio::task::JoinHandle;
+use uuid::Uuid;
+
+/// How long a test waits for something that must come.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// When test clocks start.
+pub fn start_of_time() -> DateTime<Utc> {
+    Utc.with_ymd_and_hms(2026, 1, 1, 9, 0, 0).single().unwrap_or_default()
+}
+
+/// A fresh random id.
+#[expect(clippy::disallowed_methods, reason = "tests need ids that do not collide between test databases on one message bus")]
+pub fn id() -> Uuid {
+    Uuid::now_v7()
+}
+
+/// A database of its own, with an installation id of its own and so a stream of its own.
+pub struct Env {
+    /// As services see it.
+    pub database: Database,
+    /// As its owner.
+    pub owner: PgPool,
+    /// The message bus that all tests share.
+    pub nats_url: String,
+    /// What time it is.
+    pub clock: ManualClock,
+    /// Wraps the keys of data subjects.
+    pub master_key: MasterKey,
+}
+
+impl Env {
+    /// A new empty installation.
+    pub async fn new() -> Self {
+        servers::shared().await.new_env().await
+    }
+
+    /// Opens its log, as one process would.
+    pub async fn open(&self) -> (Store, JoinHandle<()>) {
+        Store::open(&self.database, self.store_config()).await.expect("the log opens")
+    }
+
+    /// Opens its log; the writer ends with the test.
+    pub async fn store(&self) -> Store {
+        self.open().await.0
+    }
+
+    /// How it is opened.
+    pub fn store_config(&self) -> Config {
+        Config::new(self.master_key.clone(), Arc::new(self.clock.clone()))
+    }
+}
+
+/// Waits until `probe` answers something.
+pub async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut probe: impl FnMut() -> F) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(answer) = probe().await {
+            return answer;
+        }
+        assert!(Instant::now() < deadline, "gave up waiting: {what}");
+        tick().await;
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "between two looks at a condition with a deadline")]
+async fn tick() {
+    tokio::time::sleep(Duration::from_millis(5)).await;
+}
