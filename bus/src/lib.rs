@@ -1,1 +1,130 @@
-//! x
+//! The message bus: the log mirrored on JetStream, stream sequence = log position, the same bytes.
+//!
+//! * [`relay`] extends the stream by what follows in the log, and by nothing else.
+//! * [`feed`] and [`subscription`] bring the stream to handlers inside Tenure: each event once, in order, contiguous, whatever the bus does.
+//! * [`envelope`] is the message format (CloudEvents 1.0, binary mode); `docs/SUBSCRIBING.md` tells outside subscribers how to use it.
+//! * [`mirror`] compares the stream with the log, and rebuilds it.
+
+pub mod envelope;
+pub mod feed;
+pub mod mirror;
+pub mod relay;
+pub mod subscription;
+
+use std::time::Duration;
+
+use async_nats::jetstream::{self, stream};
+use async_nats::{ConnectOptions, ServerAddr};
+use uuid::Uuid;
+
+/// How long the bus may take to answer.
+const TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The bus as one installation sees it. Cheap to clone.
+#[derive(Clone)]
+pub struct Bus {
+    client: async_nats::Client,
+    jetstream: jetstream::Context,
+    installation: Uuid,
+    prefix: String,
+}
+
+/// The bus did not do what was asked.
+#[derive(Debug, thiserror::Error)]
+#[error("the bus: {0}")]
+pub struct BusError(pub String);
+
+impl BusError {
+    fn from_error(error: impl std::fmt::Display) -> Self {
+        Self(error.to_string())
+    }
+}
+
+impl Bus {
+    /// Connects to `url` (`nats://user:password@host:port`); when nobody answers yet, goes on trying in the background. Subjects begin with `prefix`.
+    pub async fn connect(url: &str, prefix: &str, installation: Uuid) -> Result<Self, BusError> {
+        let address: ServerAddr = url.parse().map_err(BusError::from_error)?;
+        let mut options = ConnectOptions::new().name("tenure").retry_on_initial_connect().connection_timeout(TIMEOUT).request_timeout(Some(TIMEOUT));
+        // The client itself overlooks credentials in the address.
+        if let (Some(user), Some(password)) = (address.username(), address.password()) {
+            options = options.user_and_password(user.to_owned(), password.to_owned());
+        }
+        let client = options.reconnect_delay_callback(|tries| Duration::from_millis(100 * (1 << tries.min(4)) as u64)).connect(address).await.map_err(BusError::from_error)?;
+        let jetstream = jetstream::ContextBuilder::new().timeout(TIMEOUT).ack_timeout(TIMEOUT).max_ack_inflight(4 * relay::WINDOW).build(client.clone());
+        Ok(Self { client, jetstream, installation, prefix: prefix.to_owned() })
+    }
+
+    /// Whether a server is reached right now.
+    pub fn is_connected(&self) -> bool {
+        self.client.connection_state() == async_nats::connection::State::Connected
+    }
+
+    /// The server's version, once one was reached.
+    pub fn server_version(&self) -> Option<String> {
+        Some(self.client.server_info().version).filter(|version| !version.is_empty())
+    }
+
+    /// The stream's name: it carries the installation id, so that nobody takes another installation's stream for their own.
+    pub fn stream_name(&self) -> String {
+        format!("TENURE_{}", self.installation.simple())
+    }
+
+    /// The `ce-source` of every message.
+    pub fn source(&self) -> String {
+        format!("/tenure/{}", self.installation)
+    }
+
+    /// `<prefix>.events.<tenant>.<aggregate>.<event>`; the aggregate's id is a header, since millions of subjects would make filtered consumers collapse.
+    pub fn subject(&self, tenant: Uuid, event_type: &str) -> String {
+        format!("{}.events.{tenant}.{event_type}", self.prefix)
+    }
+
+    /// The core subject on which writers say that the log has grown.
+    fn hint_subject(&self) -> String {
+        format!("{}.hint.{}", self.prefix, self.installation)
+    }
+
+    /// The raw client, for tests and tools.
+    pub fn client(&self) -> &async_nats::Client {
+        &self.client
+    }
+
+    /// The raw JetStream context, for tests and tools.
+    pub fn jetstream(&self) -> &jetstream::Context {
+        &self.jetstream
+    }
+
+    fn stream_config(&self) -> stream::Config {
+        stream::Config {
+            name: self.stream_name(),
+            subjects: vec![format!("{}.events.>", self.prefix)],
+            description: Some("Tenure's event log; sequence = position".into()),
+            storage: stream::StorageType::File,
+            retention: stream::RetentionPolicy::Limits,
+            deny_delete: true,
+            deny_purge: true,
+            // Order and uniqueness come from the expected last sequence. The server's own duplicate detection can drift between replicas before 2.9.21, so it gets the
+            // shortest window that it accepts.
+            duplicate_window: Duration::from_millis(100),
+            ..Default::default()
+        }
+    }
+
+    /// The stream, made if it does not exist.
+    pub async fn stream(&self) -> Result<stream::Stream, BusError> {
+        self.jetstream.get_or_create_stream(self.stream_config()).await.map_err(BusError::from_error)
+    }
+
+    /// The stream, if it exists.
+    pub async fn existing_stream(&self) -> Result<Option<stream::Stream>, BusError> {
+        use jetstream::ErrorCode;
+        use jetstream::context::GetStreamErrorKind;
+        match self.jetstream.get_stream(self.stream_name()).await {
+            Ok(stream) => Ok(Some(stream)),
+            Err(error) => match error.kind() {
+                GetStreamErrorKind::JetStream(e) if e.error_code() == ErrorCode::STREAM_NOT_FOUND => Ok(None),
+                GetStreamErrorKind::EmptyName | GetStreamErrorKind::Request | GetStreamErrorKind::InvalidStreamName | GetStreamErrorKind::JetStream(_) => Err(BusError::from_error(error)),
+            },
+        }
+    }
+}

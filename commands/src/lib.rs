@@ -1,1 +1,9 @@
-//! x
+//! Executing commands: [`execute`] (load, decide, append, retry), [`authorize`] (who may), [`timers`] (what falls due). Generic over aggregates: a new one needs nothing here.
+
+pub mod authorize;
+pub mod error;
+pub mod execute;
+pub mod timers;
+
+pub use error::CommandError;
+pub use execute::{Executor, Outcome, Request};

@@ -1,1 +1,35 @@
-//! x
+//! Read models: folds of the log, and the queries over them.
+//!
+//! # Adding a read model
+//!
+//! Take [`identity::tenant`] as the pattern.
+//!
+//! 1. A migration that creates `read.<name>_v1_g1` (its key begins with `tenant_id`, its columns are the row's fields) and calls `read.register('<name>_v1')`.
+//! 2. The row struct and `impl ReadModel`: which keys an event touches, and what becomes of the row of such a key. No SQL, no async.
+//! 3. The queries beside it, each a function over [`query::Read`]; row-level security does the filtering by tenant.
+//! 4. One line in [`for_each_read_model!`]. Checkpoints, batching, catching up, rebuilding and verifying need nothing more.
+//!
+//! A fold that changes its meaning is a new version (`<name>_v2`), never an edit of the old one.
+
+pub mod cursor;
+mod fold;
+pub mod identity;
+pub mod model;
+pub mod projector;
+pub mod query;
+pub mod rebuild;
+
+pub use model::ReadModel;
+pub use projector::{Progress, start_all};
+pub use query::{QueryError, Read, ReadSide, View};
+
+/// Calls a macro once with the list of all read models.
+#[macro_export]
+macro_rules! for_each_read_model {
+    ($callback:ident) => {
+        $callback! {
+            $crate::identity::tenant::Tenants,
+            $crate::identity::tenant_timeline::Timeline,
+        }
+    };
+}

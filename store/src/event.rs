@@ -115,6 +115,8 @@ pub struct Recorded<E> {
     pub stream: StreamId,
     /// Its version in the stream.
     pub version: i64,
+    /// Who caused it.
+    pub actor: Actor,
     /// When it was recorded.
     pub recorded_at: DateTime<Utc>,
 }

@@ -6,6 +6,7 @@
 //! * [`read`]: the log from a position in short pages, and single streams.
 //! * [`seal`]: personal data, sealed per data subject before anything is hashed.
 //! * [`audit`]: the invariants, checked from the stored bytes.
+//! * [`keys`]: how long idempotency keys are known.
 //! * [`lease`], [`timers`]: who may do what now.
 
 pub mod append;
@@ -13,6 +14,7 @@ pub mod audit;
 pub mod database;
 pub mod event;
 pub mod hash;
+pub mod keys;
 pub mod lease;
 pub mod load;
 pub mod read;

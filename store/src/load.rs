@@ -16,7 +16,7 @@ use sqlx::types::Json;
 use crate::append::decide::{KeyRecord, replay};
 use crate::append::writer::KeyRow;
 use crate::append::{AppendError, Appended, Key};
-use crate::event::{RawEvent, Recorded};
+use crate::event::{Metadata, RawEvent, Recorded};
 use crate::seal::UnsealError;
 use crate::Store;
 
@@ -171,12 +171,15 @@ impl Store {
             .iter()
             .zip(payloads)
             .map(|(raw, (_, payload))| {
+                let corrupt = |reason: String| LoadError::Corrupt { event_type: raw.event_type.clone(), reason };
+                let metadata: Metadata = serde_json::from_str(&raw.metadata).map_err(|e| corrupt(e.to_string()))?;
                 Ok(Recorded {
                     event: decode::<A>(raw.position, &raw.event_type, &raw.event_version, payload)?,
                     position: raw.position,
                     event_id: raw.event_id,
-                    stream: raw.aggregate_id.parse().map_err(|e: domain::ids::StreamIdError| LoadError::Corrupt { event_type: raw.event_type.clone(), reason: e.to_string() })?,
+                    stream: raw.aggregate_id.parse().map_err(|e: domain::ids::StreamIdError| corrupt(e.to_string()))?,
                     version: raw.sequence,
+                    actor: metadata.actor,
                     recorded_at: raw.recorded_at,
                 })
             })

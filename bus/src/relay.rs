@@ -1,0 +1,311 @@
+//! The relay: extends the stream by what follows it in the log.
+//!
+//! It first makes sure that the stream's last message *is* the log's event at that position, by id and chain hash; everything after it then is what the stream
+//! lacks, be that the newest event or all of them (nats-server acknowledges before it syncs, so a power loss forgets acknowledged messages). Each message is published with
+//! the expected last sequence, which fences a second relay and a foreign publisher. On any surprise everything in flight is drained and the last message is read
+//! again. What cannot be right (a foreign message, a log that was restored to an earlier state) halts the relay with the reason, until it is cured.
+
+use std::collections::VecDeque;
+use std::future::IntoFuture as _;
+use std::time::{Duration, Instant};
+
+use async_nats::jetstream::message::PublishMessage;
+use async_nats::jetstream::publish::PublishAck;
+use async_nats::jetstream::stream::{LastRawMessageErrorKind, Stream};
+use futures::{FutureExt as _, StreamExt as _};
+use futures::future::BoxFuture;
+use serde::Serialize;
+use store::{RawEvent, Store, lease};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::{Bus, BusError, envelope};
+
+/// Messages in flight at most.
+pub(crate) const WINDOW: usize = 512;
+/// Events read from the log at a time.
+const PAGE: i64 = 500;
+/// Without any hint, the log is looked at this often.
+const POLL: Duration = Duration::from_secs(1);
+/// How long a relay that died keeps others waiting.
+const LEASE: Duration = Duration::from_secs(10);
+const LEASE_NAME: &str = "relay";
+
+/// What a relay is doing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(tag = "state", rename_all = "snake_case")]
+pub enum Status {
+    /// Not begun yet.
+    Starting,
+    /// Another process relays.
+    Standby,
+    /// Everything up to this position is on the bus.
+    Running {
+        /// That position.
+        position: i64,
+    },
+    /// The bus or the log does not answer; it goes on by itself.
+    Waiting {
+        /// What is missing.
+        reason: String,
+    },
+    /// Something is wrong that only a person can decide.
+    Halted {
+        /// What, and what to do.
+        reason: String,
+    },
+}
+
+enum Stop {
+    /// Try again from the stream's last message.
+    Surprise(String),
+    /// A person has to decide.
+    Halt(String),
+}
+
+impl From<BusError> for Stop {
+    fn from(error: BusError) -> Self {
+        Self::Surprise(error.to_string())
+    }
+}
+
+impl From<sqlx::Error> for Stop {
+    fn from(error: sqlx::Error) -> Self {
+        Self::Surprise(format!("the log: {error}"))
+    }
+}
+
+/// A relay of one process.
+pub struct Relay {
+    store: Store,
+    bus: Bus,
+    owner: Uuid,
+    status: watch::Sender<Status>,
+}
+
+impl Relay {
+    /// A relay from `store` to `bus`.
+    pub fn new(store: Store, bus: Bus) -> Self {
+        let owner = store.fresh_id();
+        Self { store, bus, owner, status: watch::Sender::new(Status::Starting) }
+    }
+
+    /// What it is doing.
+    pub fn status(&self) -> watch::Receiver<Status> {
+        self.status.subscribe()
+    }
+
+    /// Relays until cancelled.
+    pub async fn run(self, cancel: CancellationToken) {
+        while !cancel.is_cancelled() {
+            let stop = tokio::select! {
+                () = cancel.cancelled() => break,
+                stop = self.session(None) => stop,
+            };
+            let pause = match stop {
+                Ok(()) => continue,
+                Err(Stop::Surprise(reason)) => {
+                    tracing::warn!(%reason, "the relay begins again");
+                    self.set(Status::Waiting { reason });
+                    Duration::from_millis(200)
+                }
+                Err(Stop::Halt(reason)) => {
+                    let status = Status::Halted { reason: reason.clone() };
+                    if *self.status.borrow() != status {
+                        tracing::error!(%reason, "the relay has halted");
+                    }
+                    self.set(status);
+                    POLL
+                }
+            };
+            let _ = tokio::time::timeout(pause, cancel.cancelled()).await;
+        }
+        let _ = lease::release(self.store.pool(), LEASE_NAME, self.owner).await;
+    }
+
+    /// Relays until the stream holds everything up to `position`.
+    pub async fn run_until(&self, position: i64) -> Result<(), BusError> {
+        loop {
+            match self.session(Some(position)).await {
+                Ok(()) => return Ok(()),
+                Err(Stop::Halt(reason)) => return Err(BusError(reason)),
+                Err(Stop::Surprise(reason)) if !self.bus.is_connected() => return Err(BusError(reason)),
+                Err(Stop::Surprise(reason)) => tracing::warn!(%reason, "the relay begins again"),
+            }
+        }
+    }
+
+    fn set(&self, status: Status) {
+        if let Status::Running { position } = status {
+            #[expect(clippy::cast_precision_loss, reason = "a gauge")]
+            metrics::gauge!("tenure_relay_position").set(position as f64);
+        }
+        self.status.send_replace(status);
+    }
+
+    /// From finding out where the stream ends to the first surprise.
+    async fn session(&self, until: Option<i64>) -> Result<(), Stop> {
+        if until.is_none() && lease::acquire(self.store.pool(), LEASE_NAME, self.owner, LEASE).await?.is_none() {
+            self.set(Status::Standby);
+            pause(POLL).await;
+            return Ok(());
+        }
+        let mut hints = self.bus.client.subscribe(self.bus.hint_subject()).await.map_err(BusError::from_error)?;
+        let mut local = self.store.watch_head();
+        let stream = self.bus.stream().await?;
+        let mut position = last_common(&self.store, &stream).await?;
+        self.set(Status::Running { position });
+        let mut window = Window::default();
+        let mut renewed = Instant::now();
+        loop {
+            local.borrow_and_update();
+            if until.is_none() && renewed.elapsed() > LEASE / 3 {
+                if lease::acquire(self.store.pool(), LEASE_NAME, self.owner, LEASE).await?.is_none() {
+                    window.drain().await;
+                    return Ok(());
+                }
+                renewed = Instant::now();
+            }
+            if until.is_some_and(|until| position >= until) {
+                return Ok(());
+            }
+            let events = match self.store.read_from(position, PAGE).await {
+                Ok(events) => events,
+                Err(error) => {
+                    window.drain().await;
+                    return Err(error.into());
+                }
+            };
+            for event in &events {
+                if window.is_full()
+                    && let Err(stop) = window.settle_one().await
+                {
+                    window.drain().await;
+                    return Err(stop);
+                }
+                if let Err(stop) = window.send(&self.bus, event).await {
+                    window.drain().await;
+                    return Err(stop);
+                }
+            }
+            if let Some(last) = events.last() {
+                position = last.position;
+                // Catching up, the window stays full from page to page. At the end everything is settled.
+                if events.len() < usize::try_from(PAGE).unwrap_or(usize::MAX) || until.is_some_and(|until| position >= until) {
+                    while !window.is_empty() {
+                        if let Err(stop) = window.settle_one().await {
+                            window.drain().await;
+                            return Err(stop);
+                        }
+                    }
+                }
+                self.set(Status::Running { position: position - i64::try_from(window.len()).unwrap_or(0) });
+                continue;
+            }
+            tokio::select! {
+                _ = local.changed() => {}
+                hint = hints.next() => if hint.is_none() { return Err(Stop::Surprise("the subscription to hints has ended".into())) },
+                () = pause(POLL) => {
+                    // A quiet log must not hide that the stream was deleted, rolled back or written to by somebody else.
+                    let info = stream.get_info().await.map_err(|e| Stop::Surprise(e.to_string()))?;
+                    if i64::try_from(info.state.last_sequence) != Ok(position) {
+                        return Err(Stop::Surprise(format!("the stream ends at {}, not at {position}", info.state.last_sequence)));
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "the slow poll behind the hints")]
+async fn pause(time: Duration) {
+    tokio::time::sleep(time).await;
+}
+
+/// Where the stream ends, after making sure that its last message is the log's event at that position.
+async fn last_common(store: &Store, stream: &Stream) -> Result<i64, Stop> {
+    let info = stream.get_info().await.map_err(|e| Stop::Surprise(e.to_string()))?;
+    let last = i64::try_from(info.state.last_sequence).unwrap_or(i64::MAX);
+    if last == 0 {
+        return Ok(0);
+    }
+    let cure = "`tenure bus rebuild` deletes the stream and publishes the whole log again; outside durable consumers then start over";
+    let message = match stream.get_raw_message(info.state.last_sequence).await {
+        Ok(message) => message,
+        Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => return Err(Stop::Halt(format!("the stream's message {last} was removed; {cure}"))),
+        Err(error) => return Err(Stop::Surprise(error.to_string())),
+    };
+    let Some(theirs) = envelope::decode(&message.headers, &message.payload) else {
+        return Err(Stop::Halt(format!("message {last} of the stream was not published by Tenure (subject {}); {cure}", message.subject)));
+    };
+    let Some(ours) = store.at(last).await? else {
+        let head = store.head().await?.position;
+        return Err(Stop::Halt(format!("the stream ends at {last}, beyond the log's end at {head}: the log was restored to an earlier state, or the stream belongs to another log; {cure}")));
+    };
+    if (theirs.event_id, theirs.log_hash) != (ours.event_id, ours.log_hash) {
+        return Err(Stop::Halt(format!(
+            "position {last} is event {} in the stream and event {} in the log: the log was restored to an earlier state, or somebody else publishes; {cure}",
+            theirs.event_id, ours.event_id
+        )));
+    }
+    Ok(last)
+}
+
+/// What is in flight, oldest first.
+#[derive(Default)]
+struct Window(VecDeque<(i64, BoxFuture<'static, Result<PublishAck, String>>)>);
+
+impl Window {
+    fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    fn is_full(&self) -> bool {
+        self.0.len() >= WINDOW
+    }
+
+    async fn send(&mut self, bus: &Bus, event: &RawEvent) -> Result<(), Stop> {
+        let (headers, body) = envelope::encode(bus, event);
+        let before = u64::try_from(event.position - 1).unwrap_or(0);
+        let message = PublishMessage::build().headers(headers).payload(body).message_id(event.event_id.to_string()).expected_last_sequence(before);
+        let ack = bus.jetstream.send_publish(bus.subject(event.tenant_id, &event.event_type), message).await.map_err(|e| Stop::Surprise(e.to_string()))?;
+        self.0.push_back((event.position, ack.into_future().map(|ack| ack.map_err(|e| e.to_string())).boxed()));
+        Ok(())
+    }
+
+    async fn settle_one(&mut self) -> Result<(), Stop> {
+        let Some((position, ack)) = self.0.pop_front() else { return Ok(()) };
+        match ack.await {
+            // A duplicate that stands where it should is the echo of an earlier try.
+            Ok(ack) if i64::try_from(ack.sequence) == Ok(position) => Ok(()),
+            Ok(ack) => Err(Stop::Surprise(format!("position {position} was acknowledged as sequence {}", ack.sequence))),
+            Err(error) => Err(Stop::Surprise(format!("position {position}: {error}"))),
+        }
+    }
+
+    /// Waits for whatever is still in flight, so that nothing of it can land after the last message has been read again.
+    async fn drain(&mut self) {
+        while let Some((_, ack)) = self.0.pop_front() {
+            let _ = ack.await;
+        }
+    }
+}
+
+/// Tells relays of other processes that this one's log has grown.
+pub async fn hint(store: Store, bus: Bus, cancel: CancellationToken) {
+    let mut head = store.watch_head();
+    loop {
+        tokio::select! {
+            () = cancel.cancelled() => return,
+            changed = head.changed() => if changed.is_err() { return },
+        }
+        let position = head.borrow_and_update().to_string();
+        // A hint that is lost costs a poll, nothing else.
+        let _ = bus.client.publish(bus.hint_subject(), position.into()).await;
+    }
+}

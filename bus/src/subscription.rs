@@ -1,0 +1,166 @@
+//! The subscription runtime: brings the log to a handler, each event once and in order.
+//!
+//! A handler starts from its own checkpoint. New and far-lagging handlers read the log in short pages; one that has caught up takes events from the feed as long as each
+//! one is the next (position = checkpoint + 1, and its hash continues the chain), and goes back to the log whenever that is not so. A handler that fails is tried again with backoff.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use store::hash::log_link;
+use store::{Hash, RawEvent, Store};
+use tokio::sync::broadcast::error::{RecvError, TryRecvError};
+use tokio_util::sync::CancellationToken;
+
+use crate::feed::{Feed, SILENCE};
+
+/// Events handed over at a time.
+const BATCH: usize = 500;
+
+/// How far a handler has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Checkpoint {
+    /// Everything up to here is done.
+    pub position: i64,
+    /// The log's hash there.
+    pub log_hash: Hash,
+}
+
+/// Why a handler did not handle.
+#[derive(Debug, thiserror::Error)]
+pub enum HandlerError {
+    /// It may work next time.
+    #[error("{0}")]
+    Retry(String),
+    /// This binary cannot, another may: the lease is given up.
+    #[error("{0}")]
+    Unknown(String),
+}
+
+/// What is done with events.
+pub trait Handler: Send + 'static {
+    /// Its name, for logs.
+    fn name(&self) -> &str;
+
+    /// Where it stands, if it is this process's turn: takes or renews the lease. `None` while another process has it.
+    fn begin(&mut self) -> impl Future<Output = Result<Option<Checkpoint>, HandlerError>> + Send;
+
+    /// Handles contiguous events that begin right after the checkpoint, and moves the checkpoint, in one transaction.
+    fn handle(&mut self, events: &[Arc<RawEvent>]) -> impl Future<Output = Result<(), HandlerError>> + Send;
+
+    /// Gives the lease back.
+    fn release(&mut self) -> impl Future<Output = ()> + Send;
+}
+
+/// Runs a handler until cancelled.
+pub async fn run<H: Handler>(mut handler: H, store: Store, feed: Feed, cancel: CancellationToken) {
+    let mut pause = Duration::from_millis(50);
+    while !cancel.is_cancelled() {
+        let ended = tokio::select! {
+            // A batch is one transaction, so it may be dropped anywhere.
+            () = cancel.cancelled() => break,
+            ended = session(&mut handler, &store, &feed) => ended,
+        };
+        match ended {
+            Ok(()) => pause = Duration::from_millis(50),
+            Err(HandlerError::Retry(reason)) => {
+                tracing::warn!(handler = handler.name(), %reason, "tried again soon");
+                pause = (pause * 2).min(Duration::from_secs(5));
+            }
+            Err(HandlerError::Unknown(reason)) => {
+                tracing::error!(handler = handler.name(), %reason, "left to a newer process");
+                handler.release().await;
+                pause = Duration::from_secs(5);
+            }
+        }
+        let _ = tokio::time::timeout(pause, cancel.cancelled()).await;
+    }
+    handler.release().await;
+}
+
+/// From taking the lease to losing it, or to a failure.
+async fn session<H: Handler>(handler: &mut H, store: &Store, feed: &Feed) -> Result<(), HandlerError> {
+    let Some(mut checkpoint) = handler.begin().await? else {
+        let _ = tokio::time::timeout(SILENCE, std::future::pending::<()>()).await;
+        return Ok(());
+    };
+    let mut events = feed.subscribe();
+    let mut renewed = std::time::Instant::now();
+    let mut behind = true;
+    loop {
+        if renewed.elapsed() > SILENCE {
+            match handler.begin().await? {
+                Some(now) if now == checkpoint => renewed = std::time::Instant::now(),
+                // Somebody else moved it, or has taken over.
+                Some(_) | None => return Ok(()),
+            }
+        }
+        let batch = if behind {
+            let page = store.read_from(checkpoint.position, i64::try_from(BATCH).unwrap_or(i64::MAX)).await.map_err(|e| HandlerError::Retry(e.to_string()))?;
+            behind = page.len() == BATCH;
+            page.into_iter().map(Arc::new).collect()
+        } else {
+            match next(&mut events, checkpoint).await {
+                Next::Events(batch) => batch,
+                Next::Gap => {
+                    behind = true;
+                    continue;
+                }
+                Next::Silence => {
+                    behind = store.head().await.map_err(|e| HandlerError::Retry(e.to_string()))?.position > checkpoint.position;
+                    continue;
+                }
+            }
+        };
+        if let Some(last) = batch.last() {
+            handler.handle(&batch).await?;
+            checkpoint = Checkpoint { position: last.position, log_hash: last.log_hash };
+        }
+    }
+}
+
+enum Next {
+    Events(Vec<Arc<RawEvent>>),
+    /// The feed does not continue where the handler stands.
+    Gap,
+    Silence,
+}
+
+/// What the feed has, as far as it continues the checkpoint.
+async fn next(events: &mut tokio::sync::broadcast::Receiver<Arc<RawEvent>>, mut checkpoint: Checkpoint) -> Next {
+    let mut batch = Vec::new();
+    loop {
+        let event = if batch.is_empty() {
+            match tokio::time::timeout(SILENCE, events.recv()).await {
+                Ok(Ok(event)) => event,
+                Ok(Err(RecvError::Lagged(_))) => return Next::Gap,
+                Ok(Err(RecvError::Closed)) => {
+                    // A silent feed; the log is all there is.
+                    let _ = tokio::time::timeout(SILENCE, std::future::pending::<()>()).await;
+                    return Next::Silence;
+                }
+                Err(_) => return Next::Silence,
+            }
+        } else {
+            match events.try_recv() {
+                Ok(event) => event,
+                // Whatever went wrong shows again with the next call, when the batch is empty.
+                Err(TryRecvError::Empty | TryRecvError::Lagged(_) | TryRecvError::Closed) => return Next::Events(batch),
+            }
+        };
+        if event.position <= checkpoint.position {
+            if event.position == checkpoint.position && event.log_hash != checkpoint.log_hash {
+                tracing::error!(position = event.position, "the stream and the log differ; `tenure audit verify` tells more");
+            }
+            continue;
+        }
+        let continues = event.position == checkpoint.position + 1 && log_link(checkpoint.log_hash, event.position, event.digest) == event.log_hash;
+        if !continues {
+            return if batch.is_empty() { Next::Gap } else { Next::Events(batch) };
+        }
+        checkpoint = Checkpoint { position: event.position, log_hash: event.log_hash };
+        batch.push(event);
+        if batch.len() == BATCH {
+            return Next::Events(batch);
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! Why a command was not executed, whatever aggregate it was for.
+
+use std::borrow::Cow;
+
+use domain::{Aggregate, DomainError, Kind, Refusal};
+use store::AppendError;
+use store::load::LoadError;
+
+/// Why a command was not executed.
+#[derive(Debug, thiserror::Error)]
+pub enum CommandError {
+    /// A rule or a guard said no.
+    #[error("{detail}")]
+    Rejected {
+        /// What kind of no.
+        kind: Kind,
+        /// A stable code for programs.
+        code: Cow<'static, str>,
+        /// The page under `docs/errors` that explains it.
+        page: Cow<'static, str>,
+        /// For people.
+        detail: String,
+    },
+    /// The caller's role lacks a permission.
+    #[error("this needs the permission {permission}")]
+    Forbidden {
+        /// Which.
+        permission: &'static str,
+    },
+    /// The version that the caller has seen is not the current one.
+    #[error("the current version is {current}")]
+    VersionMismatch {
+        /// The current version.
+        current: i64,
+    },
+    /// The idempotency key was used for another request.
+    #[error("the idempotency key was used for another request")]
+    KeyReused,
+    /// Others kept changing the stream.
+    #[error("the stream kept changing; try again")]
+    Contended,
+    /// Too much is waiting; nothing was done.
+    #[error("too many requests are waiting; try again shortly")]
+    Overloaded,
+    /// The log cannot be reached; the command may or may not have been executed.
+    #[error("the log cannot be reached; try again with the same idempotency key")]
+    Unavailable,
+    /// Something is wrong on our side.
+    #[error("{0}")]
+    Internal(String),
+}
+
+impl CommandError {
+    pub(crate) fn rule(error: &impl DomainError) -> Self {
+        Self::Rejected { kind: error.kind(), code: error.code(), page: error.page(), detail: error.to_string() }
+    }
+
+    /// A refusal by the guards, in the aggregate's own words if it has any.
+    pub(crate) fn refused<A: Aggregate>(refusal: &Refusal) -> Self {
+        if let Some(error) = A::refused(refusal) {
+            return Self::rule(&error);
+        }
+        let (kind, code): (Kind, &'static str) = match refusal {
+            Refusal::ClaimTaken { .. } => (Kind::Conflict, "claim.taken"),
+            Refusal::ClaimNotHeld { .. } => (Kind::Conflict, "claim.not_held"),
+            Refusal::CounterOutOfBounds { .. } => (Kind::Conflict, "counter.out_of_bounds"),
+            Refusal::GateClosed { .. } => (Kind::Conflict, "tenant.closed"),
+            Refusal::NoSuchTenant(_) => (Kind::NotFound, "tenant.not_found"),
+            Refusal::TimerNotSet { .. } => (Kind::Conflict, "timer.not_set"),
+            Refusal::SubjectErased(_) => (Kind::Conflict, "subject.erased"),
+            Refusal::TooLarge { .. } => (Kind::Invalid, "event.too_large"),
+            Refusal::StreamMoved { .. } => (Kind::Conflict, "stream.moved"),
+        };
+        Self::Rejected { kind, code: code.into(), page: code.into(), detail: refusal.to_string() }
+    }
+
+    pub(crate) fn append<A: Aggregate>(error: AppendError) -> Self {
+        match error {
+            AppendError::Refused(refusal) => Self::refused::<A>(&refusal),
+            AppendError::Conflict { .. } => Self::Contended,
+            AppendError::KeyReused => Self::KeyReused,
+            AppendError::Overloaded => Self::Overloaded,
+            AppendError::Unavailable => Self::Unavailable,
+            AppendError::Failed(reason) => Self::Internal(reason),
+        }
+    }
+}
+
+impl From<LoadError> for CommandError {
+    fn from(error: LoadError) -> Self {
+        match error {
+            LoadError::Unavailable(source) => {
+                tracing::warn!(error = %source, "the log cannot be reached");
+                Self::Unavailable
+            }
+            LoadError::UnknownEvent { .. } | LoadError::Corrupt { .. } => Self::Internal(error.to_string()),
+        }
+    }
+}

@@ -1,0 +1,220 @@
+//! The executor: load, decide on a copy, append, and again when somebody else was quicker.
+
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::sync::Arc;
+
+use cqrs_es::event_sink::EventSink;
+use cqrs_es::DomainEvent as _;
+use domain::aggregate::Ask as _;
+use domain::{Actor, Aggregate, Context, Effect, Issued, Precondition, StreamId};
+use store::load::Loaded;
+use store::{Append, AppendError, Appended, Expected, Key, Metadata, NewEvent, Store, StreamAppend};
+use tokio::sync::Mutex;
+use tracing::Instrument as _;
+use uuid::Uuid;
+
+use crate::authorize::authorize;
+use crate::error::CommandError;
+
+/// How often a command is decided again because its stream has moved on meanwhile.
+const ATTEMPTS: u32 = 10;
+/// Commands for one stream in one process queue behind each other, on one of this many locks; two streams sharing one by chance costs time, nothing else.
+const STRIPES: usize = 4096;
+
+/// Executes commands of all aggregates. Cheap to clone.
+#[derive(Clone)]
+pub struct Executor {
+    store: Store,
+    stripes: Arc<[Mutex<()>]>,
+}
+
+/// A command with everything around it.
+#[derive(Clone, Debug)]
+pub struct Request<A: Aggregate> {
+    /// For which stream.
+    pub stream: StreamId,
+    /// What is asked.
+    pub command: A::Ask,
+    /// By whom.
+    pub actor: Actor,
+    /// The version that the caller has seen, if it insists on it.
+    pub expected: Option<i64>,
+    /// Makes the request repeatable.
+    pub key: Option<Key>,
+    /// What else must be so at the moment of the append.
+    pub preconditions: Vec<Precondition>,
+    /// The command's id.
+    pub command_id: Uuid,
+    /// What ties together everything that one request sets off; the command's id if nothing else is known.
+    pub correlation_id: Option<Uuid>,
+    /// The event or command that led to this one.
+    pub causation_id: Option<Uuid>,
+    /// W3C trace context.
+    pub traceparent: Option<String>,
+}
+
+impl<A: Aggregate> Request<A> {
+    /// A plain request.
+    pub fn new(stream: StreamId, command: impl Into<A::Ask>, actor: Actor, command_id: Uuid) -> Self {
+        Self {
+            stream,
+            command: command.into(),
+            actor,
+            expected: None,
+            key: None,
+            preconditions: vec![],
+            command_id,
+            correlation_id: None,
+            causation_id: None,
+            traceparent: None,
+        }
+    }
+}
+
+/// What came of a command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    /// The aggregate's id.
+    pub id: Uuid,
+    /// Its version now.
+    pub version: i64,
+    /// A position at which all of this can be seen.
+    pub position: i64,
+    /// Whether the command began the stream.
+    pub created: bool,
+    /// Whether this is the answer to an earlier request with the same key.
+    pub replayed: bool,
+}
+
+impl Outcome {
+    fn of(appended: &Appended) -> Result<Self, CommandError> {
+        let stream: StreamId = appended.aggregate_id.parse().map_err(|e: domain::ids::StreamIdError| CommandError::Internal(e.to_string()))?;
+        Ok(Self { id: stream.id, version: appended.version, position: appended.position, created: appended.created, replayed: appended.replayed })
+    }
+}
+
+/// What one attempt came to.
+enum Attempt {
+    Done(Result<Outcome, CommandError>),
+    /// The state it was decided upon was not the current one.
+    Stale,
+}
+
+impl Executor {
+    /// An executor over `store`.
+    pub fn new(store: Store) -> Self {
+        Self { store, stripes: (0..STRIPES).map(|_| Mutex::new(())).collect() }
+    }
+
+    /// The store it works on.
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// Executes one command.
+    pub async fn execute<A: Aggregate>(&self, request: Request<A>) -> Result<Outcome, CommandError> {
+        let span = tracing::info_span!("command", command.name = %format_args!("{}.{}", A::TYPE, request.command.name()), tenant.id = %request.stream.tenant, aggregate.id = %request.stream.id);
+        let started = std::time::Instant::now();
+        let outcome = self.execute_in_turn(&request).instrument(span).await;
+        let result = if outcome.is_ok() { "ok" } else { "refused" };
+        metrics::histogram!("tenure_command_seconds", "aggregate" => A::TYPE, "command" => request.command.name(), "result" => result).record(started.elapsed());
+        outcome
+    }
+
+    async fn execute_in_turn<A: Aggregate>(&self, request: &Request<A>) -> Result<Outcome, CommandError> {
+        authorize(&request.actor, request.command.permission())?;
+        let mut hasher = DefaultHasher::new();
+        (A::TYPE, request.stream).hash(&mut hasher);
+        let stripe = usize::try_from(hasher.finish() % STRIPES as u64).unwrap_or(0);
+        let _turn = self.stripes[stripe].lock().await;
+        for _ in 0..ATTEMPTS {
+            match self.attempt(request).await? {
+                Attempt::Done(outcome) => return outcome,
+                Attempt::Stale => self.store.forget::<A>(request.stream),
+            }
+        }
+        Err(CommandError::Contended)
+    }
+
+    async fn attempt<A: Aggregate>(&self, request: &Request<A>) -> Result<Attempt, CommandError> {
+        let Loaded { state, version } = self.store.load::<A>(request.stream).await?;
+        if request.expected.is_some_and(|expected| expected != version) {
+            return self.conclude(request, version, || Err(CommandError::VersionMismatch { current: version })).await;
+        }
+        let ctx = Context { now: self.store.clock().now(), actor: request.actor.clone(), stream: request.stream, fresh_id: self.store.fresh_id() };
+        let (mut after, sink) = (state.clone(), EventSink::default());
+        if let Err(error) = after.handle(Issued { command: request.command.clone(), ctx }, &(), &sink).await {
+            return self.conclude(request, version, || Err(CommandError::rule(&error))).await;
+        }
+        let events = sink.collect().await;
+        if events.is_empty() && request.key.is_none() {
+            return self.conclude(request, version, || Ok(())).await;
+        }
+        self.append(request, state, version, after, events).await
+    }
+
+    /// What was concluded from a state alone is final only when the log confirms the version, and when the request's key is not known already.
+    async fn conclude<A: Aggregate>(&self, request: &Request<A>, version: i64, conclusion: impl FnOnce() -> Result<(), CommandError>) -> Result<Attempt, CommandError> {
+        let now = self.store.verify::<A>(request.stream, request.stream.tenant, request.key.as_ref()).await?;
+        if let Some(answered) = now.answered {
+            return Ok(Attempt::Done(answered.map_err(CommandError::append::<A>).and_then(|appended| Outcome::of(&appended))));
+        }
+        if now.version != version {
+            return Ok(Attempt::Stale);
+        }
+        let outcome = Outcome { id: request.stream.id, version, position: now.position, created: false, replayed: false };
+        Ok(Attempt::Done(conclusion().map(|()| outcome)))
+    }
+
+    async fn append<A: Aggregate>(&self, request: &Request<A>, mut before: A, version: i64, after: A, events: Vec<A::Event>) -> Result<Attempt, CommandError> {
+        let count = i64::try_from(events.len()).unwrap_or(i64::MAX);
+        let mut new = Vec::with_capacity(events.len());
+        let mut allocates = false;
+        for event in events {
+            let effects = before.effects(&event);
+            allocates |= effects.iter().any(|e| matches!(e, Effect::Allocate { .. }));
+            new.push(NewEvent {
+                event_id: self.store.fresh_id(),
+                event_type: event.event_type(),
+                event_version: event.event_version(),
+                payload: serde_json::to_value(&event).map_err(|e| CommandError::Internal(e.to_string()))?,
+                effects,
+            });
+            before.apply(event);
+        }
+        let mut preconditions = request.preconditions.clone();
+        if A::GATED && count > 0 {
+            preconditions.push(Precondition::GateOpen);
+        }
+        let append = Append {
+            tenant: request.stream.tenant,
+            streams: vec![StreamAppend { aggregate: A::TYPE, stream: request.stream, expected: Expected::Exact(version), events: new }],
+            preconditions,
+            key: request.key.clone(),
+            metadata: Metadata {
+                actor: request.actor.clone(),
+                command_id: request.command_id,
+                correlation_id: request.correlation_id.unwrap_or(request.command_id),
+                causation_id: request.causation_id,
+                traceparent: request.traceparent.clone(),
+            },
+        };
+        match self.store.append(append).await {
+            Ok(appended) => {
+                // A number that was drawn under the lock is not in this copy of the state.
+                if allocates || appended.replayed {
+                    self.store.forget::<A>(request.stream);
+                } else if count > 0 {
+                    self.store.remember(request.stream, &Loaded { state: after, version: version + count });
+                }
+                Ok(Attempt::Done(Outcome::of(&appended)))
+            }
+            Err(AppendError::Conflict { .. }) => Ok(Attempt::Stale),
+            Err(error) => {
+                // After an unanswered append nobody knows what the stream looks like.
+                self.store.forget::<A>(request.stream);
+                Ok(Attempt::Done(Err(CommandError::append::<A>(error))))
+            }
+        }
+    }
+}

@@ -1,0 +1,4 @@
+//! Who uses the platform.
+
+pub mod tenant;
+pub mod tenant_timeline;

@@ -1,0 +1,102 @@
+//! What has happened to a tenant, newest first. Personal data is left out.
+
+use chrono::{DateTime, Utc};
+use domain::identity::tenant::{Event, Tenant};
+use domain::{Actor, TenantId};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use sqlx::types::Json;
+use store::Recorded;
+use utoipa::ToSchema;
+
+use super::tenant::Page;
+use crate::cursor::CursorKey;
+use crate::model::ReadModel;
+use crate::query::{QueryError, Read};
+
+/// The read model.
+pub struct Timeline;
+
+/// The key of an entry.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+pub struct Key {
+    tenant_id: TenantId,
+    position: i64,
+}
+
+/// One entry.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[schema(as = TimelineEntry)]
+pub struct Row {
+    /// Whose.
+    pub tenant_id: TenantId,
+    /// Its place in the log.
+    pub position: i64,
+    /// What happened: `tenant.renamed`.
+    pub event: String,
+    /// What it says.
+    #[schema(value_type = Object)]
+    pub detail: Value,
+    /// Who did it.
+    #[schema(value_type = Object)]
+    pub actor: Actor,
+    /// When.
+    pub occurred_at: DateTime<Utc>,
+}
+
+impl ReadModel for Timeline {
+    const NAME: &'static str = "tenant_timeline_v1";
+    type Aggregate = Tenant;
+    type Key = Key;
+    type Row = Row;
+
+    fn keys(event: &Recorded<Event>) -> Vec<Key> {
+        vec![Key { tenant_id: event.stream.tenant, position: event.position }]
+    }
+
+    fn apply(key: &Key, _: Option<Row>, event: &Recorded<Event>) -> Option<Row> {
+        use cqrs_es::DomainEvent as _;
+        Some(Row {
+            tenant_id: key.tenant_id,
+            position: key.position,
+            event: event.event.event_type(),
+            detail: detail(&event.event),
+            actor: event.actor.clone(),
+            occurred_at: event.recorded_at,
+        })
+    }
+}
+
+fn detail(event: &Event) -> Value {
+    match event {
+        Event::Provisioned { slug, name, plan, owner: _ } => json!({"slug": slug, "name": name, "plan": plan}),
+        Event::ProvisioningCompleted { trialing } => json!({"trialing": trialing}),
+        Event::Renamed { name } => json!({"name": name}),
+        Event::SlugChanged { from, to, alias_until } => json!({"from": from, "to": to, "alias_until": alias_until}),
+        Event::SlugAliasExpired { slug } => json!({"slug": slug}),
+        Event::SettingsUpdated { patch } => json!({"patch": patch}),
+        Event::LlmConfigSet { provider, model, secret_ref: _ } => json!({"provider": provider, "model": model}),
+        Event::BrandingSet { primary_color, logo_url } => json!({"primary_color": primary_color, "logo_url": logo_url}),
+        Event::Suspended { reason } => json!({"reason": reason}),
+        Event::Cancelled { at: _ } | Event::Frozen | Event::Deactivated | Event::Reactivated | Event::Deleted => json!({}),
+    }
+}
+
+/// One page of a tenant's history.
+pub async fn list(read: &mut Read, cursors: &CursorKey, tenant: TenantId, limit: u32, cursor: Option<&str>) -> Result<Page<Row>, QueryError> {
+    let list = format!("tenant_timeline_v1 {tenant}");
+    let before: Option<i64> = cursor.map(|cursor| cursors.open(&list, cursor)).transpose()?;
+    let rows: Vec<Json<Row>> = sqlx::query_scalar(
+        "select to_json(t) from read.tenant_timeline_v1 t where tenant_id = $1 and position < coalesce($2, 9223372036854775807) order by position desc limit $3",
+    )
+    .bind(tenant.0)
+    .bind(before)
+    .bind(i64::from(limit) + 1)
+    .fetch_all(read.connection())
+    .await?;
+    let mut rows: Vec<Row> = rows.into_iter().map(|Json(row)| row).collect();
+    let more = rows.len() > limit as usize;
+    rows.truncate(limit as usize);
+    let next = rows.last().filter(|_| more).map(|row| cursors.sign(&list, &row.position));
+    Ok(Page { rows, next })
+}
