@@ -1,1 +1,159 @@
-fn main(){}
+//! The `tenure` binary: everything in one process, any subset of it, and the tools of operators and auditors.
+
+mod roles;
+mod site;
+mod terminal;
+mod tools;
+mod up;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use chrono::TimeDelta;
+use clap::{Args, Parser, Subcommand};
+use domain::{Role, TenantId};
+
+use crate::roles::RoleName;
+use crate::site::Site;
+
+/// An event-sourced back end for multi-tenant SaaS products.
+#[derive(Parser)]
+#[command(version, propagate_version = true)]
+struct Cli {
+    /// Where keys, and the private servers of `tenure up`, are kept.
+    #[arg(long, global = true, env = "TENURE_DATA_DIR", default_value = ".tenure")]
+    data_dir: PathBuf,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Start everything in one process, with a private PostgreSQL and nats-server unless DATABASE_URL and NATS_URL name others.
+    Up {
+        /// Where to serve the API [default: 127.0.0.1:8080, or a free port where that is taken].
+        #[arg(long, env = "TENURE_API_HTTP")]
+        http: Option<SocketAddr>,
+    },
+    /// Run some roles against the servers of DATABASE_URL and NATS_URL (or of the data directory). Any number of processes may.
+    Serve {
+        /// Which.
+        #[arg(long, value_delimiter = ',', default_value = "api,relay,projector,policies,timers")]
+        roles: Vec<RoleName>,
+        /// Where to serve the API.
+        #[arg(long, env = "TENURE_API_HTTP", default_value = "127.0.0.1:8080")]
+        http: SocketAddr,
+    },
+    /// Bring the database's schema up to this version, as its owner.
+    Migrate,
+    /// Print a bearer token and nothing else.
+    DevToken {
+        /// A tenant's id, or `system`.
+        #[arg(long, value_parser = api::token::tenant::parse)]
+        tenant: TenantId,
+        /// super_admin (of the system tenant), org_admin, support_agent, user or viewer.
+        #[arg(long)]
+        role: Role,
+        /// For how long: 90s, 15m, 1h, 7d.
+        #[arg(long, default_value = "1h", value_parser = terminal::duration)]
+        ttl: TimeDelta,
+    },
+    /// Look at the log.
+    #[command(subcommand)]
+    Events(Events),
+    /// Prove the history.
+    #[command(subcommand)]
+    Audit(Audit),
+    /// Mend the message bus.
+    #[command(subcommand)]
+    Bus(Bus),
+    /// Mend the read models.
+    #[command(subcommand)]
+    Projections(Projections),
+}
+
+#[derive(Subcommand)]
+enum Events {
+    /// List events in position order.
+    List(EventList),
+}
+
+#[derive(Args)]
+struct EventList {
+    /// Only this tenant's.
+    #[arg(long, value_parser = api::token::tenant::parse)]
+    tenant: Option<TenantId>,
+    /// Only these: an aggregate type (`tenant`) or an event type (`tenant.renamed`).
+    #[arg(long = "type")]
+    kind: Option<String>,
+    /// Only after this position.
+    #[arg(long, default_value_t = 0)]
+    after: i64,
+    /// At most so many [default: 1000; all with --json].
+    #[arg(long)]
+    limit: Option<i64>,
+    /// One JSON object per line, with the column names of the events table.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Subcommand)]
+enum Audit {
+    /// Check that the log is dense, its streams contiguous, its hash chains whole, its guards the fold of it, and JetStream its mirror.
+    Verify {
+        /// One JSON object per line.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+#[derive(Subcommand)]
+enum Bus {
+    /// Delete the stream and publish the whole log again. Outside durable consumers start over.
+    Rebuild,
+}
+
+#[derive(Subcommand)]
+enum Projections {
+    /// Build a read model's next generation from the log, compare it with the serving one, and switch to it.
+    Rebuild {
+        /// Which, such as `tenants_v1`.
+        name: String,
+        /// Switch even when rows differ: the serving ones are known to be wrong.
+        #[arg(long)]
+        replace: bool,
+    },
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    terminal::start_logging();
+    match run(Cli::parse()).await {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("tenure: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
+    let dir = cli.data_dir;
+    match cli.command {
+        Command::Up { http } => up::up(&dir, http).await?,
+        Command::Serve { roles, http } => {
+            let cancel = terminal::cancelled_by_signals()?;
+            let listener = if roles.contains(&RoleName::Api) { Some(tokio::net::TcpListener::bind(http).await?) } else { None };
+            roles::run(&Site::find(&dir)?, &roles, listener, cancel).await?;
+        }
+        Command::Migrate => Site::find(&dir)?.owner()?.migrate().await?,
+        Command::DevToken { tenant, role, ttl } => println!("{}", tools::token::dev_token(&dir, tenant, role, ttl)?),
+        Command::Events(Events::List(list)) => tools::events::list(&Site::find(&dir)?, &list).await?,
+        Command::Audit(Audit::Verify { json }) => return tools::audit::verify(&Site::find(&dir)?, json).await,
+        Command::Bus(Bus::Rebuild) => tools::bus::rebuild(&Site::find(&dir)?).await?,
+        Command::Projections(Projections::Rebuild { name, replace }) => return tools::projections::rebuild(&Site::find(&dir)?, &name, replace).await,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+

@@ -7,3 +7,4 @@ pub mod timers;
 
 pub use error::CommandError;
 pub use execute::{Executor, Outcome, Request};
+pub use store::Key;

@@ -67,6 +67,30 @@ impl FromRow<'_, sqlx::postgres::PgRow> for RawEvent {
     }
 }
 
+/// As an object with the column names of the events table; hashes in hexadecimal, JSON as it stands.
+impl Serialize for RawEvent {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        use serde::ser::{Error as _, SerializeStruct as _};
+        let raw = |text: &str| serde_json::value::RawValue::from_string(text.to_owned()).map_err(S::Error::custom);
+        let mut row = serializer.serialize_struct("event", 14)?;
+        row.serialize_field("position", &self.position)?;
+        row.serialize_field("event_id", &self.event_id)?;
+        row.serialize_field("tenant_id", &self.tenant_id)?;
+        row.serialize_field("aggregate_type", &self.aggregate_type)?;
+        row.serialize_field("aggregate_id", &self.aggregate_id)?;
+        row.serialize_field("sequence", &self.sequence)?;
+        row.serialize_field("event_type", &self.event_type)?;
+        row.serialize_field("event_version", &self.event_version)?;
+        row.serialize_field("payload", &raw(&self.payload)?)?;
+        row.serialize_field("metadata", &raw(&self.metadata)?)?;
+        row.serialize_field("recorded_at", &self.recorded_at)?;
+        row.serialize_field("digest", &self.digest.to_string())?;
+        row.serialize_field("tenant_hash", &self.tenant_hash.to_string())?;
+        row.serialize_field("log_hash", &self.log_hash.to_string())?;
+        row.end()
+    }
+}
+
 impl RawEvent {
     /// The digest of what this event says now; equal to `digest` unless something was changed.
     pub fn computed_digest(&self) -> Hash {

@@ -135,6 +135,11 @@ impl Store {
         &self.inner.pool
     }
 
+    /// Accepts no more appends; those that wait are still written. The writer's handle then ends.
+    pub fn close(&self) {
+        self.inner.queue.close();
+    }
+
     /// How many appends wait for the writer.
     pub fn queued(&self) -> usize {
         self.inner.queue.len()

@@ -1,0 +1,140 @@
+//! The router with everything around the routes.
+
+use std::any::Any;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use axum::error_handling::HandleErrorLayer;
+use axum::extract::DefaultBodyLimit;
+use axum::http::{HeaderName, Request, StatusCode};
+use axum::response::{IntoResponse as _, Response};
+use axum::{Router, middleware};
+use commands::Executor;
+use domain::IdSource;
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+use projections::ReadSide;
+use tower::ServiceBuilder;
+use tower::limit::GlobalConcurrencyLimitLayer;
+use tower::load_shed::LoadShedLayer;
+use tower_http::ServiceBuilderExt as _;
+use tower_http::catch_panic::CatchPanicLayer;
+use tower_http::request_id::{MakeRequestId, RequestId};
+use tower_http::trace::{DefaultOnResponse, TraceLayer};
+use utoipa_swagger_ui::SwaggerUi;
+
+use crate::health::Probe;
+use crate::problem::{Problem, finish};
+use crate::routes;
+use crate::token::TokenKey;
+
+/// The most that a body may take, in bytes.
+const BODY: usize = 1024 * 1024;
+
+/// What bounds the load.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Requests worked on at a time; further ones get a 503.
+    pub concurrent_requests: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { concurrent_requests: 1024 }
+    }
+}
+
+/// What all handlers share. Cheap to clone.
+#[derive(Clone)]
+pub struct App {
+    /// Executes commands.
+    pub executor: Executor,
+    /// Opens read models.
+    pub reads: ReadSide,
+    /// Verifies tokens.
+    pub token_key: TokenKey,
+    /// Looks at everything.
+    pub probe: Probe,
+    /// The figures.
+    pub metrics: PrometheusHandle,
+}
+
+/// The process's figures. There is one recorder for all; the first call makes it.
+pub fn recorder() -> PrometheusHandle {
+    static RECORDER: OnceLock<PrometheusHandle> = OnceLock::new();
+    RECORDER
+        .get_or_init(|| {
+            let recorder = PrometheusBuilder::new().build_recorder();
+            let handle = recorder.handle();
+            // Somebody else's recorder would take our figures; then there are none to show here.
+            let _ = metrics::set_global_recorder(recorder);
+            handle
+        })
+        .clone()
+}
+
+#[derive(Clone)]
+struct FreshRequestId(Arc<IdSource>);
+
+impl MakeRequestId for FreshRequestId {
+    fn make_request_id<B>(&mut self, _: &Request<B>) -> Option<RequestId> {
+        self.0.next().to_string().parse().ok().map(RequestId::new)
+    }
+}
+
+/// The whole interface.
+pub fn router(app: App, limits: Limits) -> Router {
+    let request_id = HeaderName::from_static("x-request-id");
+    let ids = FreshRequestId(Arc::new(IdSource::new(app.executor.store().clock().clone())));
+    let (api, openapi) = routes::all().split_for_parts();
+    let (operations, described) = routes::operations().split_for_parts();
+    let mut openapi = openapi;
+    openapi.merge(described);
+    let limited = ServiceBuilder::new()
+        .layer(HandleErrorLayer::new(|_| async { Problem::unavailable("overloaded", "too many requests are being worked on; try again shortly") }))
+        .layer(LoadShedLayer::new())
+        .layer(GlobalConcurrencyLimitLayer::new(limits.concurrent_requests));
+    let around = ServiceBuilder::new()
+        .set_request_id(request_id.clone(), ids)
+        .propagate_request_id(request_id)
+        .layer(TraceLayer::new_for_http().make_span_with(span::<axum::body::Body>).on_response(DefaultOnResponse::new().level(tracing::Level::DEBUG)))
+        .layer(middleware::from_fn(finish))
+        .layer(CatchPanicLayer::custom(panicked));
+    api.layer(limited)
+        .merge(operations)
+        .merge(Router::from(SwaggerUi::new("/docs").url("/openapi.json", openapi)))
+        .fallback(|| async { Problem::not_found() })
+        .method_not_allowed_fallback(|| async { Problem::new(StatusCode::METHOD_NOT_ALLOWED, "request.method_not_allowed", "this path does not take this method") })
+        .layer(DefaultBodyLimit::max(BODY))
+        .layer(around)
+        .with_state(app)
+}
+
+fn span<B>(request: &Request<B>) -> tracing::Span {
+    let id = request.extensions().get::<RequestId>().and_then(|id| id.header_value().to_str().ok()).unwrap_or_default();
+    tracing::info_span!("http", http.method = %request.method(), http.path = request.uri().path(), request.id = id)
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "tower-http's signature")]
+fn panicked(panic: Box<dyn Any + Send + 'static>) -> Response {
+    let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("a panic without words");
+    Problem::internal(text).into_response()
+}
+
+/// Serves until `shutdown`, then finishes what it has accepted, for `grace` at most.
+pub async fn serve(listener: tokio::net::TcpListener, router: Router, shutdown: impl Future<Output = ()> + Send + 'static, grace: Duration) -> std::io::Result<()> {
+    let (stopping, stopped) = tokio::sync::oneshot::channel();
+    let server = axum::serve(listener, router).with_graceful_shutdown(async move {
+        shutdown.await;
+        let _ = stopping.send(());
+    });
+    let give_up = async move {
+        if stopped.await.is_err() {
+            std::future::pending::<()>().await;
+        }
+        let _ = tokio::time::timeout(grace, std::future::pending::<()>()).await;
+    };
+    tokio::select! {
+        ended = server => ended,
+        () = give_up => Ok(()),
+    }
+}

@@ -1,0 +1,92 @@
+//! Whether the process lives, is ready, and how each thing it depends on fares.
+
+use std::collections::BTreeMap;
+
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::http::header::RETRY_AFTER;
+use axum::response::{IntoResponse, Response};
+use futures::future::BoxFuture;
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use crate::app::App;
+
+/// How well something works.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Level {
+    /// As it should.
+    Ok,
+    /// Commands and queries work, something else does not; it catches up by itself.
+    Degraded,
+    /// Commands or queries do not work.
+    Unavailable,
+}
+
+/// How one thing fares.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct Component {
+    /// How well.
+    pub status: Level,
+    /// In words or numbers.
+    #[schema(value_type = Object)]
+    pub detail: serde_json::Value,
+}
+
+/// How everything fares.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct Health {
+    /// The worst of the components.
+    pub status: Level,
+    /// Each thing by name.
+    pub components: BTreeMap<String, Component>,
+}
+
+impl Health {
+    /// The whole from its parts.
+    pub fn of(components: BTreeMap<String, Component>) -> Self {
+        Self { status: components.values().map(|c| c.status).max().unwrap_or(Level::Ok), components }
+    }
+}
+
+/// Looks at everything now. What there is to look at only the one who puts the process together knows.
+pub type Probe = std::sync::Arc<dyn Fn() -> BoxFuture<'static, Health> + Send + Sync>;
+
+/// The process runs.
+#[utoipa::path(get, path = "/livez", tag = "operations", responses((status = 200, description = "The process runs.")), security(()))]
+pub(crate) async fn livez() -> &'static str {
+    "ok\n"
+}
+
+/// Whether requests should be sent here: 503 when commands or queries do not work.
+#[utoipa::path(get, path = "/readyz", tag = "operations", responses((status = 200, description = "`ok` or `degraded`."), (status = 503, description = "`unavailable`.")), security(()))]
+pub(crate) async fn readyz(State(app): State<App>) -> Response {
+    let health = (app.probe)().await;
+    let word = match health.status {
+        Level::Ok => "ok\n",
+        Level::Degraded => "degraded\n",
+        Level::Unavailable => "unavailable\n",
+    };
+    with_status(health.status, word)
+}
+
+/// How each dependency and each read model fares.
+#[utoipa::path(get, path = "/health", tag = "operations", responses((status = 200, body = Health), (status = 503, body = Health)), security(()))]
+pub(crate) async fn health(State(app): State<App>) -> Response {
+    let health = (app.probe)().await;
+    with_status(health.status, axum::Json(health))
+}
+
+/// Figures for Prometheus, in its text format.
+#[utoipa::path(get, path = "/metrics", tag = "operations", responses((status = 200, description = "Prometheus text format.", content_type = "text/plain")), security(()))]
+pub(crate) async fn metrics(State(app): State<App>) -> String {
+    app.metrics.render()
+}
+
+fn with_status(level: Level, body: impl IntoResponse) -> Response {
+    match level {
+        Level::Ok | Level::Degraded => body.into_response(),
+        Level::Unavailable => (StatusCode::SERVICE_UNAVAILABLE, [(RETRY_AFTER, "1")], body).into_response(),
+    }
+}

@@ -1,0 +1,186 @@
+//! The one mapping from errors to HTTP: problem details (RFC 9457).
+
+use std::borrow::Cow;
+
+use axum::extract::Request;
+use axum::http::header::{CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
+use axum::http::{HeaderMap, HeaderValue, StatusCode};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use commands::CommandError;
+use domain::Kind;
+use projections::QueryError;
+use serde::Serialize;
+use tower_http::request_id::RequestId;
+use utoipa::ToSchema;
+
+use crate::token::TokenError;
+
+/// Where the pages that explain problems are.
+const PAGES: &str = "https://github.com/tenure-dev/tenure/blob/main/docs/errors/";
+
+/// Something that went wrong, as the client is told.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct Problem {
+    /// The page that explains it.
+    #[serde(rename = "type")]
+    type_: String,
+    /// The kind of problem, the same every time.
+    title: &'static str,
+    /// The HTTP status.
+    #[schema(value_type = u16)]
+    #[serde(serialize_with = "status")]
+    status: StatusCode,
+    /// What went wrong this time.
+    detail: String,
+    /// The path that was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    instance: Option<String>,
+    /// For programs: `<subject>.<reason>`.
+    #[schema(value_type = String)]
+    code: Cow<'static, str>,
+    /// To find the request in the logs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    request_id: Option<String>,
+    /// What is wrong with which field.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    errors: Vec<FieldError>,
+    /// The current version, when the one insisted on is not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    current_version: Option<i64>,
+    #[serde(skip)]
+    headers: HeaderMap,
+}
+
+/// What is wrong with one field.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct FieldError {
+    /// Which, as a JSON pointer (RFC 6901) into the body.
+    pub pointer: String,
+    /// What.
+    pub detail: String,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+fn status<S: serde::Serializer>(status: &StatusCode, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_u16(status.as_u16())
+}
+
+impl Problem {
+    /// A problem of this status and code; its page is that of the code.
+    pub fn new(status: StatusCode, code: impl Into<Cow<'static, str>>, detail: impl Into<String>) -> Self {
+        let code = code.into();
+        Self {
+            type_: format!("{PAGES}{code}.md"),
+            title: status.canonical_reason().unwrap_or("Problem"),
+            status,
+            detail: detail.into(),
+            instance: None,
+            code,
+            request_id: None,
+            errors: vec![],
+            current_version: None,
+            headers: HeaderMap::new(),
+        }
+    }
+
+    /// There is nothing here, or nothing that the caller may see.
+    pub fn not_found() -> Self {
+        Self::new(StatusCode::NOT_FOUND, "request.not_found", "there is nothing here")
+    }
+
+    /// The body does not say what it should.
+    pub fn invalid(pointer: String, detail: String) -> Self {
+        let mut problem = Self::new(StatusCode::UNPROCESSABLE_ENTITY, "request.invalid", "the request is not valid");
+        problem.errors.push(FieldError { pointer, detail });
+        problem
+    }
+
+    /// The caller has to say who they are.
+    pub fn unauthenticated(error: Option<&TokenError>) -> Self {
+        let (detail, challenge) = match error {
+            None => ("a bearer token is needed".to_owned(), "Bearer realm=\"tenure\""),
+            Some(error) => (error.to_string(), "Bearer realm=\"tenure\", error=\"invalid_token\""),
+        };
+        Self::new(StatusCode::UNAUTHORIZED, "auth.unauthenticated", detail).header(WWW_AUTHENTICATE, HeaderValue::from_static(challenge))
+    }
+
+    /// Not now, but soon.
+    pub fn unavailable(code: &'static str, detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, code, detail).header(RETRY_AFTER, HeaderValue::from_static("1"))
+    }
+
+    /// Something is wrong on our side; what exactly is in the logs and nobody else's business.
+    pub fn internal(detail: impl std::fmt::Display) -> Self {
+        tracing::error!(error = %detail, "a request failed");
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "something went wrong on our side")
+    }
+
+    fn header(mut self, name: axum::http::HeaderName, value: HeaderValue) -> Self {
+        self.headers.insert(name, value);
+        self
+    }
+}
+
+impl From<CommandError> for Problem {
+    fn from(error: CommandError) -> Self {
+        let detail = error.to_string();
+        match error {
+            CommandError::Rejected { kind, code, page, .. } => {
+                let status = match kind {
+                    Kind::Invalid => StatusCode::UNPROCESSABLE_ENTITY,
+                    Kind::Forbidden | Kind::Exhausted => StatusCode::FORBIDDEN,
+                    Kind::NotFound => StatusCode::NOT_FOUND,
+                    Kind::Conflict => StatusCode::CONFLICT,
+                };
+                Self { type_: format!("{PAGES}{page}.md"), ..Self::new(status, code, detail) }
+            }
+            CommandError::Forbidden { .. } => Self::new(StatusCode::FORBIDDEN, "auth.forbidden", detail),
+            CommandError::VersionMismatch { current } => {
+                Self { current_version: Some(current), ..Self::new(StatusCode::PRECONDITION_FAILED, "request.version_mismatch", detail) }
+            }
+            CommandError::KeyReused => Self::new(StatusCode::UNPROCESSABLE_ENTITY, "request.idempotency_key_reused", detail),
+            CommandError::Contended => Self::unavailable("request.contended", detail),
+            CommandError::Overloaded => Self::unavailable("overloaded", detail),
+            CommandError::Unavailable => Self::unavailable("unavailable", detail),
+            CommandError::Internal(reason) => Self::internal(reason),
+        }
+    }
+}
+
+impl From<QueryError> for Problem {
+    fn from(error: QueryError) -> Self {
+        let detail = error.to_string();
+        match error {
+            QueryError::Behind { .. } => Self::new(StatusCode::GATEWAY_TIMEOUT, "projection-behind", detail).header(RETRY_AFTER, HeaderValue::from_static("1")),
+            QueryError::BadCursor => Self::new(StatusCode::BAD_REQUEST, "request.bad_cursor", detail),
+            QueryError::Unavailable(sqlx) => {
+                tracing::warn!(error = %sqlx, "the read models cannot be reached");
+                Self::unavailable("unavailable", detail)
+            }
+        }
+    }
+}
+
+impl IntoResponse for Problem {
+    /// The body is written by [`finish`], which knows the request.
+    fn into_response(self) -> Response {
+        let mut response = self.status.into_response();
+        response.extensions_mut().insert(self);
+        response
+    }
+}
+
+/// Writes the bodies of problems, with what only the request tells.
+pub(crate) async fn finish(request: Request, next: Next) -> Response {
+    let path = request.uri().path().to_owned();
+    let request_id = request.extensions().get::<RequestId>().and_then(|id| id.header_value().to_str().ok().map(str::to_owned));
+    let mut response = next.run(request).await;
+    let Some(mut problem) = response.extensions_mut().remove::<Problem>() else { return response };
+    problem.instance = Some(path);
+    problem.request_id = request_id;
+    let mut response = (problem.status, axum::Json(&problem)).into_response();
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+    response.headers_mut().extend(problem.headers);
+    response
+}

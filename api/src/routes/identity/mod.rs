@@ -1,0 +1,3 @@
+//! Who uses the platform.
+
+pub mod tenant;

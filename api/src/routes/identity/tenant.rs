@@ -1,0 +1,143 @@
+//! `/v1/tenants`.
+
+use chrono::{DateTime, Utc};
+use domain::StreamId;
+use domain::TenantId;
+use domain::identity::tenant::{
+    CancelTenant, ChangeSlug, CompleteProvisioning, DeactivateTenant, DeleteTenant, FreezeTenant, ProvisionTenant, ReactivateTenant, RenameTenant, SetBranding, SetLlmConfig, Status,
+    SuspendTenant, Tenant, UpdateSettings,
+};
+use projections::identity::{tenant, tenant_timeline};
+use serde::Deserialize;
+use utoipa::IntoParams;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+use uuid::Uuid;
+
+use crate::app::App;
+use crate::extract::{After, Body, Caller, Id, ListBody, Listed, Paging, Params, Query, Shown, Write, Written, WrittenBody};
+use crate::problem::Problem;
+
+pub(crate) fn routes() -> OpenApiRouter<App> {
+    OpenApiRouter::new()
+        .routes(routes!(provision_tenant, list_tenants))
+        .routes(routes!(get_tenant))
+        .routes(routes!(list_tenant_timeline))
+        .routes(routes!(complete_provisioning))
+        .routes(routes!(rename_tenant))
+        .routes(routes!(change_slug))
+        .routes(routes!(update_settings))
+        .routes(routes!(set_llm_config))
+        .routes(routes!(set_branding))
+        .routes(routes!(suspend_tenant))
+        .routes(routes!(freeze_tenant))
+        .routes(routes!(reactivate_tenant))
+        .routes(routes!(deactivate_tenant))
+        .routes(routes!(cancel_tenant))
+        .routes(routes!(delete_tenant))
+}
+
+/// A tenant's stream is in the tenant itself, whoever acts on it.
+fn stream(id: Uuid, _: &Caller) -> StreamId {
+    StreamId::new(TenantId(id), id)
+}
+
+crate::commands! { Tenant, "tenants", stream:
+    complete_provisioning(CompleteProvisioning) post "/v1/tenants/{id}/complete-provisioning" "application/json";
+    rename_tenant(RenameTenant) post "/v1/tenants/{id}/rename" "application/json";
+    change_slug(ChangeSlug) post "/v1/tenants/{id}/change-slug" "application/json";
+    update_settings(UpdateSettings) patch "/v1/tenants/{id}/settings" "application/merge-patch+json";
+    set_llm_config(SetLlmConfig) post "/v1/tenants/{id}/set-llm-config" "application/json";
+    set_branding(SetBranding) post "/v1/tenants/{id}/set-branding" "application/json";
+    suspend_tenant(SuspendTenant) post "/v1/tenants/{id}/suspend" "application/json";
+    freeze_tenant(FreezeTenant) post "/v1/tenants/{id}/freeze" "application/json";
+    reactivate_tenant(ReactivateTenant) post "/v1/tenants/{id}/reactivate" "application/json";
+    deactivate_tenant(DeactivateTenant) post "/v1/tenants/{id}/deactivate" "application/json";
+    cancel_tenant(CancelTenant) post "/v1/tenants/{id}/cancel" "application/json";
+    delete_tenant(DeleteTenant) post "/v1/tenants/{id}/delete" "application/json";
+}
+
+/// Makes a tenant. Only the platform's super_admin may. A client may choose its `id`, a UUID.
+#[utoipa::path(
+    post, path = "/v1/tenants", tag = "tenants",
+    params(("Idempotency-Key" = Option<String>, Header, description = "The same key and request get the first answer again, for at least 35 days.")),
+    request_body = ProvisionTenant,
+    responses(
+        (status = 201, description = "Made.", body = WrittenBody),
+        (status = "4XX", description = "Refused.", body = Problem, content_type = "application/problem+json"),
+        (status = "5XX", description = "Not now.", body = Problem, content_type = "application/problem+json")
+    )
+)]
+async fn provision_tenant(write: Write<Tenant>, body: Body<ProvisionTenant>) -> Result<Written, Problem> {
+    let stream = stream(write.new_id(&body), write.caller());
+    write.create(stream, body).await
+}
+
+/// One tenant.
+#[utoipa::path(
+    get, path = "/v1/tenants/{id}", tag = "tenants",
+    params(("id" = Uuid, Path, description = "Which one."), After),
+    responses((status = 200, body = tenant::Row), (status = 304, description = "It has not changed."), (status = "4XX", body = Problem, content_type = "application/problem+json", description = "Refused."))
+)]
+async fn get_tenant(query: Query, Id(id): Id, Params(p): Params<After>) -> Result<Shown<tenant::Row>, Problem> {
+    let mut read = query.open::<tenant::Tenants>("tenant:read", p.after).await?;
+    let row = tenant::by_id(&mut read, id).await?;
+    query.show(&read, row, |row| row.version)
+}
+
+/// Which tenants, in which order.
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+struct ListTenants {
+    /// In this status. Deleted ones are shown only when asked for.
+    status: Option<Status>,
+    /// Made for this plan.
+    plan: Option<String>,
+    /// With this text in the name or the slug, whatever its case.
+    #[param(max_length = 200)]
+    q: Option<String>,
+    /// With this slug, or with this one as an alias.
+    slug: Option<String>,
+    /// Made at or after this time.
+    created_from: Option<DateTime<Utc>>,
+    /// Made before this time.
+    created_to: Option<DateTime<Utc>>,
+    /// `-created_at` (the default), `created_at`, `name` or `-name`.
+    sort: Option<String>,
+    /// How many rows at most.
+    #[param(minimum = 1, maximum = 200, default = 50)]
+    limit: Option<u32>,
+    /// Where to go on: the `next_cursor` of the page before.
+    cursor: Option<String>,
+    /// Wait up to 2 s until the answer reflects this position; 504 if it takes longer.
+    after: Option<i64>,
+}
+
+/// Tenants: all of them for the platform's super_admin, one's own for everybody else.
+#[utoipa::path(
+    get, path = "/v1/tenants", tag = "tenants", params(ListTenants),
+    responses((status = 200, body = ListBody<tenant::Row>), (status = "4XX", body = Problem, content_type = "application/problem+json", description = "Refused."))
+)]
+async fn list_tenants(query: Query, Params(p): Params<ListTenants>) -> Result<Listed<tenant::Row>, Problem> {
+    let sort = crate::extract::sort(p.sort.as_deref(), &tenant::Sort::ALL)?;
+    let limit = crate::extract::limit(p.limit)?;
+    crate::extract::short(&[&p.plan, &p.q, &p.slug])?;
+    let filter = tenant::Filter { status: p.status, plan: p.plan, q: p.q, slug: p.slug, created_from: p.created_from, created_to: p.created_to };
+    let mut read = query.open::<tenant::Tenants>("tenant:read", p.after).await?;
+    let page = tenant::list(&mut read, query.cursors(), &filter, sort, limit, p.cursor.as_deref()).await?;
+    Ok(query.page(&read, page))
+}
+
+/// What has happened to a tenant, newest first.
+#[utoipa::path(
+    get, path = "/v1/tenants/{id}/timeline", tag = "tenants",
+    params(("id" = Uuid, Path, description = "Which one."), Paging),
+    responses((status = 200, body = ListBody<tenant_timeline::Row>), (status = "4XX", body = Problem, content_type = "application/problem+json", description = "Refused."))
+)]
+async fn list_tenant_timeline(query: Query, Id(id): Id, Params(p): Params<Paging>) -> Result<Listed<tenant_timeline::Row>, Problem> {
+    let limit = crate::extract::limit(p.limit)?;
+    let mut read = query.open::<tenant_timeline::Timeline>("tenant:read", p.after).await?;
+    let page = tenant_timeline::list(&mut read, query.cursors(), TenantId(id), limit, p.cursor.as_deref()).await?;
+    Ok(query.page(&read, page))
+}

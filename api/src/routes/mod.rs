@@ -1,0 +1,73 @@
+//! All routes. This file only lists them.
+
+pub mod identity;
+
+use utoipa::OpenApi;
+use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use crate::app::App;
+use crate::health;
+
+/// The description of the interface, before the routes add themselves.
+#[derive(OpenApi)]
+#[openapi(
+    info(title = "Tenure", description = "Tenants, users, subscriptions, tickets and devices for multi-tenant SaaS products, event-sourced.", license(name = "Apache-2.0", identifier = "Apache-2.0")),
+    modifiers(&Bearer),
+    security(("bearer" = []))
+)]
+struct Description;
+
+struct Bearer;
+
+impl utoipa::Modify for Bearer {
+    fn modify(&self, openapi: &mut utoipa::openapi::OpenApi) {
+        let scheme = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).bearer_format("JWT").build();
+        openapi.components.get_or_insert_default().add_security_scheme("bearer", SecurityScheme::Http(scheme));
+    }
+}
+
+/// Everything under `/v1`.
+pub(crate) fn all() -> OpenApiRouter<App> {
+    OpenApiRouter::with_openapi(Description::openapi()).merge(identity::tenant::routes())
+}
+
+/// What operators ask; never refused for load.
+pub(crate) fn operations() -> OpenApiRouter<App> {
+    OpenApiRouter::new().routes(routes!(health::livez)).routes(routes!(health::readyz)).routes(routes!(health::health)).routes(routes!(health::metrics))
+}
+
+/// The description of the whole interface.
+pub fn openapi() -> utoipa::openapi::OpenApi {
+    let mut openapi = all().into_openapi();
+    openapi.merge(operations().into_openapi());
+    openapi
+}
+
+/// Declares the routes of commands on an existing aggregate: `name(Body) METHOD "path" "what it does";`. `$stream` says which stream an id is, for a caller.
+#[macro_export]
+macro_rules! commands {
+    ($aggregate:ty, $tag:tt, $stream:path: $($name:ident($body:ident) $method:tt $path:tt $media:tt;)*) => { $(
+        #[doc = concat!("See [`", stringify!($body), "`].")]
+        #[utoipa::path(
+            $method, path = $path, tag = $tag, operation_id = stringify!($name),
+            params(
+                ("id" = uuid::Uuid, Path, description = "Which one."),
+                ("If-Match" = Option<String>, Header, description = "The version that the caller has seen, such as `\"v3\"`; 412 when it is not the current one."),
+                ("Idempotency-Key" = Option<String>, Header, description = "The same key and request get the first answer again, for at least 35 days."),
+                ("Tenure-Tenant" = Option<String>, Header, description = "For which tenant a platform super_admin acts.")
+            ),
+            request_body(content = $body, content_type = $media),
+            responses(
+                (status = 200, description = "Done, or already so.", body = $crate::extract::WrittenBody),
+                (status = "4XX", description = "Refused.", body = $crate::Problem, content_type = "application/problem+json"),
+                (status = "5XX", description = "Not now.", body = $crate::Problem, content_type = "application/problem+json")
+            )
+        )]
+        async fn $name(write: $crate::extract::Write<$aggregate>, $crate::extract::Id(id): $crate::extract::Id, body: $crate::extract::Body<$body>) -> Result<$crate::extract::Written, $crate::Problem> {
+            let stream = $stream(id, write.caller());
+            write.execute(stream, body).await
+        }
+    )* };
+}

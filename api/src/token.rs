@@ -1,0 +1,116 @@
+//! Bearer tokens: JWT (RFC 7519) signed with Ed25519 (RFC 8037).
+
+use chrono::{DateTime, TimeDelta, Utc};
+use domain::{Actor, Role, TenantId};
+use ed25519_dalek::SigningKey;
+use ed25519_dalek::pkcs8::spki::der::pem::LineEnding;
+use ed25519_dalek::pkcs8::{DecodePrivateKey as _, EncodePrivateKey as _, EncodePublicKey as _};
+use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
+use serde::{Deserialize, Serialize};
+
+/// Who issues and who accepts.
+const ISSUER: &str = "tenure";
+/// How far clocks may differ.
+const LEEWAY: TimeDelta = TimeDelta::seconds(30);
+
+/// What a token says.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Claims {
+    iss: String,
+    aud: String,
+    /// Who.
+    pub sub: String,
+    /// Of which tenant; `system` is the platform itself.
+    #[serde(with = "tenant")]
+    pub tenant: TenantId,
+    /// In which role.
+    pub role: Role,
+    iat: i64,
+    exp: i64,
+}
+
+/// How a tenant is written in tokens and on the command line.
+pub mod tenant {
+    use std::str::FromStr as _;
+
+    use domain::TenantId;
+    use serde::{Deserialize as _, Deserializer, Serializer, de::Error as _};
+
+    /// `system` or a UUID.
+    pub fn parse(text: &str) -> Result<TenantId, uuid::Error> {
+        if text == "system" { Ok(TenantId::SYSTEM) } else { TenantId::from_str(text) }
+    }
+
+    pub(super) fn serialize<S: Serializer>(tenant: &TenantId, serializer: S) -> Result<S::Ok, S::Error> {
+        if *tenant == TenantId::SYSTEM { serializer.serialize_str("system") } else { serializer.collect_str(tenant) }
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<TenantId, D::Error> {
+        parse(&String::deserialize(deserializer)?).map_err(D::Error::custom)
+    }
+}
+
+/// A key could not be used, or a token not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum TokenError {
+    /// The key is not an Ed25519 private key in PKCS #8 PEM.
+    #[error("the signing key is not an Ed25519 private key in PKCS #8 PEM: {0}")]
+    Key(String),
+    /// The token is malformed, was signed by somebody else or for something else.
+    #[error("the token is not valid")]
+    Invalid,
+    /// The token's time has passed.
+    #[error("the token has expired")]
+    Expired,
+}
+
+/// Signs and verifies tokens.
+#[derive(Clone)]
+pub struct TokenKey {
+    encoding: EncodingKey,
+    decoding: DecodingKey,
+}
+
+impl TokenKey {
+    /// From an Ed25519 private key in PKCS #8 PEM.
+    pub fn from_pem(pem: &str) -> Result<Self, TokenError> {
+        let key = SigningKey::from_pkcs8_pem(pem).map_err(|e| TokenError::Key(e.to_string()))?;
+        let public = key.verifying_key().to_public_key_pem(LineEnding::LF).map_err(|e| TokenError::Key(e.to_string()))?;
+        Ok(Self {
+            encoding: EncodingKey::from_ed_pem(pem.as_bytes()).map_err(|e| TokenError::Key(e.to_string()))?,
+            decoding: DecodingKey::from_ed_pem(public.as_bytes()).map_err(|e| TokenError::Key(e.to_string()))?,
+        })
+    }
+
+    /// A new key as PEM.
+    pub fn generate() -> Result<String, TokenError> {
+        let key = SigningKey::generate(&mut rand::rngs::OsRng);
+        let pem = key.to_pkcs8_pem(LineEnding::LF).map_err(|e| TokenError::Key(e.to_string()))?;
+        Ok(pem.to_string())
+    }
+
+    /// A token for `sub` of `tenant` in `role`, from `now` on for `ttl`.
+    pub fn sign(&self, sub: &str, tenant: TenantId, role: Role, now: DateTime<Utc>, ttl: TimeDelta) -> Result<String, TokenError> {
+        let claims = Claims { iss: ISSUER.into(), aud: ISSUER.into(), sub: sub.into(), tenant, role, iat: now.timestamp(), exp: (now + ttl).timestamp() };
+        jsonwebtoken::encode(&Header::new(Algorithm::EdDSA), &claims, &self.encoding).map_err(|e| TokenError::Key(e.to_string()))
+    }
+
+    /// Who the token says the caller is.
+    pub fn verify(&self, token: &str, now: DateTime<Utc>) -> Result<Actor, TokenError> {
+        let mut validation = Validation::new(Algorithm::EdDSA);
+        validation.set_issuer(&[ISSUER]);
+        validation.set_audience(&[ISSUER]);
+        // The library reads the machine's clock; ours is injected.
+        validation.validate_exp = false;
+        let claims = jsonwebtoken::decode::<Claims>(token, &self.decoding, &validation).map_err(|_| TokenError::Invalid)?.claims;
+        let now = now.timestamp();
+        if claims.exp + LEEWAY.num_seconds() <= now {
+            return Err(TokenError::Expired);
+        }
+        // The platform's role exists in the platform's tenant, and no other does there.
+        if claims.iat > now + LEEWAY.num_seconds() || (claims.role == Role::SuperAdmin) != (claims.tenant == TenantId::SYSTEM) || claims.sub.len() > 200 {
+            return Err(TokenError::Invalid);
+        }
+        Ok(Actor::User { id: claims.sub, tenant: claims.tenant, role: claims.role })
+    }
+}

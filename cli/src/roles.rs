@@ -1,0 +1,137 @@
+//! Running roles: what a process does, put together and taken apart again.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use api::health::{Component, Health, Level, Probe};
+use api::{App, Limits};
+use bus::feed::Feed;
+use bus::relay::{Relay, Status, hint};
+use bus::Bus;
+use clap::ValueEnum;
+use commands::Executor;
+use commands::timers::TimerPoller;
+use futures::FutureExt as _;
+use projections::{Progress, ReadSide, start_all};
+use serde_json::json;
+use store::{DbRole, Store};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::site::Site;
+
+/// How long accepted requests may take to finish at a shutdown.
+const GRACE: Duration = Duration::from_secs(20);
+/// How long a health check waits for a dependency.
+const PROBE: Duration = Duration::from_secs(1);
+/// A read model that is further behind than this many events is said to lag.
+const LAG: i64 = 10_000;
+
+/// What a process may do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum RoleName {
+    /// Serve REST commands and queries.
+    Api,
+    /// Mirror the log on the bus.
+    Relay,
+    /// Keep the read models.
+    Projector,
+    /// Answer events with commands.
+    Policies,
+    /// Fire timers.
+    Timers,
+}
+
+impl RoleName {
+    /// All of them.
+    pub(crate) const ALL: [Self; 5] = [Self::Api, Self::Relay, Self::Projector, Self::Policies, Self::Timers];
+}
+
+/// Runs the roles until cancelled, then finishes what was accepted.
+pub(crate) async fn run(site: &Site, roles: &[RoleName], listener: Option<TcpListener>, cancel: CancellationToken) -> anyhow::Result<()> {
+    let has = |role| roles.contains(&role);
+    let (store, writer) = site.store().await?;
+    let bus = site.bus(&store).await?;
+    let progress = Progress::default();
+    let executor = Executor::new(store.clone());
+    // What runs in the background ends after the API has.
+    let background = CancellationToken::new();
+    let mut tasks = vec![tokio::spawn(hint(store.clone(), bus.clone(), background.clone()))];
+    let mut relaying = None;
+    if has(RoleName::Relay) {
+        let relay = Relay::new(store.clone(), bus.clone());
+        relaying = Some(relay.status());
+        tasks.push(tokio::spawn(relay.run(background.clone())));
+    }
+    if has(RoleName::Projector) {
+        let feed = Feed::start(store.clone(), bus.clone(), background.clone());
+        let pool = site.database()?.pool(DbRole::Projector, 8);
+        tasks.extend(start_all(&store, &pool, &feed, &progress, &background));
+    }
+    if has(RoleName::Policies) {
+        tracing::info!("no policy exists in this version");
+    }
+    if has(RoleName::Timers) {
+        tasks.push(tokio::spawn(TimerPoller::new(executor.clone()).run(background.clone())));
+    }
+    tracing::info!(?roles, position = *store.watch_head().borrow(), "running");
+    if let Some(listener) = listener {
+        let reads = ReadSide::new(&site.database()?, progress, site.cursor_key()?);
+        let probe = probe(store.clone(), bus, reads.clone(), relaying);
+        let app = App { executor, reads, token_key: site.token_key()?, probe, metrics: api::app::recorder() };
+        api::app::serve(listener, api::router(app, Limits::default()), cancel.cancelled_owned(), GRACE).await?;
+    } else {
+        cancel.cancelled().await;
+    }
+    tracing::info!("stopping");
+    background.cancel();
+    for task in tasks {
+        let _ = tokio::time::timeout(GRACE, task).await;
+    }
+    store.close();
+    let _ = tokio::time::timeout(GRACE, writer).await;
+    Ok(())
+}
+
+fn probe(store: Store, bus: Bus, reads: ReadSide, relaying: Option<watch::Receiver<Status>>) -> Probe {
+    std::sync::Arc::new(move || {
+        let (store, bus, reads, relaying) = (store.clone(), bus.clone(), reads.clone(), relaying.clone());
+        async move {
+            let mut components = BTreeMap::new();
+            let mut say = |name: &str, status, detail| components.insert(name.to_owned(), Component { status, detail });
+            let head = match tokio::time::timeout(PROBE, store.head()).await {
+                Ok(Ok(head)) => Ok(head.position),
+                Ok(Err(error)) => Err(error.to_string()),
+                Err(_) => Err("no answer".into()),
+            };
+            match &head {
+                Ok(position) => say("log", Level::Ok, json!({"position": position, "waiting": store.queued()})),
+                Err(error) => say("log", Level::Unavailable, json!({"error": error})),
+            };
+            if bus.is_connected() {
+                say("bus", Level::Ok, json!({"version": bus.server_version()}));
+            } else {
+                say("bus", Level::Degraded, json!({"error": "not connected"}));
+            }
+            if let Some(status) = relaying {
+                let status = status.borrow().clone();
+                let level = match &status {
+                    Status::Starting | Status::Standby | Status::Running { .. } => Level::Ok,
+                    Status::Waiting { .. } | Status::Halted { .. } => Level::Degraded,
+                };
+                say("relay", level, json!(status));
+            }
+            if let Ok(head) = head
+                && let Ok(Ok(positions)) = tokio::time::timeout(PROBE, reads.positions()).await
+            {
+                for (model, position) in positions {
+                    let behind = head - position;
+                    say(&format!("read_model.{model}"), if behind > LAG { Level::Degraded } else { Level::Ok }, json!({"position": position, "behind": behind}));
+                }
+            }
+            Health::of(components)
+        }
+        .boxed()
+    })
+}

@@ -1,0 +1,129 @@
+//! Where an installation is: its servers and its keys, from the environment or else from the data directory.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use api::token::TokenKey;
+use bus::Bus;
+use domain::SystemClock;
+use projections::cursor::CursorKey;
+use servers::Remembered;
+use sha2::{Digest as _, Sha256};
+use store::{Config, Database, MasterKey, Store};
+use tokio::task::JoinHandle;
+
+/// An installation.
+pub(crate) struct Site {
+    dir: PathBuf,
+    database_url: String,
+    owner_url: String,
+    nats_url: String,
+    prefix: String,
+}
+
+fn env(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+/// What the environment says of the servers.
+pub(crate) struct Named {
+    pub(crate) database: Option<String>,
+    pub(crate) nats: Option<String>,
+}
+
+impl Named {
+    pub(crate) fn from_env() -> Self {
+        Self { database: env("DATABASE_URL"), nats: env("NATS_URL") }
+    }
+}
+
+impl Site {
+    /// The site of a data directory whose private servers, if any, run already.
+    pub(crate) fn find(dir: &Path) -> anyhow::Result<Self> {
+        Self::with(dir, servers::remembered(dir).as_ref())
+    }
+
+    /// The site with these private servers, where the environment names no others.
+    pub(crate) fn with(dir: &Path, private: Option<&Remembered>) -> anyhow::Result<Self> {
+        let named = Named::from_env();
+        let nothing = || format!("nothing is known of an installation in {}: start `tenure up` there, or set DATABASE_URL and NATS_URL", dir.display());
+        let private_database = || private.map(Remembered::service_url).with_context(nothing);
+        let owner_url = env("DATABASE_OWNER_URL").or_else(|| named.database.clone()).or_else(|| private.map(Remembered::owner_url)).with_context(nothing)?;
+        Ok(Self {
+            dir: dir.to_owned(),
+            database_url: named.database.map_or_else(private_database, Ok)?,
+            owner_url,
+            nats_url: named.nats.map_or_else(|| private.map(Remembered::nats_url).with_context(nothing), Ok)?,
+            prefix: env("TENURE_BUS_PREFIX").unwrap_or_else(|| "tenure".into()),
+        })
+    }
+
+    /// The database as services see it.
+    pub(crate) fn database(&self) -> anyhow::Result<Database> {
+        Database::new(&self.database_url).context("DATABASE_URL")
+    }
+
+    /// The database as its owner, for migrations: `DATABASE_OWNER_URL`, if the services log in as somebody else.
+    pub(crate) fn owner(&self) -> anyhow::Result<Database> {
+        Database::new(&self.owner_url).context("DATABASE_OWNER_URL")
+    }
+
+    /// Opens the log.
+    pub(crate) async fn store(&self) -> anyhow::Result<(Store, JoinHandle<()>)> {
+        let config = Config::new(master_key(&self.dir)?, Arc::new(SystemClock));
+        Store::open(&self.database()?, config).await.context("the database cannot be used: is it running (`tenure up`), and migrated (`tenure migrate`)?")
+    }
+
+    /// Connects to the bus.
+    pub(crate) async fn bus(&self, store: &Store) -> anyhow::Result<Bus> {
+        Ok(Bus::connect(&self.nats_url, &self.prefix, store.installation()).await?)
+    }
+
+    /// Verifies tokens.
+    pub(crate) fn token_key(&self) -> anyhow::Result<TokenKey> {
+        token_key(&self.dir)
+    }
+
+    /// Signs cursors: derived from the master key, so that all processes have the same.
+    pub(crate) fn cursor_key(&self) -> anyhow::Result<CursorKey> {
+        Ok(CursorKey(Sha256::new().chain_update("tenure cursors").chain_update(secret(&self.dir, MASTER)?.trim()).finalize().into()))
+    }
+}
+
+/// A secret: in the environment, in a file that the environment names, or in the data directory.
+struct Secret {
+    variable: &'static str,
+    file: &'static str,
+}
+
+const MASTER: &Secret = &Secret { variable: "TENURE_STORE_MASTER_KEY", file: "master.key" };
+const TOKEN: &Secret = &Secret { variable: "TENURE_API_TOKEN_KEY", file: "token.pem" };
+
+fn secret(dir: &Path, secret: &Secret) -> anyhow::Result<String> {
+    if let Some(value) = env(secret.variable) {
+        return Ok(value);
+    }
+    let path = env(&format!("{}_FILE", secret.variable)).map_or_else(|| dir.join(secret.file), PathBuf::from);
+    std::fs::read_to_string(&path).with_context(|| format!("no key in {} or {}", secret.variable, path.display()))
+}
+
+fn master_key(dir: &Path) -> anyhow::Result<MasterKey> {
+    MasterKey::from_hex(&secret(dir, MASTER)?).with_context(|| format!("{} must be 64 hexadecimal digits", MASTER.variable))
+}
+
+/// Signs and verifies tokens.
+pub(crate) fn token_key(dir: &Path) -> anyhow::Result<TokenKey> {
+    TokenKey::from_pem(&secret(dir, TOKEN)?).context(TOKEN.variable)
+}
+
+/// Makes the keys that are neither in the environment nor in the data directory yet.
+pub(crate) fn make_keys(dir: &Path) -> anyhow::Result<()> {
+    if secret(dir, MASTER).is_err() {
+        servers::write_secret(&dir.join(MASTER.file), &MasterKey::generate())?;
+    }
+    if secret(dir, TOKEN).is_err() {
+        servers::write_secret(&dir.join(TOKEN.file), &TokenKey::generate()?)?;
+    }
+    Ok(())
+}

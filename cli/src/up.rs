@@ -1,0 +1,85 @@
+//! `tenure up`: private servers and all roles in one process.
+
+use std::net::SocketAddr;
+use std::path::Path;
+
+use anyhow::Context as _;
+use chrono::TimeDelta;
+use domain::{Clock as _, IdSource, Role, SystemClock, TenantId};
+use servers::{DataDir, Nats, Postgres};
+use tokio::net::TcpListener;
+
+use crate::roles::{self, RoleName};
+use crate::site::{Named, Site, make_keys};
+use crate::{terminal, tools};
+
+/// Where the API is unless something else is said.
+const HTTP: &str = "127.0.0.1:8080";
+
+pub(crate) async fn up(dir: &Path, http: Option<SocketAddr>) -> anyhow::Result<()> {
+    let cancel = terminal::cancelled_by_signals()?;
+    let data = DataDir::open(dir)?;
+    make_keys(data.path())?;
+    let listener = listen(http).await?;
+    let mut remembered = data.remembered()?;
+    let named = Named::from_env();
+    let mut nats = if named.nats.is_none() { Some(Nats::start(&data, &remembered).await?) } else { None };
+    let mut postgres = if named.database.is_none() { Some(Postgres::start(&data, &mut remembered, &[]).await?) } else { None };
+    let ended = async {
+        let site = Site::with(data.path(), Some(&remembered))?;
+        site.owner()?.migrate().await.context("the database cannot be migrated")?;
+        welcome(data.path(), listener.local_addr()?)?;
+        roles::run(&site, &RoleName::ALL, Some(listener), cancel).await
+    }
+    .await;
+    if let Some(nats) = &mut nats {
+        nats.stop().await;
+    }
+    if let Some(postgres) = &mut postgres {
+        postgres.stop().await;
+    }
+    tracing::info!("stopped");
+    ended
+}
+
+async fn listen(http: Option<SocketAddr>) -> anyhow::Result<TcpListener> {
+    if let Some(address) = http {
+        return TcpListener::bind(address).await.with_context(|| format!("{address} cannot be listened on"));
+    }
+    // Another copy may be running; then any free port will do.
+    match TcpListener::bind(HTTP).await {
+        Ok(listener) => Ok(listener),
+        Err(_) => TcpListener::bind("127.0.0.1:0").await.context("no free port"),
+    }
+}
+
+/// Says what to do next.
+fn welcome(dir: &Path, address: SocketAddr) -> anyhow::Result<()> {
+    let token = tools::token::dev_token(dir, TenantId::SYSTEM, Role::SuperAdmin, TimeDelta::hours(12))?;
+    let base = format!("http://{address}");
+    // Another slug at every start, so that the line can be pasted again.
+    let id = IdSource::new(std::sync::Arc::new(SystemClock)).next().simple().to_string();
+    let slug = format!("acme-{}", &id[id.len() - 6..]);
+    let until = (SystemClock.now() + TimeDelta::hours(12)).format("%H:%M UTC");
+    println!(
+        "\nTenure is up.
+
+  API   {base}/v1
+  docs  {base}/docs
+
+A token of the platform's super_admin, good until {until}:
+
+export TOKEN={token}
+
+Try (as soon as the log says `running`):
+
+curl -s {base}/v1/tenants -H \"Authorization: Bearer $TOKEN\" -H 'Content-Type: application/json' -d '{{\"slug\": \"{slug}\", \"name\": \"Acme GmbH\"}}'
+curl -s {base}/v1/tenants -H \"Authorization: Bearer $TOKEN\"
+curl -s {base}/health
+
+Ctrl-C stops it; the data stays in {}.
+",
+        dir.display()
+    );
+    Ok(())
+}
