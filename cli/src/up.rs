@@ -21,6 +21,7 @@ pub(crate) async fn up(dir: &Path, http: Option<SocketAddr>) -> anyhow::Result<(
     let data = DataDir::open(dir)?;
     make_keys(data.path())?;
     let listener = listen(http).await?;
+    data.stop_left_overs().await;
     let mut remembered = data.remembered()?;
     let named = Named::from_env();
     let mut nats = if named.nats.is_none() { Some(Nats::start(&data, &remembered).await?) } else { None };

@@ -13,11 +13,12 @@ use std::net::TcpListener;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
+use nix::sys::signal::Signal;
+use process::stop_left_over;
 use serde::{Deserialize, Serialize};
 
 pub use nats::Nats;
 pub use postgres::Postgres;
-pub use process::Pids;
 
 /// Why a server could not be started.
 #[derive(Debug, thiserror::Error)]
@@ -93,6 +94,15 @@ impl DataDir {
     /// Where it is.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Stops servers that an earlier run, killed before it could do so, has left behind. Their ports are then free again.
+    pub async fn stop_left_overs(&self) {
+        if let Some(dir) = remembered(&self.path).and_then(|r| r.postgres_dir) {
+            stop_left_over("postgres", &dir.join("postmaster.pid"), &dir.display().to_string(), Signal::SIGINT).await;
+        }
+        let (config, pid_file) = (self.path.join("nats.conf"), self.path.join("nats.pid"));
+        stop_left_over("nats-server", &pid_file, &config.display().to_string(), Signal::SIGTERM).await;
     }
 
     /// What is remembered, with new credentials the first time and new ports where the old ones are taken by somebody else.

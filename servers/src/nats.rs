@@ -6,7 +6,7 @@ use nix::sys::signal::Signal;
 use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpStream;
 
-use crate::process::{Watched, stop_left_over, wait_up};
+use crate::process::{Watched, wait_up};
 use crate::{DataDir, Remembered, ServerError, create_private_dir, find, write_secret};
 
 /// A running private nats-server.
@@ -15,13 +15,12 @@ pub struct Nats {
 }
 
 impl Nats {
-    /// Starts it, stopping one that was left behind.
+    /// Starts it.
     pub async fn start(data: &DataDir, remembered: &Remembered) -> Result<Self, ServerError> {
         let program = find::nats()?;
         let (config, pid_file, log) = (data.path().join("nats.conf"), data.path().join("nats.pid"), data.path().join("nats.log"));
         let store = data.path().join("nats");
         create_private_dir(&store)?;
-        stop_left_over("nats-server", &pid_file, &config.display().to_string(), Signal::SIGTERM).await;
         write_secret(&config, &configuration(remembered, &store, &pid_file))?;
         let command = move || {
             let mut command = tokio::process::Command::new(&program);

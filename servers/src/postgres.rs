@@ -9,7 +9,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::{Uid, User};
 use sqlx::{Connection as _, Executor as _, PgConnection};
 
-use crate::process::{Watched, stop_left_over, wait_up};
+use crate::process::{Watched, wait_up};
 use crate::{DataDir, Remembered, ServerError, create_private_dir, find, io, write_secret};
 
 /// A running private PostgreSQL with a database `tenure`.
@@ -18,7 +18,7 @@ pub struct Postgres {
 }
 
 impl Postgres {
-    /// Starts it, making the cluster the first time and stopping one that was left behind. `settings` are added to its command line as `-c` options.
+    /// Starts it, making the cluster the first time. `settings` are added to its command line as `-c` options.
     pub async fn start(data: &DataDir, remembered: &mut Remembered, settings: &[&str]) -> Result<Self, ServerError> {
         let bin = find::postgres()?;
         let user = unprivileged()?;
@@ -27,7 +27,6 @@ impl Postgres {
             remembered.postgres_dir = Some(dir.clone());
             data.remember(remembered)?;
         }
-        stop_left_over("postgres", &dir.join("postmaster.pid"), &dir.display().to_string(), Signal::SIGINT).await;
         if !dir.join("PG_VERSION").exists() {
             initdb(&bin, &dir, user.as_ref(), &remembered.owner_password)?;
         }

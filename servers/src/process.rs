@@ -17,15 +17,6 @@ use crate::{ServerError, io};
 /// How long a server may take to stop before it is killed.
 const STOP: Duration = Duration::from_secs(20);
 
-/// Process ids of running servers.
-#[derive(Clone, Copy, Debug)]
-pub struct Pids {
-    /// The postmaster's.
-    pub postgres: u32,
-    /// nats-server's.
-    pub nats: u32,
-}
-
 /// A server process that is started again when it ends by itself.
 pub(crate) struct Watched {
     what: &'static str,

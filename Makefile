@@ -1,0 +1,31 @@
+# `make help` lists the targets. Everything they need is installed by scripts/setup.sh; a Rust toolchain is all you bring.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help setup build run test check unit fmt
+
+help: ## List the targets.
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+setup: ## Install PostgreSQL and nats-server if they are missing.
+	@scripts/setup.sh
+
+build: setup ## Build the `tenure` binary.
+	@cargo build --quiet --workspace
+
+run: build ## Start everything; the data stays in .tenure (DATA_DIR=… for another place, HTTP=… for another address).
+	@exec target/debug/tenure up $(if $(DATA_DIR),--data-dir $(DATA_DIR)) $(if $(HTTP),--http $(HTTP))
+
+test: setup check unit ## Run everything that CI runs: format, lints, documentation, all tests.
+
+check: ## Format, lints, documentation.
+	cargo fmt --all --check
+	cargo clippy --quiet --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --quiet --workspace --no-deps --document-private-items
+
+unit: ## All tests, against real servers that are started once.
+	cargo build --quiet --workspace --all-targets
+	target/debug/testing cargo test --quiet --workspace
+
+fmt: ## Format the code.
+	cargo fmt --all

@@ -1,0 +1,64 @@
+#!/usr/bin/env bash
+# Installs what Tenure's private servers need, if it is missing: PostgreSQL 15 or newer and nats-server 2.9 or newer. Does nothing when both are there.
+# apt is what CI uses; dnf, pacman and brew are written down from their documentation and untested.
+set -euo pipefail
+
+say() { echo "setup: $*" >&2; }
+
+# The newest major version of PostgreSQL whose initdb can be found, the way `tenure up` looks for it.
+postgres_major() {
+  local dir
+  { IFS=:; for dir in $PATH /usr/lib/postgresql/*/bin /usr/pgsql-*/bin /opt/homebrew/opt/postgresql@*/bin /usr/local/opt/postgresql@*/bin; do
+      [ -x "$dir/initdb" ] && [ -x "$dir/postgres" ] && "$dir/postgres" --version; done || true; } |
+    sed -nE 's/.* ([0-9]+)[.a-z].*/\1/p' | sort -n | tail -1
+}
+
+nats_version() {
+  local program
+  for program in "$(command -v nats-server || true)" /usr/sbin/nats-server /usr/local/bin/nats-server; do
+    [ -n "$program" ] && [ -x "$program" ] && { "$program" --version 2>&1 | sed -nE 's/.*v([0-9]+)\.([0-9]+).*/\1 \2/p'; return; }
+  done
+  echo "0 0"
+}
+
+have_postgres() { local major; major=$(postgres_major); [ "${major:-0}" -ge 15 ]; }
+have_nats() { local major minor; read -r major minor <<<"$(nats_version)"; [ "${major:-0}" -gt 2 ] || { [ "${major:-0}" -eq 2 ] && [ "${minor:-0}" -ge 9 ]; }; }
+
+command -v cargo >/dev/null || { say "a Rust toolchain is needed: https://rustup.rs"; exit 1; }
+if have_postgres && have_nats; then exit 0; fi
+
+as_root=()
+if [ "$(id -u)" -ne 0 ]; then
+  command -v sudo >/dev/null || { say "PostgreSQL >= 15 and nats-server >= 2.9 are needed; install them, or run this as root or with sudo"; exit 1; }
+  as_root=(sudo)
+fi
+
+if command -v apt-get >/dev/null; then
+  export DEBIAN_FRONTEND=noninteractive
+  "${as_root[@]}" apt-get update -qq
+  if ! have_postgres; then
+    say "installing PostgreSQL with apt"
+    # Only the programs are wanted, not a cluster that starts with the machine.
+    "${as_root[@]}" apt-get install -y -qq --no-install-recommends postgresql-common >/dev/null
+    "${as_root[@]}" sed -i 's/^#\?create_main_cluster.*/create_main_cluster = false/' /etc/postgresql-common/createcluster.conf
+    "${as_root[@]}" apt-get install -y -qq --no-install-recommends postgresql >/dev/null
+  fi
+  have_nats || { say "installing nats-server with apt"; "${as_root[@]}" apt-get install -y -qq --no-install-recommends nats-server >/dev/null; }
+elif command -v dnf >/dev/null; then
+  say "installing with dnf (untested)"
+  have_postgres || "${as_root[@]}" dnf install -y postgresql-server
+  have_nats || "${as_root[@]}" dnf install -y nats-server
+elif command -v pacman >/dev/null; then
+  say "installing with pacman (untested)"
+  have_postgres || "${as_root[@]}" pacman -S --noconfirm --needed postgresql
+  have_nats || "${as_root[@]}" pacman -S --noconfirm --needed nats-server
+elif command -v brew >/dev/null; then
+  say "installing with brew (untested)"
+  have_postgres || brew install postgresql@17
+  have_nats || brew install nats-server
+else
+  say "no known package manager; install PostgreSQL >= 15 and nats-server >= 2.9"; exit 1
+fi
+
+have_postgres || { say "the package manager has no PostgreSQL 15 or newer; see https://www.postgresql.org/download/"; exit 1; }
+have_nats || { say "the package manager has no nats-server 2.9 or newer; see https://github.com/nats-io/nats-server/releases"; exit 1; }
