@@ -2,7 +2,8 @@
 //!
 //! It first makes sure that the stream's last message *is* the log's event at that position, by id and chain hash; everything after it then is what the stream
 //! lacks, be that the newest event or all of them (nats-server acknowledges before it syncs, so a power loss forgets acknowledged messages). Each message is published with
-//! the expected last sequence, which fences a second relay and a foreign publisher. On any surprise everything in flight is drained and the last message is read
+//! the expected last sequence and the expected last message id, which fences a second relay and a foreign publisher. (The sequence alone would not do with a window in
+//! flight: where a foreign message takes position n, our n fails, but our n + 1 finds exactly the sequence it expects.) On any surprise everything in flight is drained and the last message is read
 //! again. What cannot be right (a foreign message, a log that was restored to an earlier state) halts the relay with the reason, until it is cured.
 
 use std::collections::VecDeque;
@@ -156,7 +157,7 @@ impl Relay {
         let stream = self.bus.stream().await?;
         let mut position = last_common(&self.store, &stream).await?;
         self.set(Status::Running { position });
-        let mut window = Window::default();
+        let mut window = Window { acks: VecDeque::new(), first: true, last: None };
         let mut renewed = Instant::now();
         loop {
             local.borrow_and_update();
@@ -184,10 +185,14 @@ impl Relay {
                     window.drain().await;
                     return Err(stop);
                 }
-                if let Err(stop) = window.send(&self.bus, event).await {
+                let sent = window.send(&self.bus, event).await;
+                // The server forgets the last message's id when it restarts, so the first message of a session goes without, and alone.
+                let settled = if sent.is_ok() && window.first { window.settle_one().await } else { sent };
+                if let Err(stop) = settled {
                     window.drain().await;
                     return Err(stop);
                 }
+                window.first = false;
             }
             if let Some(last) = events.last() {
                 position = last.position;
@@ -253,33 +258,41 @@ async fn last_common(store: &Store, stream: &Stream) -> Result<i64, Stop> {
 }
 
 /// What is in flight, oldest first.
-#[derive(Default)]
-struct Window(VecDeque<(i64, BoxFuture<'static, Result<PublishAck, String>>)>);
+struct Window {
+    acks: VecDeque<(i64, BoxFuture<'static, Result<PublishAck, String>>)>,
+    /// Whether nothing has been sent in this session yet.
+    first: bool,
+    /// The id of the message sent last.
+    last: Option<Uuid>,
+}
 
 impl Window {
     fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.acks.is_empty()
     }
 
     fn len(&self) -> usize {
-        self.0.len()
+        self.acks.len()
     }
 
     fn is_full(&self) -> bool {
-        self.0.len() >= WINDOW
+        self.acks.len() >= WINDOW
     }
 
     async fn send(&mut self, bus: &Bus, event: &RawEvent) -> Result<(), Stop> {
         let (headers, body) = envelope::encode(bus, event);
         let before = u64::try_from(event.position - 1).unwrap_or(0);
-        let message = PublishMessage::build().headers(headers).payload(body).message_id(event.event_id.to_string()).expected_last_sequence(before);
+        let mut message = PublishMessage::build().headers(headers).payload(body).message_id(event.event_id.to_string()).expected_last_sequence(before);
+        if let Some(last) = self.last.replace(event.event_id) {
+            message = message.expected_last_message_id(last.to_string());
+        }
         let ack = bus.jetstream.send_publish(bus.subject(event.tenant_id, &event.event_type), message).await.map_err(|e| Stop::Surprise(e.to_string()))?;
-        self.0.push_back((event.position, ack.into_future().map(|ack| ack.map_err(|e| e.to_string())).boxed()));
+        self.acks.push_back((event.position, ack.into_future().map(|ack| ack.map_err(|e| e.to_string())).boxed()));
         Ok(())
     }
 
     async fn settle_one(&mut self) -> Result<(), Stop> {
-        let Some((position, ack)) = self.0.pop_front() else { return Ok(()) };
+        let Some((position, ack)) = self.acks.pop_front() else { return Ok(()) };
         match ack.await {
             // A duplicate that stands where it should is the echo of an earlier try.
             Ok(ack) if i64::try_from(ack.sequence) == Ok(position) => Ok(()),
@@ -290,7 +303,7 @@ impl Window {
 
     /// Waits for whatever is still in flight, so that nothing of it can land after the last message has been read again.
     async fn drain(&mut self) {
-        while let Some((_, ack)) = self.0.pop_front() {
+        while let Some((_, ack)) = self.acks.pop_front() {
             let _ = ack.await;
         }
     }

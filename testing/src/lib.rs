@@ -3,12 +3,15 @@
 //!
 //! `cargo run -p testing -- cargo test` starts the servers once for all test binaries; a test binary that is run by itself starts its own.
 
+pub mod http;
+pub mod node;
 pub mod servers;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, TimeZone as _, Utc};
+use bus::Bus;
 use domain::ManualClock;
 use sqlx::PgPool;
 use store::{Config, Database, MasterKey, Store};
@@ -37,6 +40,8 @@ pub struct Env {
     pub owner: PgPool,
     /// The message bus that all tests share.
     pub nats_url: String,
+    /// What this installation's subjects begin with.
+    pub prefix: String,
     /// What time it is.
     pub clock: ManualClock,
     /// Wraps the keys of data subjects.
@@ -57,6 +62,13 @@ impl Env {
     /// Opens its log; the writer ends with the test.
     pub async fn store(&self) -> Store {
         self.open().await.0
+    }
+
+    /// Connects to the bus.
+    pub async fn bus(&self, store: &Store) -> Bus {
+        let bus = Bus::connect(&self.nats_url, &self.prefix, store.installation()).await.expect("a NATS URL");
+        eventually("the bus is connected", || async { bus.is_connected().then_some(()) }).await;
+        bus
     }
 
     /// How it is opened.

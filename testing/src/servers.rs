@@ -140,6 +140,7 @@ impl Shared {
             database: Database::new(&url(self.remembered.service_url())).expect("a URL"),
             owner,
             nats_url: self.remembered.nats_url(),
+            prefix: name,
             clock: domain::ManualClock::new(start_of_time()),
             master_key: MasterKey::from_hex(&MasterKey::generate()).expect("a key"),
         }

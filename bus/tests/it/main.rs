@@ -1,0 +1,4 @@
+//! Relay and feed against a real nats-server.
+
+mod feed;
+mod relay;

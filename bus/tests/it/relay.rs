@@ -1,0 +1,194 @@
+//! The stream is the log, whatever happens.
+
+use std::path::Path;
+
+use async_nats::jetstream::message::PublishMessage;
+use bus::mirror::{compare, rebuild};
+use bus::relay::{Relay, Status};
+use bus::Bus;
+use domain::{Effect, StreamId, TenantId};
+use serde_json::json;
+use store::{Append, Expected, Metadata, NewEvent, Store, StreamAppend};
+use testing::{Env, eventually, id};
+use tokio::sync::watch;
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+/// Appends `count` events in one go.
+pub async fn append(store: &Store, count: usize) {
+    let stream = StreamId::new(TenantId(id()), id());
+    let event = |n: usize| NewEvent { event_id: id(), event_type: "thing.happened".into(), event_version: "1".into(), payload: json!({"n": n, "text": "a bit of text"}), effects: Vec::<Effect>::new() };
+    let request = Append {
+        tenant: stream.tenant,
+        streams: vec![StreamAppend { aggregate: "thing", stream, expected: Expected::Any, events: (0..count).map(event).collect() }],
+        preconditions: vec![],
+        key: None,
+        metadata: Metadata { actor: testing::node::system(), command_id: id(), correlation_id: id(), causation_id: None, traceparent: Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".into()) },
+    };
+    store.append(request).await.unwrap();
+}
+
+fn start(store: &Store, bus: &Bus) -> (watch::Receiver<Status>, DropGuard) {
+    let relay = Relay::new(store.clone(), bus.clone());
+    let (status, cancel) = (relay.status(), CancellationToken::new());
+    tokio::spawn(relay.run(cancel.clone()));
+    (status, cancel.drop_guard())
+}
+
+async fn assert_mirrored(store: &Store, bus: &Bus) {
+    let head = store.head().await.unwrap().position;
+    eventually("the stream is as long as the log", || async {
+        let stream = bus.existing_stream().await.ok()??;
+        (stream.get_info().await.ok()?.state.last_sequence == u64::try_from(head).unwrap()).then_some(())
+    })
+    .await;
+    assert_eq!(compare(store, bus, head, &mut |_| {}).await.unwrap(), vec![]);
+    let state = bus.stream().await.unwrap().get_info().await.unwrap().state;
+    assert_eq!(state.messages, u64::try_from(head).unwrap(), "nothing twice");
+}
+
+async fn halted(status: &mut watch::Receiver<Status>) -> String {
+    let status = tokio::time::timeout(testing::PATIENCE, status.wait_for(|s| matches!(s, Status::Halted { .. }))).await.expect("it halts").unwrap();
+    let Status::Halted { reason } = status.clone() else { unreachable!() };
+    reason
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_carries_the_event_byte_for_byte_and_its_cloudevents_attributes() {
+    let env = Env::new().await;
+    let store = env.store().await;
+    let bus = env.bus(&store).await;
+    let mut outside = bus.client().subscribe(format!("{}.events.*.thing.>", env.prefix)).await.unwrap();
+    let (_, _guard) = start(&store, &bus);
+    append(&store, 1).await;
+    let message = futures::StreamExt::next(&mut outside).await.unwrap();
+    let event = store.at(1).await.unwrap().unwrap();
+    assert_eq!(message.subject.as_str(), format!("{}.events.{}.thing.happened", env.prefix, event.tenant_id));
+    assert_eq!(message.payload, event.payload.as_bytes());
+    let headers = message.headers.unwrap();
+    let get = |name: &str| headers.get(name).unwrap().as_str().to_owned();
+    assert_eq!((get("ce-specversion"), get("ce-id"), get("ce-position")), ("1.0".into(), event.event_id.to_string(), "1".into()));
+    assert_eq!(get("ce-traceparent"), "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01");
+    assert_eq!(bus::envelope::decode(&headers, &message.payload), Some(event), "and all of it can be read back");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_relays_at_once_and_one_stopped_in_mid_window_leave_the_stream_equal_to_the_log() {
+    let env = Env::new().await;
+    let store = env.store().await;
+    let bus = env.bus(&store).await;
+    for _ in 0..6 {
+        append(&store, 500).await;
+    }
+    // These ignore the lease, so they really publish against each other.
+    let head = store.head().await.unwrap().position;
+    let race = |n: i64| {
+        let relay = Relay::new(store.clone(), bus.clone());
+        tokio::spawn(async move { relay.run_until(n).await })
+    };
+    let (a, b) = (race(head), race(head));
+    // And this one dies in the middle of its window.
+    let dying = race(head);
+    eventually("something is published", || async { (bus.existing_stream().await.ok()??.get_info().await.ok()?.state.messages > 100).then_some(()) }).await;
+    dying.abort();
+    for _ in 0..4 {
+        append(&store, 300).await;
+    }
+    a.await.unwrap().unwrap();
+    b.await.unwrap().unwrap();
+    let (_, _guard) = start(&store, &bus);
+    let (_, _other) = start(&store, &bus);
+    append(&store, 100).await;
+    assert_mirrored(&store, &bus).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_that_vanished_under_a_running_relay_is_published_again() {
+    let env = Env::new().await;
+    let store = env.store().await;
+    let bus = env.bus(&store).await;
+    let (_, _guard) = start(&store, &bus);
+    append(&store, 300).await;
+    assert_mirrored(&store, &bus).await;
+    bus.jetstream().delete_stream(bus.stream_name()).await.unwrap();
+    append(&store, 10).await;
+    assert_mirrored(&store, &bus).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_published_by_somebody_else_halts_the_relay_which_says_why_until_the_bus_is_rebuilt() {
+    let env = Env::new().await;
+    let store = env.store().await;
+    let bus = env.bus(&store).await;
+    let (mut status, _guard) = start(&store, &bus);
+    append(&store, 5).await;
+    assert_mirrored(&store, &bus).await;
+    let intruder = PublishMessage::build().payload("boo".into());
+    bus.jetstream().send_publish(format!("{}.events.x.y", env.prefix), intruder).await.unwrap().await.unwrap();
+    append(&store, 5).await;
+    let reason = halted(&mut status).await;
+    assert!(reason.contains("message 6") && reason.contains("not published by Tenure") && reason.contains("tenure bus rebuild"), "{reason}");
+    assert_eq!(compare(&store, &bus, 10, &mut |_| {}).await.unwrap()[0].position, Some(6), "the audit names the place");
+    rebuild(&store, &bus).await.unwrap();
+    assert_mirrored(&store, &bus).await;
+    status.wait_for(|s| matches!(s, Status::Running { .. })).await.unwrap();
+    append(&store, 5).await;
+    assert_mirrored(&store, &bus).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_restored_to_an_earlier_state_halts_the_relay_which_says_why() {
+    let env = Env::new().await;
+    let store = env.store().await;
+    let bus = env.bus(&store).await;
+    {
+        let (_, _guard) = start(&store, &bus);
+        append(&store, 10).await;
+        assert_mirrored(&store, &bus).await;
+    }
+    // As a restored backup would look: the last four events never happened.
+    sqlx::raw_sql(
+        "alter table events disable trigger all; delete from events where position > 6;
+         update log_head set position = 6, log_hash = (select log_hash from events where position = 6)",
+    )
+    .execute(&env.owner)
+    .await
+    .unwrap();
+    let (mut status, _guard) = start(&store, &bus);
+    let reason = halted(&mut status).await;
+    assert!(reason.contains("ends at 10, beyond the log's end at 6"), "{reason}");
+    // And once other events have taken the lost ones' places, the stream still is not extended.
+    append(&store, 8).await;
+    let other = tokio::time::timeout(testing::PATIENCE, status.wait_for(|s| matches!(s, Status::Halted { reason } if reason.contains("position 10 is event")))).await.expect("it says so");
+    drop(other);
+}
+
+/// A nats-server of the test's own, whose store it may maltreat.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_jetstream_store_that_was_wiped_or_rolled_back_to_an_earlier_copy_is_refilled() {
+    let mut servers = testing::servers::Servers::start().await;
+    let env = testing::servers::Shared::prepare(servers.remembered.clone()).await.new_env().await;
+    let store = env.store().await;
+    let bus = env.bus(&store).await;
+    let (_, _guard) = start(&store, &bus);
+    let directory = servers.data.path().join("nats");
+    let copy = servers.data.path().join("nats-copy");
+    append(&store, 200).await;
+    assert_mirrored(&store, &bus).await;
+    servers.nats.stop().await;
+    let shell = |script: String| assert!(std::process::Command::new("sh").args(["-ec", &script]).status().unwrap().success());
+    let show = |path: &Path| path.display().to_string();
+    shell(format!("cp -a {} {}", show(&directory), show(&copy)));
+    servers.nats = servers::Nats::start(&servers.data, &servers.remembered).await.unwrap();
+    append(&store, 300).await;
+    assert_mirrored(&store, &bus).await;
+    // What a power loss does to messages that were acknowledged and not yet synced.
+    servers.nats.stop().await;
+    shell(format!("rm -rf {0}; mv {1} {0}", show(&directory), show(&copy)));
+    append(&store, 50).await;
+    servers.nats = servers::Nats::start(&servers.data, &servers.remembered).await.unwrap();
+    assert_mirrored(&store, &bus).await;
+    servers.nats.stop().await;
+    shell(format!("rm -rf {}", show(&directory)));
+    servers.nats = servers::Nats::start(&servers.data, &servers.remembered).await.unwrap();
+    assert_mirrored(&store, &bus).await;
+}

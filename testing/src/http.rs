@@ -1,0 +1,120 @@
+//! Talking to the REST interface without a socket.
+
+use std::collections::BTreeMap;
+
+use api::health::{Health, Level, Probe};
+use api::token::TokenKey;
+use api::{App, Limits};
+use axum::Router;
+use axum::body::{Body, to_bytes};
+use axum::http::{HeaderMap, Method, Request, StatusCode};
+use chrono::TimeDelta;
+use domain::{Clock as _, Role, TenantId};
+use futures::FutureExt as _;
+use serde_json::Value;
+use tower::ServiceExt as _;
+
+use crate::Env;
+use crate::node::Node;
+
+/// The interface of a node, and a token to use it with.
+#[derive(Clone)]
+pub struct Client {
+    /// The interface.
+    pub router: Router,
+    /// Signs tokens.
+    pub key: TokenKey,
+    /// The token that is sent, if any.
+    pub token: Option<String>,
+    clock: domain::ManualClock,
+}
+
+/// An answer.
+#[derive(Debug)]
+pub struct Answer {
+    /// Its status.
+    pub status: StatusCode,
+    /// Its headers.
+    pub headers: HeaderMap,
+    /// Its body, if it is JSON.
+    pub json: Value,
+    /// Its body.
+    pub text: String,
+}
+
+impl Answer {
+    /// A header, or nothing.
+    pub fn header(&self, name: &str) -> &str {
+        self.headers.get(name).and_then(|v| v.to_str().ok()).unwrap_or_default()
+    }
+
+    /// A field of the body.
+    pub fn field(&self, name: &str) -> &str {
+        self.json[name].as_str().unwrap_or_default()
+    }
+}
+
+impl Client {
+    /// As the platform's super_admin.
+    pub fn new(env: &Env, node: &Node) -> Self {
+        Self::with_limits(env, node, Limits::default())
+    }
+
+    /// As the platform's super_admin, with these limits.
+    pub fn with_limits(env: &Env, node: &Node, limits: Limits) -> Self {
+        let key = TokenKey::from_pem(&TokenKey::generate().expect("a key")).expect("a key");
+        let probe: Probe = std::sync::Arc::new(|| async { Health { status: Level::Ok, components: BTreeMap::new() } }.boxed());
+        let app = App { executor: node.executor.clone(), reads: node.reads.clone(), token_key: key.clone(), probe, metrics: api::app::recorder() };
+        let client = Self { router: api::router(app, limits), key, token: None, clock: env.clock.clone() };
+        client.acting(TenantId::SYSTEM, Role::SuperAdmin)
+    }
+
+    /// As somebody else.
+    pub fn acting(&self, tenant: TenantId, role: Role) -> Self {
+        let token = self.key.sign("tester", tenant, role, self.clock.now(), TimeDelta::hours(1)).expect("a token");
+        Self { token: Some(token), ..self.clone() }
+    }
+
+    /// With this token.
+    pub fn with_token(&self, token: Option<String>) -> Self {
+        Self { token, ..self.clone() }
+    }
+
+    /// Sends a request with headers and a body of any kind.
+    pub async fn send(&self, method: Method, uri: &str, headers: &[(&str, &str)], body: impl Into<Body>) -> Answer {
+        let mut request = Request::builder().method(method).uri(uri);
+        if let Some(token) = &self.token {
+            request = request.header("authorization", format!("Bearer {token}"));
+        }
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let response = self.router.clone().oneshot(request.body(body.into()).expect("a request")).await.expect("an answer");
+        let (parts, body) = response.into_parts();
+        let text = String::from_utf8_lossy(&to_bytes(body, usize::MAX).await.expect("a body")).into_owned();
+        Answer { status: parts.status, headers: parts.headers, json: serde_json::from_str(&text).unwrap_or_default(), text }
+    }
+
+    /// Asks.
+    pub async fn get(&self, uri: &str) -> Answer {
+        self.send(Method::GET, uri, &[], Body::empty()).await
+    }
+
+    /// Commands.
+    pub async fn post(&self, uri: &str, body: Value) -> Answer {
+        self.post_with(uri, body, &[]).await
+    }
+
+    /// Commands, with headers.
+    pub async fn post_with(&self, uri: &str, body: Value, headers: &[(&str, &str)]) -> Answer {
+        let headers: Vec<_> = headers.iter().copied().chain([("content-type", "application/json")]).collect();
+        self.send(Method::POST, uri, &headers, body.to_string()).await
+    }
+
+    /// Makes a tenant and answers its id.
+    pub async fn provision(&self, slug: &str) -> TenantId {
+        let answer = self.post("/v1/tenants", serde_json::json!({"slug": slug, "name": slug})).await;
+        assert_eq!(answer.status, StatusCode::CREATED, "{}", answer.text);
+        answer.field("id").parse().expect("an id")
+    }
+}
