@@ -1,1 +1,4 @@
-//! Tests.
+//! Executing commands against a real log.
+
+mod execute;
+mod timers;

@@ -1,1 +1,294 @@
-//! Tests.
+//! Read models against real servers.
+
+use std::sync::Arc;
+
+use bus::subscription::{Handler as _, HandlerError};
+use commands::{Executor, Request};
+use domain::identity::tenant::{
+    CancelTenant, ChangeSlug, Command, CompleteProvisioning, ProvisionTenant, ReactivateTenant, RenameTenant, Slug, Tenant, UpdateSettings,
+};
+use domain::text::{DisplayName, JsonObject};
+use domain::{StreamId, TenantId};
+use projections::cursor::CursorKey;
+use projections::identity::tenant::{self, Filter, Sort, Tenants};
+use projections::identity::tenant_timeline::Timeline;
+use projections::projector::Projector;
+use projections::rebuild::{Purpose, RebuildError, rebuild};
+use projections::{Progress, QueryError, ReadModel, View};
+use serde_json::json;
+use sqlx::Executor as _;
+use store::DbRole;
+use testing::node::{Node, system};
+use testing::{Env, eventually};
+
+/// A history with everything in it that rows depend on.
+async fn history(node: &Node, rounds: usize) -> Vec<TenantId> {
+    let mut tenants = Vec::new();
+    for n in 0..5 {
+        tenants.push(node.provision(&format!("tenant-{n}")).await);
+    }
+    change(node, &tenants, rounds).await;
+    tenants
+}
+
+async fn change(node: &Node, tenants: &[TenantId], rounds: usize) {
+    for n in 0..rounds {
+        let tenant = tenants[n % tenants.len()];
+        let _ = match n % 6 {
+            0 => node.execute(tenant, CompleteProvisioning::default()).await,
+            1 => node.execute(tenant, RenameTenant { name: DisplayName::parse(&format!("name {n}")).unwrap() }).await,
+            2 => node.execute(tenant, ChangeSlug { slug: Slug::parse(&format!("slug-{}", n % 17)).unwrap() }).await,
+            3 => node.execute(tenant, UpdateSettings(JsonObject::try_from(json!({"n": n, "old": null})).unwrap())).await,
+            4 => node.execute(tenant, CancelTenant {}).await,
+            _ => node.execute(tenant, ReactivateTenant {}).await,
+        };
+    }
+}
+
+async fn assert_equals_a_rebuild<M: ReadModel>(env: &Env, node: &Node) {
+    let built = rebuild::<M>(&node.store, &env.database.pool(DbRole::Projector, 2), Purpose::Verify, &mut |_, _| {}).await.unwrap();
+    assert_eq!(built.differences, 0, "{}", M::NAME);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_fed_through_the_feed_equal_a_rebuild() {
+    let env = Env::new().await;
+    let node = Node::start(&env).await;
+    history(&node, 150).await;
+    node.settled().await;
+    assert_equals_a_rebuild::<Tenants>(&env, &node).await;
+    assert_equals_a_rebuild::<Timeline>(&env, &node).await;
+    let rows: i64 = sqlx::query_scalar("select count(*) from read.tenants_v1").fetch_one(&env.owner).await.unwrap();
+    assert_eq!(rows, 5);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_fed_from_the_log_in_random_batches_and_twice_equal_a_rebuild() {
+    let env = Env::new().await;
+    let store = env.store().await;
+    {
+        // Only to write a history.
+        let node = Node::start(&env).await;
+        history(&node, 120).await;
+        node.settled().await;
+    }
+    env.owner.execute("update read.generations set position = 0, log_hash = decode(repeat('00', 32), 'hex'), epoch = 0; truncate read.tenants_v1_g1, read.tenant_timeline_v1_g1; update ops.leases set until = now()").await.unwrap();
+    let pool = env.database.pool(DbRole::Projector, 2);
+    let events: Vec<_> = store.read_from(0, 10_000).await.unwrap().into_iter().map(Arc::new).collect();
+    let mut projector = Projector::<Tenants>::new(store.clone(), pool.clone(), Progress::default());
+    projector.begin().await.unwrap().unwrap();
+    let (mut from, mut size) = (0, 1);
+    while from < events.len() {
+        let batch = &events[from..(from + size).min(events.len())];
+        projector.handle(batch).await.unwrap();
+        assert!(matches!(projector.handle(batch).await, Err(HandlerError::Retry(_))), "the same batch again has no effect");
+        from += batch.len();
+        size = (size * 7 + 3) % 23 + 1;
+    }
+    let built = rebuild::<Tenants>(&store, &pool, Purpose::Verify, &mut |_, _| {}).await.unwrap();
+    assert_eq!(built.differences, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_projector_that_has_lost_its_lease_without_noticing_cannot_write() {
+    let env = Env::new().await;
+    let store = env.store().await;
+    let pool = env.database.pool(DbRole::Projector, 2);
+    let mut first = Projector::<Tenants>::new(store.clone(), pool.clone(), Progress::default());
+    let mut second = Projector::<Tenants>::new(store.clone(), pool.clone(), Progress::default());
+    first.begin().await.unwrap().unwrap();
+    assert!(second.begin().await.unwrap().is_none(), "one at a time");
+    let executor = Executor::new(store.clone());
+    let tenant = TenantId(testing::id());
+    let provision = ProvisionTenant { slug: Slug::parse("acme").unwrap(), name: DisplayName::parse("x").unwrap(), plan: None, owner: None };
+    let commands: [Command; 2] = [provision.into(), CompleteProvisioning::default().into()];
+    for command in commands {
+        executor.execute(Request::<Tenant>::new(StreamId::new(tenant, tenant.0), command, system(), testing::id())).await.unwrap();
+    }
+    let events: Vec<_> = store.read_from(0, 10).await.unwrap().into_iter().map(Arc::new).collect();
+    env.owner.execute("update ops.leases set until = now()").await.unwrap();
+    second.begin().await.unwrap().unwrap();
+    second.handle(&events[..1]).await.unwrap();
+    assert!(matches!(first.handle(&events[1..]).await, Err(HandlerError::Retry(_))), "an older epoch");
+    second.handle(&events[1..]).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rebuild_under_live_writes_switches_without_a_wrong_or_missing_row_and_no_query_fails_or_goes_back() {
+    let env = Env::new().await;
+    let node = Arc::new(Node::start(&env).await);
+    let tenants = history(&node, 60).await;
+    node.settled().await;
+    let writing = tokio::spawn({
+        let (node, tenants) = (node.clone(), tenants.clone());
+        async move { change(&node, &tenants, 300).await }
+    });
+    let asking = tokio::spawn({
+        let (node, tenants) = (node.clone(), tenants.clone());
+        async move {
+            let (mut position, mut versions, mut asked) = (0, vec![0; tenants.len()], 0);
+            loop {
+                let mut read = node.reads.begin(View::Platform, Tenants::NAME, Some(position)).await.expect("no query fails");
+                position = read.position;
+                for (tenant, version) in tenants.iter().zip(&mut versions) {
+                    let row = tenant::by_id(&mut read, tenant.0).await.expect("no query fails").expect("no row is missing");
+                    assert!(row.version >= *version, "a row went back");
+                    *version = row.version;
+                }
+                asked += 1;
+                if position >= 300 {
+                    return asked;
+                }
+            }
+        }
+    });
+    let pool = env.database.pool(DbRole::Projector, 3);
+    let mut switched = 0;
+    while !writing.is_finished() {
+        let built = rebuild::<Tenants>(&node.store, &pool, Purpose::Switch, &mut |_, _| {}).await.unwrap();
+        assert_eq!(built.differences, 0);
+        switched += i32::from(built.switched);
+    }
+    writing.await.unwrap();
+    assert!(switched > 1, "{switched}");
+    node.settled().await;
+    asking.abort();
+    if let Err(error) = asking.await {
+        assert!(!error.is_panic(), "{error}");
+    }
+    assert_equals_a_rebuild::<Tenants>(&env, &node).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rebuild_that_finds_other_rows_does_not_switch_unless_told_to() {
+    let env = Env::new().await;
+    let node = Node::start(&env).await;
+    history(&node, 20).await;
+    node.settled().await;
+    env.owner.execute("update read.tenants_v1_g1 set name = 'forged' where slug = (select min(slug) from read.tenants_v1_g1)").await.unwrap();
+    let pool = env.database.pool(DbRole::Projector, 2);
+    let built = rebuild::<Tenants>(&node.store, &pool, Purpose::Switch, &mut |_, _| {}).await.unwrap();
+    assert_eq!((built.differences, built.switched), (2, false), "the forged row and the right one");
+    let built = rebuild::<Tenants>(&node.store, &pool, Purpose::Replace, &mut |_, _| {}).await.unwrap();
+    assert!(built.switched);
+    let forged: i64 = sqlx::query_scalar("select count(*) from read.tenants_v1 where name = 'forged'").fetch_one(&env.owner).await.unwrap();
+    assert_eq!(forged, 0);
+    // The projector follows to the new generation.
+    node.provision("afterwards").await;
+    node.settled().await;
+    assert_equals_a_rebuild::<Tenants>(&env, &node).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_rebuilds_at_once_and_one_that_was_killed_leave_nothing_behind_that_matters() {
+    let env = Env::new().await;
+    let node = Node::start(&env).await;
+    history(&node, 20).await;
+    node.settled().await;
+    let pool = env.database.pool(DbRole::Projector, 4);
+    // As a killed one leaves it: a half-built generation and a lease.
+    env.owner.execute("select read.new_generation('tenants_v1')").await.unwrap();
+    let (mut quiet, mut silent) = (|_: i64, _: i64| {}, |_: i64, _: i64| {});
+    let (a, b) = tokio::join!(
+        rebuild::<Tenants>(&node.store, &pool, Purpose::Switch, &mut quiet),
+        rebuild::<Tenants>(&node.store, &pool, Purpose::Switch, &mut silent)
+    );
+    assert!([&a, &b].iter().any(|r| r.as_ref().is_ok_and(|built| built.switched)), "{a:?} {b:?}");
+    assert!([&a, &b].iter().all(|r| matches!(r, Ok(_) | Err(RebuildError::Busy(_)))), "{a:?} {b:?}");
+    let building: i64 = sqlx::query_scalar("select count(*) from read.generations where state = 'building'").fetch_one(&env.owner).await.unwrap();
+    assert_eq!(building, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_query_right_after_a_command_always_sees_it() {
+    let env = Env::new().await;
+    let node = Node::start(&env).await;
+    let tenant = node.provision("acme").await;
+    for n in 0..100 {
+        let name = format!("name {n}");
+        let done = node.execute(tenant, RenameTenant { name: DisplayName::parse(&name).unwrap() }).await.unwrap();
+        let mut read = node.reads.begin(View::Tenant(tenant), Tenants::NAME, Some(done.position)).await.unwrap();
+        assert!(read.position >= done.position);
+        assert_eq!(tenant::by_id(&mut read, tenant.0).await.unwrap().unwrap().name, name);
+    }
+    let beyond = node.reads.begin(View::Platform, Tenants::NAME, Some(1_000_000)).await;
+    assert!(matches!(beyond, Err(QueryError::Behind { wanted: 1_000_000, .. })));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_reader_role_sees_the_rows_of_the_set_tenant_only_and_none_without_one() {
+    let env = Env::new().await;
+    let node = Node::start(&env).await;
+    let tenants = history(&node, 10).await;
+    node.settled().await;
+    let mut reader = env.database.connect(DbRole::Reader, &[]).await.unwrap();
+    for table in ["tenants_v1", "tenants_v1_g1", "tenant_timeline_v1", "tenant_timeline_v1_g1"] {
+        let count = format!("select count(*), count(distinct tenant_id) from read.{table}");
+        reader.execute("reset app.current_tenant_id").await.unwrap();
+        let seen: (i64, i64) = sqlx::query_as(&count).fetch_one(&mut reader).await.unwrap();
+        assert_eq!(seen, (0, 0), "{table}: nothing without a tenant");
+        reader.execute("set app.current_tenant_id = ''").await.unwrap();
+        let seen: (i64, i64) = sqlx::query_as(&count).fetch_one(&mut reader).await.unwrap();
+        assert_eq!(seen, (0, 0), "{table}: nor with an empty one");
+        reader.execute(format!("set app.current_tenant_id = '{}'", tenants[1]).as_str()).await.unwrap();
+        let seen: (i64, i64) = sqlx::query_as(&count).fetch_one(&mut reader).await.unwrap();
+        assert!(seen.0 > 0 && seen.1 == 1, "{table}: {seen:?}");
+    }
+    for table in ["events", "claims", "ops.subject_keys", "ops.idempotency_keys"] {
+        assert!(reader.execute(format!("select * from {table}").as_str()).await.is_err(), "{table} is none of a reader's business");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_page_of_every_sort_gives_each_tenant_exactly_once_also_while_more_are_made() {
+    let env = Env::new().await;
+    let node = Node::start(&env).await;
+    let mut made = Vec::new();
+    for n in 0..23 {
+        made.push(node.provision(&format!("t-{}", (n * 7) % 23)).await.0);
+    }
+    node.settled().await;
+    let key = CursorKey([7; 32]);
+    for (name, sort) in Sort::ALL {
+        let (mut seen, mut cursor) = (Vec::new(), None);
+        loop {
+            let mut read = node.reads.begin(View::Platform, Tenants::NAME, None).await.unwrap();
+            let page = tenant::list(&mut read, &key, &Filter::default(), sort, 5, cursor.as_deref()).await.unwrap();
+            seen.extend(page.rows.iter().map(|row| row.id));
+            node.provision(&format!("{}-{}", name.trim_start_matches('-').replace('_', "-"), seen.len() + usize::from(name.starts_with('-')) * 100)).await;
+            cursor = page.next;
+            if cursor.is_none() {
+                break;
+            }
+        }
+        for id in &made {
+            assert_eq!(seen.iter().filter(|seen| *seen == id).count(), 1, "{name}");
+        }
+        eventually("settled", || async { node.settled().await; Some(()) }).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cursor_that_was_tampered_with_or_made_for_another_list_is_refused() {
+    let env = Env::new().await;
+    let node = Node::start(&env).await;
+    history(&node, 5).await;
+    node.settled().await;
+    let key = CursorKey([7; 32]);
+    let mut read = node.reads.begin(View::Platform, Tenants::NAME, None).await.unwrap();
+    let next = tenant::list(&mut read, &key, &Filter::default(), Sort::Newest, 2, None).await.unwrap().next.unwrap();
+    let other = Filter { q: Some("x".into()), ..Filter::default() };
+    let mut flipped = next.clone().into_bytes();
+    flipped[30] = if flipped[30] == b'A' { b'B' } else { b'A' };
+    let flipped = String::from_utf8(flipped).unwrap();
+    for (cursor, filter, sort, key) in [
+        (next.as_str(), &other, Sort::Newest, &key),
+        (next.as_str(), &Filter::default(), Sort::Oldest, &key),
+        (next.as_str(), &Filter::default(), Sort::Newest, &CursorKey([8; 32])),
+        (flipped.as_str(), &Filter::default(), Sort::Newest, &key),
+        ("", &Filter::default(), Sort::Newest, &key),
+        ("!", &Filter::default(), Sort::Newest, &key),
+    ] {
+        assert!(matches!(tenant::list(&mut read, key, filter, sort, 2, Some(cursor)).await, Err(QueryError::BadCursor)), "{cursor}");
+    }
+}
