@@ -23,7 +23,7 @@ use tower_http::trace::{DefaultOnResponse, TraceLayer};
 use utoipa_swagger_ui::SwaggerUi;
 
 use crate::health::Probe;
-use crate::problem::{Problem, finish};
+use crate::problem::{Problem, finish, page};
 use crate::routes;
 use crate::token::TokenKey;
 
@@ -101,6 +101,7 @@ pub fn router(app: App, limits: Limits) -> Router {
         .layer(CatchPanicLayer::custom(panicked));
     api.layer(limited)
         .merge(operations)
+        .route("/errors/{page}", axum::routing::get(page))
         .merge(Router::from(SwaggerUi::new("/docs").url("/openapi.json", openapi)))
         .fallback(|| async { Problem::not_found() })
         .method_not_allowed_fallback(|| async { Problem::new(StatusCode::METHOD_NOT_ALLOWED, "request.method_not_allowed", "this path does not take this method") })

@@ -216,7 +216,7 @@ impl<A: Aggregate> Write<A> {
         request.expected = self.expected;
         request.traceparent = self.traceparent;
         let fingerprint = Sha256::new().chain_update(&self.path).chain_update([0]).chain_update(&body.canonical).finalize().into();
-        request.key = self.key.map(|key| Key { scope: self.route, key, fingerprint });
+        request.key = self.key.map(|key| Key { tenant: self.caller.tenant, scope: self.route, key, fingerprint });
         let outcome = self.app.executor.execute(request).await?;
         Ok(Written { outcome, path: self.path })
     }

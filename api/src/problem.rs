@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use axum::extract::Request;
+use axum::extract::{Path, Request};
 use axum::http::header::{CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::middleware::Next;
@@ -16,8 +16,20 @@ use utoipa::ToSchema;
 
 use crate::token::TokenError;
 
-/// Where the pages that explain problems are.
-const PAGES: &str = "https://github.com/tenure-dev/tenure/blob/main/docs/errors/";
+/// The pages that explain problems, inside the binary. A problem's `type` is the path of one of them.
+#[derive(rust_embed::Embed)]
+#[folder = "../docs/errors"]
+struct Pages;
+
+/// One of the pages.
+pub(crate) async fn page(Path(name): Path<String>) -> Result<impl IntoResponse, Problem> {
+    let page = Pages::get(&format!("{name}.md")).ok_or_else(Problem::not_found)?;
+    Ok(([(CONTENT_TYPE, "text/markdown; charset=utf-8")], page.data.into_owned()))
+}
+
+fn type_of(page: &str) -> String {
+    format!("/errors/{page}")
+}
 
 /// Something that went wrong, as the client is told.
 #[derive(Clone, Debug, Serialize, ToSchema)]
@@ -71,7 +83,7 @@ impl Problem {
     pub fn new(status: StatusCode, code: impl Into<Cow<'static, str>>, detail: impl Into<String>) -> Self {
         let code = code.into();
         Self {
-            type_: format!("{PAGES}{code}.md"),
+            type_: type_of(&code),
             title: status.canonical_reason().unwrap_or("Problem"),
             status,
             detail: detail.into(),
@@ -133,7 +145,7 @@ impl From<CommandError> for Problem {
                     Kind::NotFound => StatusCode::NOT_FOUND,
                     Kind::Conflict => StatusCode::CONFLICT,
                 };
-                Self { type_: format!("{PAGES}{page}.md"), ..Self::new(status, code, detail) }
+                Self { type_: type_of(&page), ..Self::new(status, code, detail) }
             }
             CommandError::Forbidden { .. } => Self::new(StatusCode::FORBIDDEN, "auth.forbidden", detail),
             CommandError::VersionMismatch { current } => {

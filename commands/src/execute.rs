@@ -155,7 +155,7 @@ impl Executor {
 
     /// What was concluded from a state alone is final only when the log confirms the version, and when the request's key is not known already.
     async fn conclude<A: Aggregate>(&self, request: &Request<A>, version: i64, conclusion: impl FnOnce() -> Result<(), CommandError>) -> Result<Attempt, CommandError> {
-        let now = self.store.verify::<A>(request.stream, request.stream.tenant, request.key.as_ref()).await?;
+        let now = self.store.verify::<A>(request.stream, request.key.as_ref()).await?;
         if let Some(answered) = now.answered {
             return Ok(Attempt::Done(answered.map_err(CommandError::append::<A>).and_then(|appended| Outcome::of(&appended))));
         }

@@ -140,7 +140,7 @@ impl Store {
     }
 
     /// What the log says now of a stream, and of an idempotency key.
-    pub async fn verify<A: Aggregate>(&self, stream: StreamId, tenant: TenantId, key: Option<&Key>) -> Result<Verified, LoadError> {
+    pub async fn verify<A: Aggregate>(&self, stream: StreamId, key: Option<&Key>) -> Result<Verified, LoadError> {
         let (position, version, record): (i64, Option<i64>, Option<Json<KeyRow>>) = sqlx::query_as(
             "select h.position,
                (select e.sequence from events e where e.aggregate_type = $1 and e.aggregate_id = $2 order by e.sequence desc limit 1),
@@ -149,7 +149,7 @@ impl Store {
         )
         .bind(A::TYPE)
         .bind(stream.to_string())
-        .bind(tenant.0)
+        .bind(key.map(|k| k.tenant.0))
         .bind(key.map(|k| k.scope.as_str()))
         .bind(key.map(|k| k.key.as_str()))
         .fetch_one(&self.inner.pool)

@@ -1,1 +1,5 @@
-//! Tests.
+//! The REST interface over real servers.
+
+mod bad_input;
+mod completeness;
+mod tenant;

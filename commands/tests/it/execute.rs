@@ -26,7 +26,7 @@ fn request(tenant: TenantId, command: impl Into<domain::identity::tenant::Comman
 }
 
 fn keyed(mut request: Request<Tenant>, key: &str) -> Request<Tenant> {
-    request.key = Some(Key { scope: "test".into(), key: key.into(), fingerprint: [1; 32] });
+    request.key = Some(Key { tenant: request.stream.tenant, scope: "test".into(), key: key.into(), fingerprint: [1; 32] });
     request
 }
 

@@ -51,7 +51,7 @@ pub(crate) struct Plan {
     pub(crate) before: i64,
     pub(crate) after: Head,
     pub(crate) rows: Vec<Row>,
-    pub(crate) keys: Vec<(TenantId, Key, KeyRecord)>,
+    pub(crate) keys: Vec<(Key, KeyRecord)>,
     pub(crate) guards: Guards,
     pub(crate) answers: Vec<Result<Appended, AppendError>>,
 }
@@ -82,7 +82,7 @@ pub(crate) fn decide(mut snapshot: Snapshot, batch: &[&Prepared], now: DateTime<
 fn decide_one(snapshot: &mut Snapshot, plan: &mut Plan, request: &Prepared, now: DateTime<Utc>) -> Result<Appended, AppendError> {
     // The key comes first: a duplicate gets the first answer, not a conflict with itself.
     if let Some(key) = &request.key
-        && let Some(record) = snapshot.keys.get(&(request.tenant, key.scope.clone(), key.key.clone()))
+        && let Some(record) = snapshot.keys.get(&(key.tenant, key.scope.clone(), key.key.clone()))
     {
         return replay(record, key);
     }
@@ -156,8 +156,8 @@ fn decide_one(snapshot: &mut Snapshot, plan: &mut Plan, request: &Prepared, now:
     let answer = Appended { aggregate_id, version, position: head.position, created, replayed: false };
     if let Some(key) = &request.key {
         let record = KeyRecord { fingerprint: key.fingerprint, aggregate_id: answer.aggregate_id.clone(), version, position: answer.position, created };
-        snapshot.keys.insert((request.tenant, key.scope.clone(), key.key.clone()), record.clone());
-        plan.keys.push((request.tenant, key.clone(), record));
+        snapshot.keys.insert((key.tenant, key.scope.clone(), key.key.clone()), record.clone());
+        plan.keys.push((key.clone(), record));
     }
     plan.rows.extend(rows);
     plan.after = head;

@@ -75,6 +75,8 @@ pub struct NewEvent {
 /// An idempotency key. The same key with the same fingerprint gets the first answer again; with another one it is an error.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Key {
+    /// Whose key it is: the caller's tenant, which for a command of the platform is not the tenant acted upon.
+    pub tenant: TenantId,
     /// Within what the key is unique besides its tenant: the route.
     pub scope: String,
     /// The key itself.

@@ -399,7 +399,7 @@ impl Wanted {
 async fn read(connection: &mut PgConnection, batch: &[&Prepared]) -> Result<Snapshot, sqlx::Error> {
     let streams: Vec<_> = batch.iter().flat_map(|r| streams_of(r)).collect::<HashSet<_>>().into_iter().collect();
     let tenants: Vec<_> = batch.iter().flat_map(|r| r.streams.iter().map(|s| s.stream.tenant).chain([r.tenant])).collect::<HashSet<_>>().into_iter().collect();
-    let keys: Vec<_> = batch.iter().filter_map(|r| r.key.as_ref().map(|k| (r.tenant, k.scope.clone(), k.key.clone()))).collect::<HashSet<_>>().into_iter().collect();
+    let keys: Vec<_> = batch.iter().filter_map(|r| r.key.as_ref().map(|k| (k.tenant, k.scope.clone(), k.key.clone()))).collect::<HashSet<_>>().into_iter().collect();
     let wanted = Wanted::collect(batch);
     let row = sqlx::query(
         "select h.position, h.log_hash,
@@ -491,14 +491,14 @@ async fn write(connection: &mut PgConnection, plan: &Plan, now: DateTime<Utc>) -
     .bind(heads.iter().map(|h| h.1.position).collect::<Vec<_>>())
     .bind(heads.iter().map(|h| h.1.hash.0.as_slice()).collect::<Vec<_>>())
     .bind(heads.iter().map(|h| h.1.gate.as_deref()).collect::<Vec<_>>())
-    .bind(keys.iter().map(|k| k.0.0).collect::<Vec<_>>())
-    .bind(keys.iter().map(|k| k.1.scope.as_str()).collect::<Vec<_>>())
-    .bind(keys.iter().map(|k| k.1.key.as_str()).collect::<Vec<_>>())
-    .bind(keys.iter().map(|k| k.1.fingerprint.as_slice()).collect::<Vec<_>>())
-    .bind(keys.iter().map(|k| k.2.aggregate_id.as_str()).collect::<Vec<_>>())
-    .bind(keys.iter().map(|k| k.2.version).collect::<Vec<_>>())
-    .bind(keys.iter().map(|k| k.2.position).collect::<Vec<_>>())
-    .bind(keys.iter().map(|k| k.2.created).collect::<Vec<_>>())
+    .bind(keys.iter().map(|k| k.0.tenant.0).collect::<Vec<_>>())
+    .bind(keys.iter().map(|k| k.0.scope.as_str()).collect::<Vec<_>>())
+    .bind(keys.iter().map(|k| k.0.key.as_str()).collect::<Vec<_>>())
+    .bind(keys.iter().map(|k| k.0.fingerprint.as_slice()).collect::<Vec<_>>())
+    .bind(keys.iter().map(|k| k.1.aggregate_id.as_str()).collect::<Vec<_>>())
+    .bind(keys.iter().map(|k| k.1.version).collect::<Vec<_>>())
+    .bind(keys.iter().map(|k| k.1.position).collect::<Vec<_>>())
+    .bind(keys.iter().map(|k| k.1.created).collect::<Vec<_>>())
     .bind(keys.iter().map(|_| now).collect::<Vec<_>>())
     .bind(plan.guards.document().map(Json))
     .fetch_one(connection)

@@ -32,7 +32,7 @@ pub fn new_stream(tenant: TenantId, effects: Vec<Effect>) -> Append {
 }
 
 pub fn keyed(mut append: Append, key: &str, body: u8) -> Append {
-    append.key = Some(Key { scope: "POST /things".into(), key: key.into(), fingerprint: [body; 32] });
+    append.key = Some(Key { tenant: append.tenant, scope: "POST /things".into(), key: key.into(), fingerprint: [body; 32] });
     append
 }
 
