@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use domain::{Aggregate, Effect, StreamId, TenantId};
+use futures::future::BoxFuture;
 use serde::Serialize;
 use sqlx::{Connection as _, PgConnection};
 use uuid::Uuid;
@@ -39,15 +40,18 @@ pub struct Report {
     pub findings: Vec<Finding>,
 }
 
+/// An event's stream and what it does to the guards.
+type Effects = Result<(StreamId, Vec<Effect>), LoadError>;
+
 /// Folds the events of one aggregate type for their effects.
 trait Folder: Send {
-    fn effects<'a>(&'a mut self, store: &'a Store, event: &'a RawEvent) -> std::pin::Pin<Box<dyn Future<Output = Result<(StreamId, Vec<Effect>), LoadError>> + Send + 'a>>;
+    fn effects<'a>(&'a mut self, store: &'a Store, event: &'a RawEvent) -> BoxFuture<'a, Effects>;
 }
 
 struct Fold<A>(HashMap<StreamId, A>);
 
 impl<A: Aggregate> Folder for Fold<A> {
-    fn effects<'a>(&'a mut self, store: &'a Store, event: &'a RawEvent) -> std::pin::Pin<Box<dyn Future<Output = Result<(StreamId, Vec<Effect>), LoadError>> + Send + 'a>> {
+    fn effects<'a>(&'a mut self, store: &'a Store, event: &'a RawEvent) -> BoxFuture<'a, Effects> {
         Box::pin(async move {
             let recorded = store.typed::<A>(&[event]).await?.remove(0);
             let state = self.0.entry(recorded.stream).or_default();

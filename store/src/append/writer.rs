@@ -51,12 +51,15 @@ enum Failure {
 
 impl From<sqlx::Error> for Failure {
     fn from(error: sqlx::Error) -> Self {
-        match &error {
-            // Class 57P: the server is shutting down or the backend was terminated; 25P03: it idled in a transaction.
-            sqlx::Error::Database(e) if e.code().is_some_and(|code| code.starts_with("57P") || code == "25P03") => Self::Connection(error),
-            sqlx::Error::Io(_) | sqlx::Error::Tls(_) | sqlx::Error::Protocol(_) | sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed | sqlx::Error::WorkerCrashed => Self::Connection(error),
-            _ => Self::Database(error),
-        }
+        // SQLSTATE class 57P: the server is shutting down or the backend was terminated; 25P03: it idled in a transaction.
+        let code = error.as_database_error().and_then(sqlx::error::DatabaseError::code);
+        let lost = match code {
+            Some(code) => code.starts_with("57P") || code == "25P03",
+            None => {
+                matches!(error, sqlx::Error::Io(_) | sqlx::Error::Tls(_) | sqlx::Error::Protocol(_) | sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed | sqlx::Error::WorkerCrashed)
+            }
+        };
+        if lost { Self::Connection(error) } else { Self::Database(error) }
     }
 }
 

@@ -1,0 +1,5 @@
+//! The binary, as real processes.
+
+mod process;
+mod serve;
+mod up;

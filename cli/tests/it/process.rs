@@ -1,0 +1,118 @@
+//! A running `tenure`, and short ways to ask it.
+
+use std::path::Path;
+use std::process::{Output, Stdio};
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use reqwest::{Method, Response, StatusCode};
+use serde_json::Value;
+use tokio::io::{AsyncBufReadExt as _, BufReader};
+use tokio::process::{Child, Command};
+
+/// A process that serves.
+pub struct Tenure {
+    pub child: Child,
+    pub base: String,
+    pub token: String,
+}
+
+impl Drop for Tenure {
+    fn drop(&mut self) {
+        let _ = self.child.start_kill();
+    }
+}
+
+/// `tenure` with these arguments, in this data directory, with only what the test sets in its environment.
+pub fn tenure(dir: &Path, environment: &[(&str, String)], arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tenure"));
+    for variable in ["DATABASE_URL", "DATABASE_OWNER_URL", "NATS_URL"] {
+        command.env_remove(variable);
+    }
+    command.arg("--data-dir").arg(dir).args(arguments).envs(environment.iter().map(|(name, value)| (*name, value.as_str())));
+    command.stdin(Stdio::null()).kill_on_drop(true);
+    command
+}
+
+/// Runs a tool to its end.
+pub async fn tool(dir: &Path, environment: &[(&str, String)], arguments: &[&str]) -> Output {
+    tokio::time::timeout(Duration::from_secs(60), tenure(dir, environment, arguments).output()).await.expect("it ends").unwrap()
+}
+
+pub fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+impl Tenure {
+    /// `tenure up` on a free port, once it says where it is and answers.
+    pub async fn up(dir: &Path) -> Self {
+        let mut child = tenure(dir, &[], &["up", "--http", "127.0.0.1:0"]).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let (mut base, mut token) = (String::new(), String::new());
+        while token.is_empty() {
+            let line = tokio::time::timeout(Duration::from_secs(60), lines.next_line()).await.expect("it says where it is").unwrap().expect("it is up");
+            if let Some(url) = line.trim().strip_prefix("API ") {
+                base = url.trim().trim_end_matches("/v1").to_owned();
+            }
+            if let Some(export) = line.strip_prefix("export TOKEN=") {
+                export.clone_into(&mut token);
+            }
+        }
+        tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
+        let up = Self { child, base, token };
+        up.ready("ok").await;
+        up
+    }
+
+    /// `tenure serve` at an address.
+    pub async fn serve(dir: &Path, environment: &[(&str, String)], roles: &str, token: &str) -> Self {
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let address = format!("127.0.0.1:{port}");
+        let child = tenure(dir, environment, &["serve", "--roles", roles, "--http", &address]).stderr(Stdio::null()).spawn().unwrap();
+        Self { child, base: format!("http://{address}"), token: token.to_owned() }
+    }
+
+    pub async fn send(&self, method: Method, path: &str, body: Option<Value>) -> reqwest::Result<Response> {
+        let client = reqwest::Client::new();
+        let mut request = client.request(method, format!("{}{path}", self.base)).bearer_auth(&self.token).timeout(Duration::from_secs(30));
+        if let Some(body) = body {
+            request = request.json(&body);
+        }
+        request.send().await
+    }
+
+    pub async fn get(&self, path: &str) -> Response {
+        self.send(Method::GET, path, None).await.unwrap()
+    }
+
+    pub async fn post(&self, path: &str, body: Value) -> Response {
+        self.send(Method::POST, path, Some(body)).await.unwrap()
+    }
+
+    /// Waits until `/readyz` says so.
+    pub async fn ready(&self, word: &str) {
+        testing::eventually(&format!("/readyz says {word}"), || async {
+            let answer = self.send(Method::GET, "/readyz", None).await.ok()?;
+            (answer.text().await.ok()?.trim() == word).then_some(())
+        })
+        .await;
+    }
+
+    /// Makes a tenant; answers its id.
+    pub async fn provision(&self, slug: &str) -> String {
+        let answer = self.post("/v1/tenants", serde_json::json!({"slug": slug, "name": slug})).await;
+        assert_eq!(answer.status(), StatusCode::CREATED);
+        answer.json::<Value>().await.unwrap()["id"].as_str().unwrap().to_owned()
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(i32::try_from(self.child.id().unwrap()).unwrap()), signal).unwrap();
+    }
+
+    /// SIGTERM, and whether it ended well.
+    pub async fn stop(mut self) -> bool {
+        self.signal(Signal::SIGTERM);
+        tokio::time::timeout(Duration::from_secs(40), self.child.wait()).await.expect("it stops").unwrap().success()
+    }
+}
