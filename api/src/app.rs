@@ -90,13 +90,19 @@ pub fn router(app: App, limits: Limits) -> Router {
     let mut openapi = openapi;
     openapi.merge(described);
     let limited = ServiceBuilder::new()
-        .layer(HandleErrorLayer::new(|_| async { Problem::unavailable("overloaded", "too many requests are being worked on; try again shortly") }))
+        .layer(HandleErrorLayer::new(|_| async {
+            Problem::unavailable("overloaded", "too many requests are being worked on; try again shortly")
+        }))
         .layer(LoadShedLayer::new())
         .layer(GlobalConcurrencyLimitLayer::new(limits.concurrent_requests));
     let around = ServiceBuilder::new()
         .set_request_id(request_id.clone(), ids)
         .propagate_request_id(request_id)
-        .layer(TraceLayer::new_for_http().make_span_with(span::<axum::body::Body>).on_response(DefaultOnResponse::new().level(tracing::Level::DEBUG)))
+        .layer(
+            TraceLayer::new_for_http()
+                .make_span_with(span::<axum::body::Body>)
+                .on_response(DefaultOnResponse::new().level(tracing::Level::DEBUG)),
+        )
         .layer(middleware::from_fn(finish))
         .layer(CatchPanicLayer::custom(panicked));
     api.layer(limited)
@@ -104,7 +110,9 @@ pub fn router(app: App, limits: Limits) -> Router {
         .route("/errors/{page}", axum::routing::get(page))
         .merge(Router::from(SwaggerUi::new("/docs").url("/openapi.json", openapi)))
         .fallback(|| async { Problem::not_found() })
-        .method_not_allowed_fallback(|| async { Problem::new(StatusCode::METHOD_NOT_ALLOWED, "request.method_not_allowed", "this path does not take this method") })
+        .method_not_allowed_fallback(|| async {
+            Problem::new(StatusCode::METHOD_NOT_ALLOWED, "request.method_not_allowed", "this path does not take this method")
+        })
         .layer(DefaultBodyLimit::max(BODY))
         .layer(around)
         .with_state(app)
@@ -117,12 +125,21 @@ fn span<B>(request: &Request<B>) -> tracing::Span {
 
 #[expect(clippy::needless_pass_by_value, reason = "tower-http's signature")]
 fn panicked(panic: Box<dyn Any + Send + 'static>) -> Response {
-    let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("a panic without words");
+    let text = panic
+        .downcast_ref::<String>()
+        .map(String::as_str)
+        .or_else(|| panic.downcast_ref::<&str>().copied())
+        .unwrap_or("a panic without words");
     Problem::internal(text).into_response()
 }
 
 /// Serves until `shutdown`, then finishes what it has accepted, for `grace` at most.
-pub async fn serve(listener: tokio::net::TcpListener, router: Router, shutdown: impl Future<Output = ()> + Send + 'static, grace: Duration) -> std::io::Result<()> {
+pub async fn serve(
+    listener: tokio::net::TcpListener,
+    router: Router,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+    grace: Duration,
+) -> std::io::Result<()> {
     let (stopping, stopped) = tokio::sync::oneshot::channel();
     let server = axum::serve(listener, router).with_graceful_shutdown(async move {
         shutdown.await;

@@ -3,7 +3,7 @@
 use std::marker::PhantomData;
 
 use axum::body::Bytes;
-use axum::extract::{FromRequest, FromRequestParts, MatchedPath, Request, rejection::BytesRejection};
+use axum::extract::{FromRequest, FromRequestParts, MatchedPath, Request};
 use axum::http::header::{AUTHORIZATION, CONTENT_TYPE, ETAG, IF_MATCH, IF_NONE_MATCH, LINK, LOCATION};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri};
@@ -43,9 +43,13 @@ impl FromRequestParts<App> for Caller {
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Problem> {
         let header = parts.headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok());
-        let token = header.and_then(|value| value.split_once(' ')).filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer")).map(|(_, token)| token.trim());
+        let token = header
+            .and_then(|value| value.split_once(' '))
+            .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
+            .map(|(_, token)| token.trim());
         let Some(token) = token else { return Err(Problem::unauthenticated(None)) };
-        let actor = app.token_key.verify(token, app.executor.store().clock().now()).map_err(|error| Problem::unauthenticated(Some(&error)))?;
+        let actor =
+            app.token_key.verify(token, app.executor.store().clock().now()).map_err(|error| Problem::unauthenticated(Some(&error)))?;
         let Actor::User { tenant: own, .. } = &actor else { return Err(Problem::unauthenticated(None)) };
         let tenant = match parts.headers.get(TENURE_TENANT) {
             None => *own,
@@ -84,27 +88,37 @@ impl<C: DeserializeOwned> FromRequest<App> for Body<C> {
     type Rejection = Problem;
 
     async fn from_request(request: Request, app: &App) -> Result<Self, Problem> {
-        let content_type = request.headers().get(CONTENT_TYPE).and_then(|v| v.to_str().ok()).map(|v| v.split(';').next().unwrap_or(v).trim().to_ascii_lowercase());
+        let content_type = request
+            .headers()
+            .get(CONTENT_TYPE)
+            .and_then(|v| v.to_str().ok())
+            .map(|v| v.split(';').next().unwrap_or(v).trim().to_ascii_lowercase());
         let creates = request.method() == axum::http::Method::POST && !request.uri().path().trim_start_matches("/v1/").contains('/');
-        let bytes = Bytes::from_request(request, app).await.map_err(|rejection| match rejection {
-            BytesRejection::FailedToBufferBody(e) if e.status() == StatusCode::PAYLOAD_TOO_LARGE => {
+        let bytes = Bytes::from_request(request, app).await.map_err(|rejection| {
+            if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE {
                 Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "request.too_large", "a body may be 1 MiB at most")
+            } else {
+                Problem::new(StatusCode::BAD_REQUEST, "request.malformed", rejection.to_string())
             }
-            other => Problem::new(StatusCode::BAD_REQUEST, "request.malformed", other.to_string()),
         })?;
         if bytes.iter().all(u8::is_ascii_whitespace) {
             return Self::parse("{}".as_bytes(), creates);
         }
         match content_type.as_deref() {
             Some("application/json" | "application/merge-patch+json") => Self::parse(&bytes, creates),
-            Some(_) | None => Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "request.media_type", "the body must be application/json, or application/merge-patch+json for an edit")),
+            Some(_) | None => Err(Problem::new(
+                StatusCode::UNSUPPORTED_MEDIA_TYPE,
+                "request.media_type",
+                "the body must be application/json, or application/merge-patch+json for an edit",
+            )),
         }
     }
 }
 
 impl<C: DeserializeOwned> Body<C> {
     fn parse(bytes: &[u8], creates: bool) -> Result<Self, Problem> {
-        let mut value: Value = serde_json::from_slice(bytes).map_err(|e| Problem::new(StatusCode::BAD_REQUEST, "request.malformed", format!("the body is not JSON: {e}")))?;
+        let mut value: Value = serde_json::from_slice(bytes)
+            .map_err(|e| Problem::new(StatusCode::BAD_REQUEST, "request.malformed", format!("the body is not JSON: {e}")))?;
         let canonical = value.to_string();
         let id = match value.as_object_mut().filter(|_| creates).and_then(|map| map.remove("id")) {
             None => None,
@@ -120,15 +134,13 @@ impl<C: DeserializeOwned> Body<C> {
 
 fn pointer(path: &serde_path_to_error::Path) -> String {
     use serde_path_to_error::Segment;
-    path.iter().fold(String::new(), |mut pointer, segment| {
-        match segment {
-            Segment::Seq { index } => pointer.push_str(&format!("/{index}")),
-            Segment::Map { key } => pointer.push_str(&format!("/{}", key.replace('~', "~0").replace('/', "~1"))),
-            Segment::Enum { variant } => pointer.push_str(&format!("/{variant}")),
-            Segment::Unknown => {}
-        }
-        pointer
-    })
+    let step = |segment: &Segment| match segment {
+        Segment::Seq { index } => format!("/{index}"),
+        Segment::Map { key } => format!("/{}", key.replace('~', "~0").replace('/', "~1")),
+        Segment::Enum { variant } => format!("/{variant}"),
+        Segment::Unknown => String::new(),
+    };
+    path.iter().map(step).collect()
 }
 
 /// Executes one command.
@@ -156,7 +168,12 @@ impl<A: Aggregate> FromRequestParts<App> for Write<A> {
             path: parts.uri.path().to_owned(),
             key: idempotency_key(&parts.headers)?,
             expected: if_match(&parts.headers)?,
-            traceparent: parts.headers.get(TRACEPARENT).and_then(|v| v.to_str().ok()).filter(|text| is_traceparent(text)).map(str::to_owned),
+            traceparent: parts
+                .headers
+                .get(TRACEPARENT)
+                .and_then(|v| v.to_str().ok())
+                .filter(|text| is_traceparent(text))
+                .map(str::to_owned),
             app: app.clone(),
             aggregate: PhantomData,
         })
@@ -167,7 +184,9 @@ fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Problem> {
     let Some(value) = headers.get(IDEMPOTENCY_KEY) else { return Ok(None) };
     match value.to_str().map(str::trim) {
         Ok(key) if !key.is_empty() && key.len() <= 255 => Ok(Some(key.to_owned())),
-        Ok(_) | Err(_) => Err(Problem::new(StatusCode::BAD_REQUEST, "request.bad_header", "Idempotency-Key must be 1 to 255 visible ASCII characters")),
+        Ok(_) | Err(_) => {
+            Err(Problem::new(StatusCode::BAD_REQUEST, "request.bad_header", "Idempotency-Key must be 1 to 255 visible ASCII characters"))
+        }
     }
 }
 
@@ -179,7 +198,9 @@ fn if_match(headers: &HeaderMap) -> Result<Option<i64>, Problem> {
         return Ok(None);
     }
     let version = text.strip_prefix("\"v").and_then(|t| t.strip_suffix('"')).and_then(|t| t.parse().ok());
-    version.map(Some).ok_or_else(|| Problem::new(StatusCode::BAD_REQUEST, "request.bad_header", "If-Match must be one version, such as \"v3\""))
+    version
+        .map(Some)
+        .ok_or_else(|| Problem::new(StatusCode::BAD_REQUEST, "request.bad_header", "If-Match must be one version, such as \"v3\""))
 }
 
 /// W3C Trace Context: `00-<32 hex>-<16 hex>-<2 hex>`.
@@ -242,7 +263,8 @@ pub struct WrittenBody {
 impl IntoResponse for Written {
     fn into_response(self) -> Response {
         let Outcome { id, version, position, created, replayed } = self.outcome;
-        let mut response = (if created { StatusCode::CREATED } else { StatusCode::OK }, axum::Json(WrittenBody { id, version, position })).into_response();
+        let mut response =
+            (if created { StatusCode::CREATED } else { StatusCode::OK }, axum::Json(WrittenBody { id, version, position })).into_response();
         let headers = response.headers_mut();
         set(headers, ETAG, &etag(version));
         set(headers, TENURE_POSITION, &position.to_string());
@@ -314,13 +336,21 @@ pub(crate) fn limit(limit: Option<u32>) -> Result<u32, Problem> {
 pub(crate) fn sort<S: Copy + Default>(name: Option<&str>, known: &[(&str, S)]) -> Result<S, Problem> {
     let Some(name) = name else { return Ok(S::default()) };
     let names = || known.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
-    known.iter().find(|(known, _)| *known == name).map(|(_, sort)| *sort).ok_or_else(|| bad_query(format!("sort must be one of {}", names())))
+    known
+        .iter()
+        .find(|(known, _)| *known == name)
+        .map(|(_, sort)| *sort)
+        .ok_or_else(|| bad_query(format!("sort must be one of {}", names())))
 }
 
 /// Texts that filters look for: at most 200 characters, without NUL, which Postgres does not take.
 pub(crate) fn short(texts: &[&Option<String>]) -> Result<(), Problem> {
     let fine = |text: &String| text.chars().count() <= 200 && !text.contains('\0');
-    if texts.iter().filter_map(|text| text.as_ref()).all(fine) { Ok(()) } else { Err(bad_query("a filter's text may have 200 characters at most, and no NUL")) }
+    if texts.iter().filter_map(|text| text.as_ref()).all(fine) {
+        Ok(())
+    } else {
+        Err(bad_query("a filter's text may have 200 characters at most, and no NUL"))
+    }
 }
 
 /// A query string. What it does not know it refuses, since a misspelt filter would silently show too much.
@@ -412,7 +442,12 @@ pub struct ListBody<T> {
 impl<T: Serialize> IntoResponse for Listed<T> {
     fn into_response(self) -> Response {
         let link = self.next.as_ref().map(|cursor| {
-            let others = self.uri.query().unwrap_or_default().split('&').filter(|pair| !pair.is_empty() && !pair.starts_with("cursor=") && !pair.starts_with("after="));
+            let others = self
+                .uri
+                .query()
+                .unwrap_or_default()
+                .split('&')
+                .filter(|pair| !pair.is_empty() && !pair.starts_with("cursor=") && !pair.starts_with("after="));
             let query: Vec<_> = others.map(str::to_owned).chain([format!("cursor={cursor}")]).collect();
             format!("<{}?{}>; rel=\"next\"", self.uri.path(), query.join("&"))
         });

@@ -164,7 +164,9 @@ impl From<QueryError> for Problem {
     fn from(error: QueryError) -> Self {
         let detail = error.to_string();
         match error {
-            QueryError::Behind { .. } => Self::new(StatusCode::GATEWAY_TIMEOUT, "projection-behind", detail).header(RETRY_AFTER, HeaderValue::from_static("1")),
+            QueryError::Behind { .. } => {
+                Self::new(StatusCode::GATEWAY_TIMEOUT, "projection-behind", detail).header(RETRY_AFTER, HeaderValue::from_static("1"))
+            }
             QueryError::BadCursor => Self::new(StatusCode::BAD_REQUEST, "request.bad_cursor", detail),
             QueryError::Unavailable(sqlx) => {
                 tracing::warn!(error = %sqlx, "the read models cannot be reached");
@@ -175,7 +177,7 @@ impl From<QueryError> for Problem {
 }
 
 impl IntoResponse for Problem {
-    /// The body is written by [`finish`], which knows the request.
+    /// The body is written by `finish`, which knows the request.
     fn into_response(self) -> Response {
         let mut response = self.status.into_response();
         response.extensions_mut().insert(self);

@@ -91,7 +91,15 @@ impl TokenKey {
 
     /// A token for `sub` of `tenant` in `role`, from `now` on for `ttl`.
     pub fn sign(&self, sub: &str, tenant: TenantId, role: Role, now: DateTime<Utc>, ttl: TimeDelta) -> Result<String, TokenError> {
-        let claims = Claims { iss: ISSUER.into(), aud: ISSUER.into(), sub: sub.into(), tenant, role, iat: now.timestamp(), exp: (now + ttl).timestamp() };
+        let claims = Claims {
+            iss: ISSUER.into(),
+            aud: ISSUER.into(),
+            sub: sub.into(),
+            tenant,
+            role,
+            iat: now.timestamp(),
+            exp: (now + ttl).timestamp(),
+        };
         jsonwebtoken::encode(&Header::new(Algorithm::EdDSA), &claims, &self.encoding).map_err(|e| TokenError::Key(e.to_string()))
     }
 
@@ -108,7 +116,10 @@ impl TokenKey {
             return Err(TokenError::Expired);
         }
         // The platform's role exists in the platform's tenant, and no other does there.
-        if claims.iat > now + LEEWAY.num_seconds() || (claims.role == Role::SuperAdmin) != (claims.tenant == TenantId::SYSTEM) || claims.sub.len() > 200 {
+        if claims.iat > now + LEEWAY.num_seconds()
+            || (claims.role == Role::SuperAdmin) != (claims.tenant == TenantId::SYSTEM)
+            || claims.sub.len() > 200
+        {
             return Err(TokenError::Invalid);
         }
         Ok(Actor::User { id: claims.sub, tenant: claims.tenant, role: claims.role })

@@ -63,7 +63,10 @@ impl Feed {
         let head = store.head().await.map_err(BusError::from_error)?.position;
         let Some(stream) = bus.existing_stream().await? else { return Err(BusError("there is no stream yet".into())) };
         // nats-server 2.9 clamps a start beyond the last sequence to it; what comes too early is dropped by the handlers.
-        let config = OrderedConfig { deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: u64::try_from(head + 1).unwrap_or(1) }, ..Default::default() };
+        let config = OrderedConfig {
+            deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: u64::try_from(head + 1).unwrap_or(1) },
+            ..Default::default()
+        };
         let consumer = stream.create_consumer(config).await.map_err(BusError::from_error)?;
         let mut messages = consumer.messages().await.map_err(BusError::from_error)?;
         let mut last = head;
@@ -72,7 +75,9 @@ impl Feed {
                 Ok(Some(message)) => {
                     let message = message.map_err(BusError::from_error)?;
                     let sequence = message.info().map_err(BusError::from_error)?.stream_sequence;
-                    let Some(event) = message.headers.as_ref().and_then(|headers| envelope::decode(headers, &message.payload)) else { continue };
+                    let Some(event) = message.headers.as_ref().and_then(|headers| envelope::decode(headers, &message.payload)) else {
+                        continue;
+                    };
                     if u64::try_from(event.position) == Ok(sequence) {
                         last = event.position;
                         // Nobody listening is fine.

@@ -44,13 +44,22 @@ impl Bus {
     /// Connects to `url` (`nats://user:password@host:port`); when nobody answers yet, goes on trying in the background. Subjects begin with `prefix`.
     pub async fn connect(url: &str, prefix: &str, installation: Uuid) -> Result<Self, BusError> {
         let address: ServerAddr = url.parse().map_err(BusError::from_error)?;
-        let mut options = ConnectOptions::new().name("tenure").retry_on_initial_connect().connection_timeout(TIMEOUT).request_timeout(Some(TIMEOUT));
+        let mut options =
+            ConnectOptions::new().name("tenure").retry_on_initial_connect().connection_timeout(TIMEOUT).request_timeout(Some(TIMEOUT));
         // The client itself overlooks credentials in the address.
         if let (Some(user), Some(password)) = (address.username(), address.password()) {
             options = options.user_and_password(user.to_owned(), password.to_owned());
         }
-        let client = options.reconnect_delay_callback(|tries| Duration::from_millis(100 * (1 << tries.min(4)) as u64)).connect(address).await.map_err(BusError::from_error)?;
-        let jetstream = jetstream::ContextBuilder::new().timeout(TIMEOUT).ack_timeout(TIMEOUT).max_ack_inflight(4 * relay::WINDOW).build(client.clone());
+        let client = options
+            .reconnect_delay_callback(|tries| Duration::from_millis(100 << tries.min(4)))
+            .connect(address)
+            .await
+            .map_err(BusError::from_error)?;
+        let jetstream = jetstream::ContextBuilder::new()
+            .timeout(TIMEOUT)
+            .ack_timeout(TIMEOUT)
+            .max_ack_inflight(4 * relay::WINDOW)
+            .build(client.clone());
         Ok(Self { client, jetstream, installation, prefix: prefix.to_owned() })
     }
 
@@ -123,7 +132,10 @@ impl Bus {
             Ok(stream) => Ok(Some(stream)),
             Err(error) => match error.kind() {
                 GetStreamErrorKind::JetStream(e) if e.error_code() == ErrorCode::STREAM_NOT_FOUND => Ok(None),
-                GetStreamErrorKind::EmptyName | GetStreamErrorKind::Request | GetStreamErrorKind::InvalidStreamName | GetStreamErrorKind::JetStream(_) => Err(BusError::from_error(error)),
+                GetStreamErrorKind::EmptyName
+                | GetStreamErrorKind::Request
+                | GetStreamErrorKind::InvalidStreamName
+                | GetStreamErrorKind::JetStream(_) => Err(BusError::from_error(error)),
             },
         }
     }

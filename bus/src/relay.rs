@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 use async_nats::jetstream::message::PublishMessage;
 use async_nats::jetstream::publish::PublishAck;
 use async_nats::jetstream::stream::{LastRawMessageErrorKind, Stream};
-use futures::{FutureExt as _, StreamExt as _};
 use futures::future::BoxFuture;
+use futures::{FutureExt as _, StreamExt as _};
 use serde::Serialize;
 use store::{RawEvent, Store, lease};
 use tokio::sync::watch;
@@ -238,7 +238,9 @@ async fn last_common(store: &Store, stream: &Stream) -> Result<i64, Stop> {
     let cure = "`tenure bus rebuild` deletes the stream and publishes the whole log again; outside durable consumers then start over";
     let message = match stream.get_raw_message(info.state.last_sequence).await {
         Ok(message) => message,
-        Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => return Err(Stop::Halt(format!("the stream's message {last} was removed; {cure}"))),
+        Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => {
+            return Err(Stop::Halt(format!("the stream's message {last} was removed; {cure}")));
+        }
         Err(error) => return Err(Stop::Surprise(error.to_string())),
     };
     let Some(theirs) = envelope::decode(&message.headers, &message.payload) else {
@@ -246,7 +248,9 @@ async fn last_common(store: &Store, stream: &Stream) -> Result<i64, Stop> {
     };
     let Some(ours) = store.at(last).await? else {
         let head = store.head().await?.position;
-        return Err(Stop::Halt(format!("the stream ends at {last}, beyond the log's end at {head}: the log was restored to an earlier state, or the stream belongs to another log; {cure}")));
+        return Err(Stop::Halt(format!(
+            "the stream ends at {last}, beyond the log's end at {head}: the log was restored to an earlier state, or the stream belongs to another log; {cure}"
+        )));
     };
     if (theirs.event_id, theirs.log_hash) != (ours.event_id, ours.log_hash) {
         return Err(Stop::Halt(format!(
@@ -282,11 +286,16 @@ impl Window {
     async fn send(&mut self, bus: &Bus, event: &RawEvent) -> Result<(), Stop> {
         let (headers, body) = envelope::encode(bus, event);
         let before = u64::try_from(event.position - 1).unwrap_or(0);
-        let mut message = PublishMessage::build().headers(headers).payload(body).message_id(event.event_id.to_string()).expected_last_sequence(before);
+        let mut message =
+            PublishMessage::build().headers(headers).payload(body).message_id(event.event_id.to_string()).expected_last_sequence(before);
         if let Some(last) = self.last.replace(event.event_id) {
             message = message.expected_last_message_id(last.to_string());
         }
-        let ack = bus.jetstream.send_publish(bus.subject(event.tenant_id, &event.event_type), message).await.map_err(|e| Stop::Surprise(e.to_string()))?;
+        let ack = bus
+            .jetstream
+            .send_publish(bus.subject(event.tenant_id, &event.event_type), message)
+            .await
+            .map_err(|e| Stop::Surprise(e.to_string()))?;
         self.acks.push_back((event.position, ack.into_future().map(|ack| ack.map_err(|e| e.to_string())).boxed()));
         Ok(())
     }

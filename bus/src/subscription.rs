@@ -39,7 +39,7 @@ pub enum HandlerError {
 /// What is done with events.
 pub trait Handler: Send + 'static {
     /// Its name, for logs.
-    fn name(&self) -> &str;
+    fn name(&self) -> &'static str;
 
     /// Where it stands, if it is this process's turn: takes or renews the lease. `None` while another process has it.
     fn begin(&mut self) -> impl Future<Output = Result<Option<Checkpoint>, HandlerError>> + Send;
@@ -95,7 +95,10 @@ async fn session<H: Handler>(handler: &mut H, store: &Store, feed: &Feed) -> Res
             }
         }
         let batch = if behind {
-            let page = store.read_from(checkpoint.position, i64::try_from(BATCH).unwrap_or(i64::MAX)).await.map_err(|e| HandlerError::Retry(e.to_string()))?;
+            let page = store
+                .read_from(checkpoint.position, i64::try_from(BATCH).unwrap_or(i64::MAX))
+                .await
+                .map_err(|e| HandlerError::Retry(e.to_string()))?;
             behind = page.len() == BATCH;
             page.into_iter().map(Arc::new).collect()
         } else {
@@ -153,7 +156,8 @@ async fn next(events: &mut tokio::sync::broadcast::Receiver<Arc<RawEvent>>, mut 
             }
             continue;
         }
-        let continues = event.position == checkpoint.position + 1 && log_link(checkpoint.log_hash, event.position, event.digest) == event.log_hash;
+        let continues =
+            event.position == checkpoint.position + 1 && log_link(checkpoint.log_hash, event.position, event.digest) == event.log_hash;
         if !continues {
             return if batch.is_empty() { Next::Gap } else { Next::Events(batch) };
         }

@@ -152,8 +152,9 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Events(Events::List(list)) => tools::events::list(&Site::find(&dir)?, &list).await?,
         Command::Audit(Audit::Verify { json }) => return tools::audit::verify(&Site::find(&dir)?, json).await,
         Command::Bus(Bus::Rebuild) => tools::bus::rebuild(&Site::find(&dir)?).await?,
-        Command::Projections(Projections::Rebuild { name, replace }) => return tools::projections::rebuild(&Site::find(&dir)?, &name, replace).await,
+        Command::Projections(Projections::Rebuild { name, replace }) => {
+            return tools::projections::rebuild(&Site::find(&dir)?, &name, replace).await;
+        }
     }
     Ok(ExitCode::SUCCESS)
 }
-

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use api::health::{Component, Health, Level, Probe};
 use api::{App, Limits};
+use bus::Bus;
 use bus::feed::Feed;
 use bus::relay::{Relay, Status, hint};
-use bus::Bus;
 use clap::ValueEnum;
 use commands::Executor;
 use commands::timers::TimerPoller;
@@ -127,7 +127,11 @@ fn probe(store: Store, bus: Bus, reads: ReadSide, relaying: Option<watch::Receiv
             {
                 for (model, position) in positions {
                     let behind = head - position;
-                    say(&format!("read_model.{model}"), if behind > LAG { Level::Degraded } else { Level::Ok }, json!({"position": position, "behind": behind}));
+                    say(
+                        &format!("read_model.{model}"),
+                        if behind > LAG { Level::Degraded } else { Level::Ok },
+                        json!({"position": position, "behind": behind}),
+                    );
                 }
             }
             Health::of(components)

@@ -47,9 +47,14 @@ impl Site {
     /// The site with these private servers, where the environment names no others.
     pub(crate) fn with(dir: &Path, private: Option<&Remembered>) -> anyhow::Result<Self> {
         let named = Named::from_env();
-        let nothing = || format!("nothing is known of an installation in {}: start `tenure up` there, or set DATABASE_URL and NATS_URL", dir.display());
+        let nothing = || {
+            format!("nothing is known of an installation in {}: start `tenure up` there, or set DATABASE_URL and NATS_URL", dir.display())
+        };
         let private_database = || private.map(Remembered::service_url).with_context(nothing);
-        let owner_url = env("DATABASE_OWNER_URL").or_else(|| named.database.clone()).or_else(|| private.map(Remembered::owner_url)).with_context(nothing)?;
+        let owner_url = env("DATABASE_OWNER_URL")
+            .or_else(|| named.database.clone())
+            .or_else(|| private.map(Remembered::owner_url))
+            .with_context(nothing)?;
         Ok(Self {
             dir: dir.to_owned(),
             database_url: named.database.map_or_else(private_database, Ok)?,
@@ -72,7 +77,9 @@ impl Site {
     /// Opens the log.
     pub(crate) async fn store(&self) -> anyhow::Result<(Store, JoinHandle<()>)> {
         let config = Config::new(master_key(&self.dir)?, Arc::new(SystemClock));
-        Store::open(&self.database()?, config).await.context("the database cannot be used: is it running (`tenure up`), and migrated (`tenure migrate`)?")
+        Store::open(&self.database()?, config)
+            .await
+            .context("the database cannot be used: is it running (`tenure up`), and migrated (`tenure migrate`)?")
     }
 
     /// Connects to the bus.

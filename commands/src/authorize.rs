@@ -5,8 +5,15 @@ use domain::{Actor, Role, TenantId};
 use crate::CommandError;
 
 /// What an org_admin may do in their tenant. The platform keeps to itself what stops a tenant and what brings it back.
-const ORG_ADMIN: &[&str] =
-    &["tenant:read", "tenant:rename", "tenant:change_slug", "tenant:update_settings", "tenant:set_llm_config", "tenant:set_branding", "tenant:cancel"];
+const ORG_ADMIN: &[&str] = &[
+    "tenant:read",
+    "tenant:rename",
+    "tenant:change_slug",
+    "tenant:update_settings",
+    "tenant:set_llm_config",
+    "tenant:set_branding",
+    "tenant:cancel",
+];
 const SUPPORT_AGENT: &[&str] = &["tenant:read"];
 const USER: &[&str] = &["tenant:read"];
 const VIEWER: &[&str] = &["tenant:read"];

@@ -3,8 +3,8 @@
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::Arc;
 
-use cqrs_es::event_sink::EventSink;
 use cqrs_es::DomainEvent as _;
+use cqrs_es::event_sink::EventSink;
 use domain::aggregate::Ask as _;
 use domain::{Actor, Aggregate, Context, Effect, Issued, Precondition, StreamId};
 use store::load::Loaded;
@@ -88,8 +88,15 @@ pub struct Outcome {
 
 impl Outcome {
     fn of(appended: &Appended) -> Result<Self, CommandError> {
-        let stream: StreamId = appended.aggregate_id.parse().map_err(|e: domain::ids::StreamIdError| CommandError::Internal(e.to_string()))?;
-        Ok(Self { id: stream.id, version: appended.version, position: appended.position, created: appended.created, replayed: appended.replayed })
+        let stream: StreamId =
+            appended.aggregate_id.parse().map_err(|e: domain::ids::StreamIdError| CommandError::Internal(e.to_string()))?;
+        Ok(Self {
+            id: stream.id,
+            version: appended.version,
+            position: appended.position,
+            created: appended.created,
+            replayed: appended.replayed,
+        })
     }
 }
 
@@ -117,7 +124,8 @@ impl Executor {
         let started = std::time::Instant::now();
         let outcome = self.execute_in_turn(&request).instrument(span).await;
         let result = if outcome.is_ok() { "ok" } else { "refused" };
-        metrics::histogram!("tenure_command_seconds", "aggregate" => A::TYPE, "command" => request.command.name(), "result" => result).record(started.elapsed());
+        metrics::histogram!("tenure_command_seconds", "aggregate" => A::TYPE, "command" => request.command.name(), "result" => result)
+            .record(started.elapsed());
         outcome
     }
 
@@ -141,7 +149,12 @@ impl Executor {
         if request.expected.is_some_and(|expected| expected != version) {
             return self.conclude(request, version, || Err(CommandError::VersionMismatch { current: version })).await;
         }
-        let ctx = Context { now: self.store.clock().now(), actor: request.actor.clone(), stream: request.stream, fresh_id: self.store.fresh_id() };
+        let ctx = Context {
+            now: self.store.clock().now(),
+            actor: request.actor.clone(),
+            stream: request.stream,
+            fresh_id: self.store.fresh_id(),
+        };
         let (mut after, sink) = (state.clone(), EventSink::default());
         if let Err(error) = after.handle(Issued { command: request.command.clone(), ctx }, &(), &sink).await {
             return self.conclude(request, version, || Err(CommandError::rule(&error))).await;
@@ -154,7 +167,12 @@ impl Executor {
     }
 
     /// What was concluded from a state alone is final only when the log confirms the version, and when the request's key is not known already.
-    async fn conclude<A: Aggregate>(&self, request: &Request<A>, version: i64, conclusion: impl FnOnce() -> Result<(), CommandError>) -> Result<Attempt, CommandError> {
+    async fn conclude<A: Aggregate>(
+        &self,
+        request: &Request<A>,
+        version: i64,
+        conclusion: impl FnOnce() -> Result<(), CommandError>,
+    ) -> Result<Attempt, CommandError> {
         let now = self.store.verify::<A>(request.stream, request.key.as_ref()).await?;
         if let Some(answered) = now.answered {
             return Ok(Attempt::Done(answered.map_err(CommandError::append::<A>).and_then(|appended| Outcome::of(&appended))));
@@ -166,7 +184,14 @@ impl Executor {
         Ok(Attempt::Done(conclusion().map(|()| outcome)))
     }
 
-    async fn append<A: Aggregate>(&self, request: &Request<A>, mut before: A, version: i64, after: A, events: Vec<A::Event>) -> Result<Attempt, CommandError> {
+    async fn append<A: Aggregate>(
+        &self,
+        request: &Request<A>,
+        mut before: A,
+        version: i64,
+        after: A,
+        events: Vec<A::Event>,
+    ) -> Result<Attempt, CommandError> {
         let count = i64::try_from(events.len()).unwrap_or(i64::MAX);
         let mut new = Vec::with_capacity(events.len());
         let mut allocates = false;

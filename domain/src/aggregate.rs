@@ -125,7 +125,9 @@ pub struct Upcaster {
 }
 
 /// An aggregate: a [`cqrs_es::Aggregate`] that also declares its effects and its timers.
-pub trait Aggregate: cqrs_es::Aggregate<Command = Issued<Self::Ask>, Services = (), Error: DomainError, Event: 'static> + Clone + 'static {
+pub trait Aggregate:
+    cqrs_es::Aggregate<Command = Issued<Self::Ask>, Services = (), Error: DomainError, Event: 'static> + Clone + 'static
+{
     /// Its commands.
     type Ask: Ask;
 
@@ -199,7 +201,12 @@ macro_rules! aggregate {
             type Error = $error;
             type Services = ();
 
-            async fn handle(&mut self, command: Self::Command, (): &(), sink: &cqrs_es::event_sink::EventSink<Self>) -> Result<(), Self::Error> {
+            async fn handle(
+                &mut self,
+                command: Self::Command,
+                (): &(),
+                sink: &cqrs_es::event_sink::EventSink<Self>,
+            ) -> Result<(), Self::Error> {
                 for event in $crate::Aggregate::decide(self, command)? {
                     sink.write(event, self).await;
                 }

@@ -153,7 +153,9 @@ impl TryFrom<Value> for JsonObject {
         }
         match value {
             Value::Object(map) => Ok(Self(map)),
-            Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) | Value::Array(_) => Err(TextError::Malformed("must be an object")),
+            Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) | Value::Array(_) => {
+                Err(TextError::Malformed("must be an object"))
+            }
         }
     }
 }

@@ -26,7 +26,12 @@ pub enum FoldError {
 }
 
 /// Folds `events` into the table `read.<table>`.
-pub(crate) async fn fold<M: ReadModel>(store: &Store, connection: &mut PgConnection, table: &str, events: &[&RawEvent]) -> Result<(), FoldError> {
+pub(crate) async fn fold<M: ReadModel>(
+    store: &Store,
+    connection: &mut PgConnection,
+    table: &str,
+    events: &[&RawEvent],
+) -> Result<(), FoldError> {
     let mine: Vec<&RawEvent> = events.iter().copied().filter(|e| e.aggregate_type == M::Aggregate::TYPE).collect();
     if mine.is_empty() {
         return Ok(());
@@ -45,10 +50,15 @@ pub(crate) async fn fold<M: ReadModel>(store: &Store, connection: &mut PgConnect
 }
 
 /// Loads the rows of all the keys, and answers them as they were.
-async fn load<M: ReadModel>(connection: &mut PgConnection, table: &str, rows: &mut HashMap<M::Key, Option<M::Row>>) -> Result<HashMap<M::Key, M::Row>, FoldError> {
+async fn load<M: ReadModel>(
+    connection: &mut PgConnection,
+    table: &str,
+    rows: &mut HashMap<M::Key, Option<M::Row>>,
+) -> Result<HashMap<M::Key, M::Row>, FoldError> {
     let keys: Vec<M::Key> = rows.keys().cloned().collect();
     let documents = keys.iter().map(serde_json::to_value).collect::<Result<Vec<_>, _>>()?;
-    let on = documents.first().map(|key| columns(key).map(|c| format!("t.{c} = k.{c}")).collect::<Vec<_>>().join(" and ")).unwrap_or_default();
+    let on =
+        documents.first().map(|key| columns(key).map(|c| format!("t.{c} = k.{c}")).collect::<Vec<_>>().join(" and ")).unwrap_or_default();
     // The ordinal ties each row to its key, which need not be computable from the row.
     let sql = format!(
         "select o.ordinality, to_json(t) from json_array_elements($1::json) with ordinality o, json_populate_record(null::read.{table}, o.value) k join read.{table} t on {on}"
@@ -65,7 +75,12 @@ async fn load<M: ReadModel>(connection: &mut PgConnection, table: &str, rows: &m
 }
 
 /// Writes what has changed.
-async fn write<M: ReadModel>(connection: &mut PgConnection, table: &str, before: &HashMap<M::Key, M::Row>, rows: HashMap<M::Key, Option<M::Row>>) -> Result<(), FoldError> {
+async fn write<M: ReadModel>(
+    connection: &mut PgConnection,
+    table: &str,
+    before: &HashMap<M::Key, M::Row>,
+    rows: HashMap<M::Key, Option<M::Row>>,
+) -> Result<(), FoldError> {
     let (mut gone, mut changed, mut key_columns) = (Vec::new(), Vec::new(), Vec::new());
     for (key, row) in rows {
         let document = serde_json::to_value(&key)?;
@@ -84,7 +99,11 @@ async fn write<M: ReadModel>(connection: &mut PgConnection, table: &str, before:
         sqlx::query(&sql).bind(Json(gone)).execute(&mut *connection).await?;
     }
     if let Some(row) = changed.first() {
-        let set = columns(row).filter(|c| !key_columns.iter().any(|k| k == c)).map(|c| format!("{c} = excluded.{c}")).collect::<Vec<_>>().join(", ");
+        let set = columns(row)
+            .filter(|c| !key_columns.iter().any(|k| k == c))
+            .map(|c| format!("{c} = excluded.{c}"))
+            .collect::<Vec<_>>()
+            .join(", ");
         let action = if set.is_empty() { "do nothing".to_owned() } else { format!("do update set {set}") };
         let sql = format!(
             "insert into read.{table} select * from json_populate_recordset(null::read.{table}, $1::json) on conflict ({}) {action}",

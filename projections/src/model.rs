@@ -25,5 +25,9 @@ pub trait ReadModel: Send + Sync + 'static {
     fn keys(event: &Recorded<<Self::Aggregate as cqrs_es::Aggregate>::Event>) -> Vec<Self::Key>;
 
     /// What becomes of one of them.
-    fn apply(key: &Self::Key, row: Option<Self::Row>, event: &Recorded<<Self::Aggregate as cqrs_es::Aggregate>::Event>) -> Option<Self::Row>;
+    fn apply(
+        key: &Self::Key,
+        row: Option<Self::Row>,
+        event: &Recorded<<Self::Aggregate as cqrs_es::Aggregate>::Event>,
+    ) -> Option<Self::Row>;
 }

@@ -49,7 +49,13 @@ impl Progress {
 }
 
 /// Starts the projectors of all read models; they end with `cancel`.
-pub fn start_all(store: &Store, pool: &PgPool, feed: &Feed, progress: &Progress, cancel: &CancellationToken) -> Vec<tokio::task::JoinHandle<()>> {
+pub fn start_all(
+    store: &Store,
+    pool: &PgPool,
+    feed: &Feed,
+    progress: &Progress,
+    cancel: &CancellationToken,
+) -> Vec<tokio::task::JoinHandle<()>> {
     macro_rules! all {
         ($($model:ty,)*) => {
             vec![$(tokio::spawn(run(Projector::<$model>::new(store.clone(), pool.clone(), progress.clone()), store.clone(), feed.clone(), cancel.clone()))),*]
@@ -92,7 +98,7 @@ fn retry(error: impl std::fmt::Display) -> HandlerError {
 }
 
 impl<M: ReadModel> Handler for Projector<M> {
-    fn name(&self) -> &str {
+    fn name(&self) -> &'static str {
         M::NAME
     }
 

@@ -55,7 +55,12 @@ pub enum RebuildError {
 }
 
 /// Builds the next generation of a read model from the log. `progress` hears the position reached and the one to reach.
-pub async fn rebuild<M: ReadModel>(store: &Store, pool: &PgPool, purpose: Purpose, progress: &mut (dyn FnMut(i64, i64) + Send)) -> Result<Rebuilt, RebuildError> {
+pub async fn rebuild<M: ReadModel>(
+    store: &Store,
+    pool: &PgPool,
+    purpose: Purpose,
+    progress: &mut (dyn FnMut(i64, i64) + Send),
+) -> Result<Rebuilt, RebuildError> {
     let (owner, name) = (store.fresh_id(), format!("rebuild/{}", M::NAME));
     if lease::acquire(pool, &name, owner, LEASE).await?.is_none() {
         return Err(RebuildError::Busy(M::NAME));
@@ -65,7 +70,13 @@ pub async fn rebuild<M: ReadModel>(store: &Store, pool: &PgPool, purpose: Purpos
     built
 }
 
-async fn build<M: ReadModel>(store: &Store, pool: &PgPool, purpose: Purpose, lease: (&str, uuid::Uuid), progress: &mut (dyn FnMut(i64, i64) + Send)) -> Result<Rebuilt, RebuildError> {
+async fn build<M: ReadModel>(
+    store: &Store,
+    pool: &PgPool,
+    purpose: Purpose,
+    lease: (&str, uuid::Uuid),
+    progress: &mut (dyn FnMut(i64, i64) + Send),
+) -> Result<Rebuilt, RebuildError> {
     let generation: i32 = sqlx::query_scalar("select read.new_generation($1)").bind(M::NAME).fetch_one(pool).await?;
     let mut position = 0;
     loop {
@@ -73,7 +84,10 @@ async fn build<M: ReadModel>(store: &Store, pool: &PgPool, purpose: Purpose, lea
             return Err(RebuildError::Busy(M::NAME));
         }
         // Never past the serving one: the two have to be at the same position when they are compared.
-        let serving: i64 = sqlx::query_scalar("select position from read.generations where name = $1 and state = 'serving'").bind(M::NAME).fetch_one(pool).await?;
+        let serving: i64 = sqlx::query_scalar("select position from read.generations where name = $1 and state = 'serving'")
+            .bind(M::NAME)
+            .fetch_one(pool)
+            .await?;
         progress(position, serving);
         if serving - position < PAGE {
             break;
@@ -85,28 +99,46 @@ async fn build<M: ReadModel>(store: &Store, pool: &PgPool, purpose: Purpose, lea
     let mut tx = pool.begin().await?;
     // Once the serving checkpoint is locked the projector waits, so this part must be short.
     let serving: (i32, i64) =
-        sqlx::query_as("select generation, position from read.generations where name = $1 and state = 'serving' for update").bind(M::NAME).fetch_one(&mut *tx).await?;
+        sqlx::query_as("select generation, position from read.generations where name = $1 and state = 'serving' for update")
+            .bind(M::NAME)
+            .fetch_one(&mut *tx)
+            .await?;
     while position < serving.1 {
         position = advance::<M>(store, &mut tx, generation, position, serving.1).await?;
     }
     let (old, new) = (format!("read.{}_g{}", M::NAME, serving.0), format!("read.{}_g{generation}", M::NAME));
-    let differences: i64 =
-        sqlx::query_scalar(&format!("select count(*) from ((table {old} except table {new}) union all (table {new} except table {old})) d")).fetch_one(&mut *tx).await?;
+    let differences: i64 = sqlx::query_scalar(&format!(
+        "select count(*) from ((table {old} except table {new}) union all (table {new} except table {old})) d"
+    ))
+    .fetch_one(&mut *tx)
+    .await?;
     let switched = match purpose {
         Purpose::Switch => differences == 0,
         Purpose::Replace => true,
         Purpose::Verify => false,
     };
-    sqlx::query(if switched { "select read.serve($1, $2)" } else { "select read.drop_generation($1, $2)" }).bind(M::NAME).bind(generation).execute(&mut *tx).await?;
+    sqlx::query(if switched { "select read.serve($1, $2)" } else { "select read.drop_generation($1, $2)" })
+        .bind(M::NAME)
+        .bind(generation)
+        .execute(&mut *tx)
+        .await?;
     tx.commit().await?;
     progress(position, position);
     Ok(Rebuilt { generation, position, differences, switched })
 }
 
 /// Folds one page into a generation that is being built, but not past `end`.
-async fn advance<M: ReadModel>(store: &Store, tx: &mut PgConnection, generation: i32, position: i64, end: i64) -> Result<i64, RebuildError> {
+async fn advance<M: ReadModel>(
+    store: &Store,
+    tx: &mut PgConnection,
+    generation: i32,
+    position: i64,
+    end: i64,
+) -> Result<i64, RebuildError> {
     let events = store.read_from(position, PAGE.min(end - position)).await?;
-    let Some(RawEvent { position: reached, log_hash: Hash(log_hash), .. }) = events.last() else { return Err(sqlx::Error::RowNotFound.into()) };
+    let Some(RawEvent { position: reached, log_hash: Hash(log_hash), .. }) = events.last() else {
+        return Err(sqlx::Error::RowNotFound.into());
+    };
     fold::<M>(store, tx, &format!("{}_g{generation}", M::NAME), &events.iter().collect::<Vec<_>>()).await?;
     sqlx::query("update read.generations set position = $3, log_hash = $4 where name = $1 and generation = $2")
         .bind(M::NAME)

@@ -35,8 +35,12 @@ pub(crate) fn postgres() -> Result<PathBuf, ServerError> {
     found.sort();
     match found.pop() {
         Some((version, dir)) if version >= POSTGRES => Ok(dir),
-        Some((version, dir)) => Err(ServerError::Missing(format!("PostgreSQL {version} in {} is too old: {POSTGRES} or newer is needed", dir.display()))),
-        None => Err(ServerError::Missing(format!("PostgreSQL {POSTGRES} or newer is needed: install it (`make setup` does), or name a server in DATABASE_URL"))),
+        Some((version, dir)) => {
+            Err(ServerError::Missing(format!("PostgreSQL {version} in {} is too old: {POSTGRES} or newer is needed", dir.display())))
+        }
+        None => Err(ServerError::Missing(format!(
+            "PostgreSQL {POSTGRES} or newer is needed: install it (`make setup` does), or name a server in DATABASE_URL"
+        ))),
     }
 }
 
@@ -48,10 +52,18 @@ pub(crate) fn nats() -> Result<PathBuf, ServerError> {
             if version >= NATS {
                 return Ok(program);
             }
-            return Err(ServerError::Missing(format!("{} is too old: nats-server {}.{} or newer is needed", program.display(), NATS.0, NATS.1)));
+            return Err(ServerError::Missing(format!(
+                "{} is too old: nats-server {}.{} or newer is needed",
+                program.display(),
+                NATS.0,
+                NATS.1
+            )));
         }
     }
-    Err(ServerError::Missing(format!("nats-server {}.{} or newer is needed: install it (`make setup` does), or name a server in NATS_URL", NATS.0, NATS.1)))
+    Err(ServerError::Missing(format!(
+        "nats-server {}.{} or newer is needed: install it (`make setup` does), or name a server in NATS_URL",
+        NATS.0, NATS.1
+    )))
 }
 
 fn path_dirs() -> impl Iterator<Item = PathBuf> {

@@ -105,13 +105,14 @@ fn place(data: &DataDir, remembered: &Remembered, user: Option<&User>) -> Result
         here
     } else {
         let root = ["/var/lib", "/var/tmp"].map(Path::new).into_iter().find(|dir| dir.is_dir() && passable(dir));
-        let root = root.ok_or_else(|| ServerError::Missing(format!("user {} can reach neither the data directory nor /var/lib", user.name)))?;
+        let root =
+            root.ok_or_else(|| ServerError::Missing(format!("user {} can reach neither the data directory nor /var/lib", user.name)))?;
         let parent = root.join("tenure");
         if !parent.is_dir() {
             fs::create_dir(&parent).map_err(io(parent.display().to_string()))?;
         }
         fs::set_permissions(&parent, fs::Permissions::from_mode(0o711)).map_err(io(parent.display().to_string()))?;
-        parent.join(crate::secret()[..16].to_owned())
+        parent.join(&crate::secret()[..16])
     };
     create_private_dir(&dir)?;
     chown(&dir, Some(user.uid.as_raw()), Some(user.gid.as_raw())).map_err(io(dir.display().to_string()))?;
@@ -122,7 +123,11 @@ fn initdb(bin: &Path, dir: &Path, user: Option<&User>, password: &str) -> Result
     let password_file = dir.with_extension("password");
     write_secret(&password_file, password)?;
     let mut command = Command::new(bin.join("initdb"));
-    command.arg("-D").arg(dir).args(["-U", "tenure_owner", "--auth=scram-sha-256", "--encoding=UTF8", "--locale=C", "--no-instructions", "--no-sync"]).current_dir("/");
+    command
+        .arg("-D")
+        .arg(dir)
+        .args(["-U", "tenure_owner", "--auth=scram-sha-256", "--encoding=UTF8", "--locale=C", "--no-instructions", "--no-sync"])
+        .current_dir("/");
     command.arg(format!("--pwfile={}", password_file.display()));
     if let Some(user) = user {
         use std::os::unix::process::CommandExt as _;
@@ -145,11 +150,13 @@ fn initdb(bin: &Path, dir: &Path, user: Option<&User>, password: &str) -> Result
 /// Makes the database, and the user that services log in as.
 async fn prepare(url: &str, remembered: &Remembered) -> Result<(), ServerError> {
     let mut connection = PgConnection::connect(url).await?;
-    let exists: bool = sqlx::query_scalar("select exists(select from pg_database where datname = 'tenure')").fetch_one(&mut connection).await?;
+    let exists: bool =
+        sqlx::query_scalar("select exists(select from pg_database where datname = 'tenure')").fetch_one(&mut connection).await?;
     if !exists {
         connection.execute("create database tenure").await?;
     }
-    let exists: bool = sqlx::query_scalar("select exists(select from pg_roles where rolname = 'tenure_service')").fetch_one(&mut connection).await?;
+    let exists: bool =
+        sqlx::query_scalar("select exists(select from pg_roles where rolname = 'tenure_service')").fetch_one(&mut connection).await?;
     if !exists {
         connection.execute("create role tenure_service login noinherit").await?;
         for role in ["tenure_writer", "tenure_projector", "tenure_reader", "tenure_platform_reader"] {

@@ -29,7 +29,12 @@ pub(crate) struct Watched {
 
 impl Watched {
     /// Starts the process. Its output is appended to `log`.
-    pub(crate) fn start(what: &'static str, polite: Signal, log: &Path, command: impl Fn() -> Command + Send + 'static) -> Result<Self, ServerError> {
+    pub(crate) fn start(
+        what: &'static str,
+        polite: Signal,
+        log: &Path,
+        command: impl Fn() -> Command + Send + 'static,
+    ) -> Result<Self, ServerError> {
         let spawn = {
             let log = log.to_owned();
             move || {
@@ -101,7 +106,8 @@ pub(crate) fn alive(pid: u32) -> bool {
 }
 
 fn is_zombie(pid: u32) -> bool {
-    std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('Z')))
+    std::fs::read_to_string(format!("/proc/{pid}/stat"))
+        .is_ok_and(|stat| stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('Z')))
 }
 
 /// Stops a server that an earlier run, killed before it could do so, has left behind. The pid file's number may belong to somebody else by now, so the process must also
@@ -126,7 +132,10 @@ fn looks_like(pid: u32, ours: &str) -> bool {
     match std::fs::read(format!("/proc/{pid}/cmdline")) {
         Ok(line) => String::from_utf8_lossy(&line).contains(ours),
         // Where there is no /proc, `ps` tells.
-        Err(_) => std::process::Command::new("ps").args(["-o", "command=", "-p", &pid.to_string()]).output().is_ok_and(|o| String::from_utf8_lossy(&o.stdout).contains(ours)),
+        Err(_) => std::process::Command::new("ps")
+            .args(["-o", "command=", "-p", &pid.to_string()])
+            .output()
+            .is_ok_and(|o| String::from_utf8_lossy(&o.stdout).contains(ours)),
     }
 }
 
@@ -136,14 +145,23 @@ pub(crate) async fn pause(time: Duration) {
 }
 
 /// Waits until `probe` says yes; fails when the process ends or takes too long.
-pub(crate) async fn wait_up<F: Future<Output = bool>>(what: &'static str, watched: &mut Watched, log: PathBuf, mut probe: impl FnMut() -> F) -> Result<(), ServerError> {
+pub(crate) async fn wait_up<F: Future<Output = bool>>(
+    what: &'static str,
+    watched: &mut Watched,
+    log: PathBuf,
+    mut probe: impl FnMut() -> F,
+) -> Result<(), ServerError> {
     let deadline = Instant::now() + Duration::from_secs(60);
     while !probe().await {
         if !watched.is_running() || Instant::now() > deadline {
             watched.stop().await;
             let text = std::fs::read_to_string(&log).unwrap_or_default();
             let lines: Vec<&str> = text.lines().rev().take(12).collect();
-            return Err(ServerError::NotUp { what, log: log.display().to_string(), tail: lines.into_iter().rev().collect::<Vec<_>>().join("\n") });
+            return Err(ServerError::NotUp {
+                what,
+                log: log.display().to_string(),
+                tail: lines.into_iter().rev().collect::<Vec<_>>().join("\n"),
+            });
         }
         pause(Duration::from_millis(25)).await;
     }

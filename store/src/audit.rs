@@ -100,7 +100,12 @@ impl Audit {
         let sequence = self.sequences.entry(stream).or_insert(0);
         let before = std::mem::replace(sequence, event.sequence);
         if event.sequence != before + 1 {
-            self.find("contiguous", Some(event.aggregate_id.clone()), at, format!("{} {}: version {} follows {before}", event.aggregate_type, event.aggregate_id, event.sequence));
+            self.find(
+                "contiguous",
+                Some(event.aggregate_id.clone()),
+                at,
+                format!("{} {}: version {} follows {before}", event.aggregate_type, event.aggregate_id, event.sequence),
+            );
         }
         if event.computed_digest() != event.digest {
             self.find("digest", None, at, "the digest is not that of the event: it was changed".into());
@@ -120,7 +125,12 @@ impl Audit {
     async fn fold(&mut self, store: &Store, event: &RawEvent) {
         let at = Some(event.position);
         let Some((aggregate, mut folder)) = self.folders.remove_entry(event.aggregate_type.as_str()) else {
-            self.find("unknown", Some(event.aggregate_type.clone()), at, format!("aggregate type {} is not known to this binary; its guards are not checked", event.aggregate_type));
+            self.find(
+                "unknown",
+                Some(event.aggregate_type.clone()),
+                at,
+                format!("aggregate type {} is not known to this binary; its guards are not checked", event.aggregate_type),
+            );
             return;
         };
         match folder.effects(store, event).await {
@@ -155,26 +165,41 @@ impl Audit {
         let stored = claims.into_iter().map(|c| (format!("claim {} {} in {}", c.1, c.2, c.0), format!("{} {} {}", c.3, c.4, c.5)));
         let mut differences = differences(folded, stored);
 
-        let counters: Vec<(Uuid, String, i64, Option<i64>, Option<i64>)> = sqlx::query_as("select tenant_id, name, value, floor, ceiling from counters").fetch_all(&mut *tx).await?;
-        let folded = self.guards.counters.rows().map(|(k, c)| (format!("counter {} of {}", k.1, k.0), format!("{} in {:?}..{:?}", c.value, c.floor, c.ceiling)));
+        let counters: Vec<(Uuid, String, i64, Option<i64>, Option<i64>)> =
+            sqlx::query_as("select tenant_id, name, value, floor, ceiling from counters").fetch_all(&mut *tx).await?;
+        let folded = self
+            .guards
+            .counters
+            .rows()
+            .map(|(k, c)| (format!("counter {} of {}", k.1, k.0), format!("{} in {:?}..{:?}", c.value, c.floor, c.ceiling)));
         let stored = counters.into_iter().map(|c| (format!("counter {} of {}", c.1, c.0), format!("{} in {:?}..{:?}", c.2, c.3, c.4)));
         differences.extend(self::differences(folded, stored));
 
-        let allocations: Vec<(Uuid, String, i64)> = sqlx::query_as("select tenant_id, name, last from allocations").fetch_all(&mut *tx).await?;
+        let allocations: Vec<(Uuid, String, i64)> =
+            sqlx::query_as("select tenant_id, name, last from allocations").fetch_all(&mut *tx).await?;
         let folded = self.guards.allocations.rows().map(|(k, last)| (format!("allocation {} of {}", k.1, k.0), last.to_string()));
-        differences.extend(self::differences(folded, allocations.into_iter().map(|a| (format!("allocation {} of {}", a.1, a.0), a.2.to_string()))));
+        differences.extend(self::differences(
+            folded,
+            allocations.into_iter().map(|a| (format!("allocation {} of {}", a.1, a.0), a.2.to_string())),
+        ));
 
-        let timers: Vec<(String, String, String, chrono::DateTime<chrono::Utc>)> = sqlx::query_as("select aggregate_type, aggregate_id, name, due_at from timers").fetch_all(&mut *tx).await?;
+        let timers: Vec<(String, String, String, chrono::DateTime<chrono::Utc>)> =
+            sqlx::query_as("select aggregate_type, aggregate_id, name, due_at from timers").fetch_all(&mut *tx).await?;
         let folded = self.guards.timers.rows().map(|(k, due)| (format!("timer {} of {} {}", k.2, k.0, k.1), due.to_string()));
-        differences.extend(self::differences(folded, timers.into_iter().map(|t| (format!("timer {} of {} {}", t.2, t.0, t.1), t.3.to_string()))));
+        differences
+            .extend(self::differences(folded, timers.into_iter().map(|t| (format!("timer {} of {} {}", t.2, t.0, t.1), t.3.to_string()))));
 
-        let heads: Vec<(Uuid, i64, Vec<u8>, Option<String>)> = sqlx::query_as("select tenant_id, position, tenant_hash, gate from tenant_heads").fetch_all(&mut *tx).await?;
+        let heads: Vec<(Uuid, i64, Vec<u8>, Option<String>)> =
+            sqlx::query_as("select tenant_id, position, tenant_hash, gate from tenant_heads").fetch_all(&mut *tx).await?;
         let gates = &self.guards.tenants;
         let folded = self.tenants.iter().map(|(tenant, (position, hash))| {
             let gate = gates.get(&TenantId(*tenant)).and_then(|t| t.gate.clone());
             (format!("head of tenant {tenant}"), format!("{position} {hash} {gate:?}"))
         });
-        differences.extend(self::differences(folded, heads.into_iter().map(|h| (format!("head of tenant {}", h.0), format!("{} {} {:?}", h.1, hex::encode(h.2), h.3)))));
+        differences.extend(self::differences(
+            folded,
+            heads.into_iter().map(|h| (format!("head of tenant {}", h.0), format!("{} {} {:?}", h.1, hex::encode(h.2), h.3))),
+        ));
         self.findings.extend(differences.into_iter().map(|what| Finding { position: None, what }));
         Ok(())
     }
@@ -184,7 +209,10 @@ impl Audit {
 fn differences(folded: impl Iterator<Item = (String, String)>, stored: impl Iterator<Item = (String, String)>) -> Vec<String> {
     let folded: BTreeMap<_, _> = folded.collect();
     let stored: BTreeMap<_, _> = stored.collect();
-    let missing = folded.iter().filter(|(name, _)| !stored.contains_key(*name)).map(|(name, value)| format!("{name} is missing; the log says {value}"));
+    let missing = folded
+        .iter()
+        .filter(|(name, _)| !stored.contains_key(*name))
+        .map(|(name, value)| format!("{name} is missing; the log says {value}"));
     let other = stored.iter().filter_map(|(name, value)| match folded.get(name) {
         None => Some(format!("{name} is {value}; the log knows none")),
         Some(said) if said != value => Some(format!("{name} is {value}; the log says {said}")),
@@ -221,7 +249,12 @@ impl Store {
         }
         if audit.head != stored {
             let (is, says) = (audit.head, stored);
-            audit.find("head", None, Some(is.position), format!("the log ends at {} {}, its head says {} {}", is.position, is.log_hash, says.position, says.log_hash));
+            audit.find(
+                "head",
+                None,
+                Some(is.position),
+                format!("the log ends at {} {}, its head says {} {}", is.position, is.log_hash, says.position, says.log_hash),
+            );
         }
         audit.compare_guards(&mut tx).await?;
         tx.rollback().await?;

@@ -86,7 +86,8 @@ impl Store {
     /// Opens the log and starts its writer, which ends when the last clone is dropped and everything accepted is written; await the handle to be sure of that.
     pub async fn open(database: &Database, config: Config) -> Result<(Self, JoinHandle<()>), sqlx::Error> {
         let pool = database.pool(DbRole::Writer, 8);
-        let (installation, position): (Uuid, i64) = sqlx::query_as("select installation_id, position from log_head").fetch_one(&pool).await?;
+        let (installation, position): (Uuid, i64) =
+            sqlx::query_as("select installation_id, position from log_head").fetch_one(&pool).await?;
         let queue = Arc::new(append::queue::Queue::new(config.queue, config.batch));
         let (head, _) = watch::channel(position);
         let writer = append::writer::Writer::new(database.clone(), queue.clone(), config.clock.clone(), head.clone());

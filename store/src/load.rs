@@ -13,12 +13,12 @@ use postgres_es::PostgresEventRepository;
 use serde_json::Value;
 use sqlx::types::Json;
 
+use crate::Store;
 use crate::append::decide::{KeyRecord, replay};
 use crate::append::writer::KeyRow;
 use crate::append::{AppendError, Appended, Key};
 use crate::event::{Metadata, RawEvent, Recorded};
 use crate::seal::UnsealError;
-use crate::Store;
 
 /// The longest a state is used without a fresh look at its stream: it may hold personal data that another process has erased meanwhile.
 const STATE_TTL: Duration = Duration::from_secs(60);
@@ -163,7 +163,8 @@ impl Store {
     pub async fn typed<A: Aggregate>(&self, events: &[&RawEvent]) -> Result<Vec<Recorded<A::Event>>, LoadError> {
         let mut payloads = Vec::with_capacity(events.len());
         for event in events {
-            let payload: Value = serde_json::from_str(&event.payload).map_err(|e| LoadError::Corrupt { event_type: event.event_type.clone(), reason: e.to_string() })?;
+            let payload: Value = serde_json::from_str(&event.payload)
+                .map_err(|e| LoadError::Corrupt { event_type: event.event_type.clone(), reason: e.to_string() })?;
             payloads.push((TenantId(event.tenant_id), payload));
         }
         self.inner.keyring.unseal(payloads.iter_mut().map(|p| (p.0, &mut p.1))).await?;

@@ -3,8 +3,8 @@
 use sqlx::{PgConnection, QueryBuilder};
 use uuid::Uuid;
 
-use crate::event::{COLUMNS, RawEvent};
 use crate::Store;
+use crate::event::{COLUMNS, RawEvent};
 
 /// Which events a listing shows; all that is given must hold.
 #[derive(Clone, Debug, Default)]

@@ -79,7 +79,9 @@ impl Keyring {
     /// A keyed hash of a personal value, so that it can be compared and not read.
     pub(crate) fn claim_hash(&self, claim: &Claim, value: &str) -> String {
         // HMAC takes keys of any length; a domain-separating prefix keeps this use apart from the wrapping.
-        let Ok(mut mac) = <Hmac<Sha256> as hmac::Mac>::new_from_slice(&self.master.0) else { unreachable!("HMAC takes keys of any length") };
+        let Ok(mut mac) = <Hmac<Sha256> as hmac::Mac>::new_from_slice(&self.master.0) else {
+            unreachable!("HMAC takes keys of any length")
+        };
         mac.update(b"tenure claim\0");
         mac.update(claim.namespace.as_bytes());
         mac.update(b"\0");
@@ -204,11 +206,12 @@ impl Keyring {
             .bind(wrapped)
             .execute(&self.pool)
             .await?;
-        let stored: Option<Vec<u8>> = sqlx::query_scalar("select wrapped_key from ops.subject_keys where tenant_id = $1 and subject_id = $2")
-            .bind(name.0.0)
-            .bind(name.1.0)
-            .fetch_one(&self.pool)
-            .await?;
+        let stored: Option<Vec<u8>> =
+            sqlx::query_scalar("select wrapped_key from ops.subject_keys where tenant_id = $1 and subject_id = $2")
+                .bind(name.0.0)
+                .bind(name.1.0)
+                .fetch_one(&self.pool)
+                .await?;
         self.unwrap(name, stored)
     }
 }

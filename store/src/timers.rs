@@ -41,14 +41,16 @@ pub async fn take_due(pool: &PgPool, now: DateTime<Utc>, owner: Uuid, ttl: Durat
 
 /// The timer was fired, or is none any more.
 pub async fn done(pool: &PgPool, due: &Due, owner: Uuid) -> Result<(), sqlx::Error> {
-    sqlx::query("delete from ops.timer_leases where aggregate_type = $1 and aggregate_id = $2 and name = $3 and due_at = $4 and owner = $5")
-        .bind(&due.aggregate_type)
-        .bind(&due.aggregate_id)
-        .bind(&due.name)
-        .bind(due.due_at)
-        .bind(owner)
-        .execute(pool)
-        .await?;
+    sqlx::query(
+        "delete from ops.timer_leases where aggregate_type = $1 and aggregate_id = $2 and name = $3 and due_at = $4 and owner = $5",
+    )
+    .bind(&due.aggregate_type)
+    .bind(&due.aggregate_id)
+    .bind(&due.name)
+    .bind(due.due_at)
+    .bind(owner)
+    .execute(pool)
+    .await?;
     Ok(())
 }
 

@@ -64,18 +64,26 @@ impl Client {
     pub fn with_limits(env: &Env, node: &Node, limits: Limits) -> Self {
         let key = TokenKey::from_pem(&TokenKey::generate().expect("a key")).expect("a key");
         let probe: Probe = std::sync::Arc::new(|| async { Health { status: Level::Ok, components: BTreeMap::new() } }.boxed());
-        let app = App { executor: node.executor.clone(), reads: node.reads.clone(), token_key: key.clone(), probe, metrics: api::app::recorder() };
+        let app = App {
+            executor: node.executor.clone(),
+            reads: node.reads.clone(),
+            token_key: key.clone(),
+            probe,
+            metrics: api::app::recorder(),
+        };
         let client = Self { router: api::router(app, limits), key, token: None, clock: env.clock.clone() };
         client.acting(TenantId::SYSTEM, Role::SuperAdmin)
     }
 
     /// As somebody else.
+    #[must_use]
     pub fn acting(&self, tenant: TenantId, role: Role) -> Self {
         let token = self.key.sign("tester", tenant, role, self.clock.now(), TimeDelta::hours(1)).expect("a token");
         Self { token: Some(token), ..self.clone() }
     }
 
     /// With this token.
+    #[must_use]
     pub fn with_token(&self, token: Option<String>) -> Self {
         Self { token, ..self.clone() }
     }

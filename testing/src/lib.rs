@@ -10,8 +10,8 @@ pub mod servers;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use chrono::{DateTime, TimeZone as _, Utc};
 use bus::Bus;
+use chrono::{DateTime, TimeZone as _, Utc};
 use domain::ManualClock;
 use sqlx::PgPool;
 use store::{Config, Database, MasterKey, Store};

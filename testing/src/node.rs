@@ -62,14 +62,23 @@ impl Node {
     }
 
     /// Executes a command as the platform.
-    pub async fn execute(&self, tenant: TenantId, command: impl Into<domain::identity::tenant::Command>) -> Result<commands::Outcome, commands::CommandError> {
+    pub async fn execute(
+        &self,
+        tenant: TenantId,
+        command: impl Into<domain::identity::tenant::Command>,
+    ) -> Result<commands::Outcome, commands::CommandError> {
         self.executor.execute(commands::Request::<Tenant>::new(StreamId::new(tenant, tenant.0), command, system(), id())).await
     }
 
     /// Makes a tenant.
     pub async fn provision(&self, slug: &str) -> TenantId {
         let tenant = TenantId(id());
-        let command = ProvisionTenant { slug: Slug::parse(slug).expect("a slug"), name: DisplayName::parse(slug).expect("a name"), plan: None, owner: None };
+        let command = ProvisionTenant {
+            slug: Slug::parse(slug).expect("a slug"),
+            name: DisplayName::parse(slug).expect("a name"),
+            plan: None,
+            owner: None,
+        };
         self.execute(tenant, command).await.expect("a tenant");
         tenant
     }
@@ -77,8 +86,14 @@ impl Node {
     /// Waits until the relay and all read models have come as far as the log.
     pub async fn settled(&self) {
         let head = self.store.head().await.expect("the log").position;
-        eventually("the relay is at the log's end", || async { matches!(*self.relay.borrow(), Status::Running { position } if position >= head).then_some(()) }).await;
-        eventually("the read models are at the log's end", || async { self.reads.positions().await.ok()?.iter().all(|(_, p)| *p >= head).then_some(()) }).await;
+        eventually("the relay is at the log's end", || async {
+            matches!(*self.relay.borrow(), Status::Running { position } if position >= head).then_some(())
+        })
+        .await;
+        eventually("the read models are at the log's end", || async {
+            self.reads.positions().await.ok()?.iter().all(|(_, p)| *p >= head).then_some(())
+        })
+        .await;
     }
 }
 

@@ -57,7 +57,10 @@ impl Drop for Servers {
 /// A shell that waits for the end of its input, which comes when this process ends in whatever way, and then stops the servers and removes their files.
 fn reaper(postgres: u32, nats: u32, cluster: Option<&Path>, data: &Path) -> Child {
     let mut child = Command::new("sh")
-        .args(["-c", "cat >/dev/null; kill -QUIT $0; kill -KILL $1; while kill -0 $0 2>/dev/null; do sleep 0.1; done; rm -rf \"$2\" \"$3\""])
+        .args([
+            "-c",
+            "cat >/dev/null; kill -QUIT $0; kill -KILL $1; while kill -0 $0 2>/dev/null; do sleep 0.1; done; rm -rf \"$2\" \"$3\"",
+        ])
         .args([postgres.to_string(), nats.to_string()])
         .args([cluster.unwrap_or(data), data])
         .stdin(Stdio::piped())
@@ -114,10 +117,17 @@ impl Shared {
     pub async fn prepare(remembered: Remembered) -> Self {
         let mut connection = PgConnection::connect(&remembered.owner_url()).await.expect("PostgreSQL");
         connection.execute("select pg_advisory_lock(4711)").await.expect("the template's lock");
-        let exists: bool = sqlx::query_scalar("select exists(select from pg_database where datname = 'tenure_template')").fetch_one(&mut connection).await.expect("PostgreSQL");
+        let exists: bool = sqlx::query_scalar("select exists(select from pg_database where datname = 'tenure_template')")
+            .fetch_one(&mut connection)
+            .await
+            .expect("PostgreSQL");
         if !exists {
             connection.execute("create database tenure_making").await.expect("a template");
-            Database::new(&remembered.owner_url().replace("/tenure?", "/tenure_making?")).expect("a URL").migrate().await.expect("migrations");
+            Database::new(&remembered.owner_url().replace("/tenure?", "/tenure_making?"))
+                .expect("a URL")
+                .migrate()
+                .await
+                .expect("migrations");
             connection.execute("alter database tenure_making rename to tenure_template").await.expect("a template");
         }
         connection.close().await.expect("PostgreSQL");

@@ -35,7 +35,11 @@ pub(crate) fn all() -> OpenApiRouter<App> {
 
 /// What operators ask; never refused for load.
 pub(crate) fn operations() -> OpenApiRouter<App> {
-    OpenApiRouter::new().routes(routes!(health::livez)).routes(routes!(health::readyz)).routes(routes!(health::health)).routes(routes!(health::metrics))
+    OpenApiRouter::new()
+        .routes(routes!(health::livez))
+        .routes(routes!(health::readyz))
+        .routes(routes!(health::health))
+        .routes(routes!(health::metrics))
 }
 
 /// The description of the whole interface.

@@ -4,9 +4,9 @@ use axum::http::{Method, StatusCode};
 use chrono::TimeDelta;
 use domain::{Clock as _, Role, TenantId};
 use serde_json::json;
+use testing::Env;
 use testing::http::{Answer, Client};
 use testing::node::Node;
-use testing::Env;
 
 /// It is a problem of the client's making, says what it is, and the page that explains it exists.
 async fn assert_problem(client: &Client, what: &str, answer: &Answer) {
@@ -52,7 +52,12 @@ async fn malformed_requests_are_4xx_problems_and_nothing_is_written() {
         ("reserved slug", "/v1/tenants", r#"{"slug": "admin", "name": "x"}"#, StatusCode::UNPROCESSABLE_ENTITY),
         ("long slug", "/v1/tenants", &with_long_slug, StatusCode::UNPROCESSABLE_ENTITY),
         ("bad id in the body", "/v1/tenants", r#"{"id": "7", "slug": "other", "name": "x"}"#, StatusCode::UNPROCESSABLE_ENTITY),
-        ("bad e-mail", "/v1/tenants", r#"{"slug": "other", "name": "x", "owner": {"email": "ada", "name": "Ada"}}"#, StatusCode::UNPROCESSABLE_ENTITY),
+        (
+            "bad e-mail",
+            "/v1/tenants",
+            r#"{"slug": "other", "name": "x", "owner": {"email": "ada", "name": "Ada"}}"#,
+            StatusCode::UNPROCESSABLE_ENTITY,
+        ),
         ("a secret instead of its reference", "/v1/tenants/x/set-llm-config", "{}", StatusCode::NOT_FOUND),
         ("bad UUID", "/v1/tenants/not-a-uuid/rename", r#"{"name": "x"}"#, StatusCode::NOT_FOUND),
         ("no such tenant", "/v1/tenants/01900000-0000-7000-8000-000000000000/rename", r#"{"name": "x"}"#, StatusCode::NOT_FOUND),
@@ -71,7 +76,12 @@ async fn malformed_requests_are_4xx_problems_and_nothing_is_written() {
 
     let settings = format!("{base}/settings");
     let merge = ("content-type", "application/merge-patch+json");
-    for (what, body) in [("reserved key", r#"{"a": {"$sealed": {}}}"#), ("NUL in settings", r#"{"a": "\u0000"}"#), ("too deep", nested.as_str()), ("no object", "7")] {
+    for (what, body) in [
+        ("reserved key", r#"{"a": {"$sealed": {}}}"#),
+        ("NUL in settings", r#"{"a": "\u0000"}"#),
+        ("too deep", nested.as_str()),
+        ("no object", "7"),
+    ] {
         let answer = client.send(Method::PATCH, &settings, &[merge], body.to_owned()).await;
         assert_problem(&client, what, &answer).await;
     }
@@ -88,7 +98,21 @@ async fn malformed_requests_are_4xx_problems_and_nothing_is_written() {
         assert_eq!(answer.status, status, "{what}: {}", answer.text);
     }
     let q = format!("q={}", "x".repeat(201));
-    for query in ["limit=0", "limit=201", "limit=x", "sort=color", "status=odd", "cursor=!", "cursor=AAAA", "after=x", "created_from=yesterday", "stauts=active", "q=%00", "slug=a%00", &q] {
+    for query in [
+        "limit=0",
+        "limit=201",
+        "limit=x",
+        "sort=color",
+        "status=odd",
+        "cursor=!",
+        "cursor=AAAA",
+        "after=x",
+        "created_from=yesterday",
+        "stauts=active",
+        "q=%00",
+        "slug=a%00",
+        &q,
+    ] {
         let answer = client.get(&format!("/v1/tenants?{query}")).await;
         assert_problem(&client, query, &answer).await;
         assert_eq!(answer.status, StatusCode::BAD_REQUEST, "{query}");
@@ -108,7 +132,7 @@ async fn tokens_that_are_missing_expired_foreign_unsigned_or_made_up_are_401() {
     let foreign = Client::new(&env, &node);
     let parts: Vec<&str> = good.split('.').collect();
     // {"typ":"JWT","alg":"none"} and {"typ":"JWT","alg":"HS256"}
-    let (none, hs256) = ("eyJ0eXAiOiJKV1QiLCJhbGciOiJub25lIn0", "eyJ0eXAiOiJKV1QiLCJhbGciOiJIUzI1NiJ9");
+    let (unsigned, hs256) = ("eyJ0eXAiOiJKV1QiLCJhbGciOiJub25lIn0", "eyJ0eXAiOiJKV1QiLCJhbGciOiJIUzI1NiJ9");
     let bad = [
         ("none at all", None),
         ("empty", Some(String::new())),
@@ -116,10 +140,18 @@ async fn tokens_that_are_missing_expired_foreign_unsigned_or_made_up_are_401() {
         ("expired", Some(sign(&client, tenant, Role::Viewer, now - TimeDelta::minutes(6)))),
         ("not yet valid", Some(sign(&client, tenant, Role::Viewer, now + TimeDelta::minutes(6)))),
         ("foreign", Some(sign(&foreign, tenant, Role::Viewer, now))),
-        ("alg none", Some(format!("{none}.{}.", parts[1]))),
-        ("alg none, old signature", Some(format!("{none}.{}.{}", parts[1], parts[2]))),
+        ("alg none", Some(format!("{unsigned}.{}.", parts[1]))),
+        ("alg none, old signature", Some(format!("{unsigned}.{}.{}", parts[1], parts[2]))),
         ("another algorithm", Some(format!("{hs256}.{}.{}", parts[1], parts[2]))),
-        ("other claims", Some(format!("{}.{}.{}", parts[0], sign(&foreign, TenantId::SYSTEM, Role::SuperAdmin, now).split('.').nth(1).unwrap(), parts[2]))),
+        (
+            "other claims",
+            Some(format!(
+                "{}.{}.{}",
+                parts[0],
+                sign(&foreign, TenantId::SYSTEM, Role::SuperAdmin, now).split('.').nth(1).unwrap(),
+                parts[2]
+            )),
+        ),
         ("super_admin of a tenant", Some(sign(&client, tenant, Role::SuperAdmin, now))),
         ("a plain role of the platform", Some(sign(&client, TenantId::SYSTEM, Role::OrgAdmin, now))),
     ];

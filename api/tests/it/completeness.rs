@@ -14,7 +14,13 @@ fn tags_and_commands() -> (BTreeSet<String>, BTreeSet<String>) {
     for operation in operations {
         tags.extend(operation["tags"].as_array().into_iter().flatten().map(|tag| tag.as_str().unwrap().to_owned()));
         let content = operation["requestBody"]["content"].as_object();
-        bodies.extend(content.into_iter().flat_map(|c| c.values()).filter_map(|c| c["schema"]["$ref"].as_str()).map(|r| r.rsplit('/').next().unwrap().to_owned()));
+        bodies.extend(
+            content
+                .into_iter()
+                .flat_map(|c| c.values())
+                .filter_map(|c| c["schema"]["$ref"].as_str())
+                .map(|r| r.rsplit('/').next().unwrap().to_owned()),
+        );
     }
     (tags, bodies)
 }
@@ -29,10 +35,17 @@ fn read_models_of(aggregate: &str) -> Vec<&'static str> {
 fn missing<A: Aggregate>() -> Vec<String> {
     let name = A::TYPE;
     let mut missing = Vec::new();
-    let mut need = |there: bool, what: String| if !there { missing.push(format!("{name}: {what}")) };
+    let mut need = |there: bool, what: String| {
+        if !there {
+            missing.push(format!("{name}: {what}"));
+        }
+    };
     // Subjects are `<tenant>.<aggregate>.<event>`: an event's stored name begins with its aggregate's, and has one more word.
     for kind in A::EVENTS {
-        need(kind.name.strip_prefix(name).and_then(|rest| rest.strip_prefix('.')).is_some_and(|event| !event.contains('.')), format!("{} makes no subject", kind.name));
+        need(
+            kind.name.strip_prefix(name).and_then(|rest| rest.strip_prefix('.')).is_some_and(|event| !event.contains('.')),
+            format!("{} makes no subject", kind.name),
+        );
         let event = kind.name.rsplit('.').next().unwrap_or_default();
         let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("../domain/tests/golden/{name}/{event}.v{}.json", kind.version));
         need(golden.exists(), format!("no golden file {}", golden.display()));
@@ -62,8 +75,19 @@ fn the_completeness_test_can_fail() {
 fn every_command_of_a_tenant_that_people_may_send_is_an_operation() {
     let (_, bodies) = tags_and_commands();
     let wanted = [
-        "ProvisionTenant", "CompleteProvisioning", "RenameTenant", "ChangeSlug", "UpdateSettings", "SetLlmConfig", "SetBranding", "SuspendTenant", "FreezeTenant", "DeactivateTenant", "CancelTenant",
-        "ReactivateTenant", "DeleteTenant",
+        "ProvisionTenant",
+        "CompleteProvisioning",
+        "RenameTenant",
+        "ChangeSlug",
+        "UpdateSettings",
+        "SetLlmConfig",
+        "SetBranding",
+        "SuspendTenant",
+        "FreezeTenant",
+        "DeactivateTenant",
+        "CancelTenant",
+        "ReactivateTenant",
+        "DeleteTenant",
     ];
     assert_eq!(bodies, wanted.into_iter().map(str::to_owned).collect());
 }

@@ -14,8 +14,16 @@ async fn a_tenant_goes_from_creation_through_edits_to_deletion() {
     let node = Node::start(&env).await;
     let client = Client::new(&env, &node);
     let chosen = id();
-    let made = client.post("/v1/tenants", json!({"id": chosen, "slug": "acme", "name": "Acme", "plan": "growth", "owner": {"email": "ada@example.com", "name": "Ada"}})).await;
-    assert_eq!((made.status, made.header("location"), made.header("etag")), (StatusCode::CREATED, format!("/v1/tenants/{chosen}").as_str(), "\"v1\""));
+    let made = client
+        .post(
+            "/v1/tenants",
+            json!({"id": chosen, "slug": "acme", "name": "Acme", "plan": "growth", "owner": {"email": "ada@example.com", "name": "Ada"}}),
+        )
+        .await;
+    assert_eq!(
+        (made.status, made.header("location"), made.header("etag")),
+        (StatusCode::CREATED, format!("/v1/tenants/{chosen}").as_str(), "\"v1\"")
+    );
     assert_eq!((made.field("id"), made.header("tenure-position")), (chosen.to_string().as_str(), "1"));
     let base = format!("/v1/tenants/{chosen}");
     for (path, body, version) in [
@@ -81,14 +89,21 @@ async fn one_idempotency_key_from_32_connections_at_once_has_one_effect_and_one_
             let client = client.clone();
             // The same request, however it is written.
             let body = if n % 2 == 0 { r#"{"slug":"acme","name":"Acme"}"# } else { r#"{ "name": "Acme", "slug": "acme" }"# };
-            tokio::spawn(async move { client.send(Method::POST, "/v1/tenants", &[key[0], ("content-type", "application/json")], body).await })
+            tokio::spawn(
+                async move { client.send(Method::POST, "/v1/tenants", &[key[0], ("content-type", "application/json")], body).await },
+            )
         })
         .collect();
     let mut answers = Vec::new();
     for task in tasks {
         answers.push(task.await.unwrap());
     }
-    assert!(answers.iter().all(|a| a.status == StatusCode::CREATED && a.json == answers[0].json && a.header("location") == answers[0].header("location")), "{answers:#?}");
+    assert!(
+        answers
+            .iter()
+            .all(|a| a.status == StatusCode::CREATED && a.json == answers[0].json && a.header("location") == answers[0].header("location")),
+        "{answers:#?}"
+    );
     assert_eq!(answers.iter().filter(|a| a.header("idempotent-replayed") != "true").count(), 1);
     assert_eq!(node.store.head().await.unwrap().position, 1);
     let other = client.post_with("/v1/tenants", json!({"slug": "acme", "name": "Other"}), &key).await;
@@ -144,7 +159,10 @@ async fn another_tenants_id_in_any_path_body_filter_header_or_cursor_finds_nothi
     assert!(page.json["data"].as_array().unwrap().iter().all(|row| row["id"] == mine.to_string()), "{}", page.text);
     // Making a tenant with somebody else's id is for the platform, and even then refused.
     assert_eq!(me.post("/v1/tenants", json!({"id": theirs, "slug": "stolen", "name": "x"})).await.status, StatusCode::FORBIDDEN);
-    assert_eq!(platform.post("/v1/tenants", json!({"id": theirs, "slug": "stolen", "name": "x"})).await.field("code"), "tenant.already_exists");
+    assert_eq!(
+        platform.post("/v1/tenants", json!({"id": theirs, "slug": "stolen", "name": "x"})).await.field("code"),
+        "tenant.already_exists"
+    );
     assert_eq!(node.store.head().await.unwrap().position, 3, "nothing was written");
 }
 
@@ -219,7 +237,9 @@ async fn the_trace_and_the_request_can_be_followed_into_the_log() {
     let node = Node::start(&env).await;
     let client = Client::new(&env, &node);
     let trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
-    let made = client.post_with("/v1/tenants", json!({"slug": "acme", "name": "x"}), &[("traceparent", trace), ("x-request-id", "my-request")]).await;
+    let made = client
+        .post_with("/v1/tenants", json!({"slug": "acme", "name": "x"}), &[("traceparent", trace), ("x-request-id", "my-request")])
+        .await;
     assert_eq!(made.header("x-request-id"), "my-request");
     let event = node.store.at(1).await.unwrap().unwrap();
     assert!(event.metadata.contains(trace) && event.metadata.contains("\"tester\""), "{}", event.metadata);

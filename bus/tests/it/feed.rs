@@ -21,7 +21,7 @@ struct Recorder {
 }
 
 impl Handler for Recorder {
-    fn name(&self) -> &str {
+    fn name(&self) -> &'static str {
         "recorder"
     }
 
@@ -31,7 +31,11 @@ impl Handler for Recorder {
     }
 
     async fn handle(&mut self, events: &[Arc<RawEvent>]) -> Result<(), HandlerError> {
-        let call = { let mut calls = self.calls.lock(); *calls += 1; *calls };
+        let call = {
+            let mut calls = self.calls.lock();
+            *calls += 1;
+            *calls
+        };
         if call % 5 == 0 {
             return Err(HandlerError::Retry("on purpose".into()));
         }

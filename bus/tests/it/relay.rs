@@ -3,9 +3,9 @@
 use std::path::Path;
 
 use async_nats::jetstream::message::PublishMessage;
+use bus::Bus;
 use bus::mirror::{compare, rebuild};
 use bus::relay::{Relay, Status};
-use bus::Bus;
 use domain::{Effect, StreamId, TenantId};
 use serde_json::json;
 use store::{Append, Expected, Metadata, NewEvent, Store, StreamAppend};
@@ -16,13 +16,25 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 /// Appends `count` events in one go.
 pub async fn append(store: &Store, count: usize) {
     let stream = StreamId::new(TenantId(id()), id());
-    let event = |n: usize| NewEvent { event_id: id(), event_type: "thing.happened".into(), event_version: "1".into(), payload: json!({"n": n, "text": "a bit of text"}), effects: Vec::<Effect>::new() };
+    let event = |n: usize| NewEvent {
+        event_id: id(),
+        event_type: "thing.happened".into(),
+        event_version: "1".into(),
+        payload: json!({"n": n, "text": "a bit of text"}),
+        effects: Vec::<Effect>::new(),
+    };
     let request = Append {
         tenant: stream.tenant,
         streams: vec![StreamAppend { aggregate: "thing", stream, expected: Expected::Any, events: (0..count).map(event).collect() }],
         preconditions: vec![],
         key: None,
-        metadata: Metadata { actor: testing::node::system(), command_id: id(), correlation_id: id(), causation_id: None, traceparent: Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".into()) },
+        metadata: Metadata {
+            actor: testing::node::system(),
+            command_id: id(),
+            correlation_id: id(),
+            causation_id: None,
+            traceparent: Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".into()),
+        },
     };
     store.append(request).await.unwrap();
 }
@@ -47,7 +59,8 @@ async fn assert_mirrored(store: &Store, bus: &Bus) {
 }
 
 async fn halted(status: &mut watch::Receiver<Status>) -> String {
-    let status = tokio::time::timeout(testing::PATIENCE, status.wait_for(|s| matches!(s, Status::Halted { .. }))).await.expect("it halts").unwrap();
+    let status =
+        tokio::time::timeout(testing::PATIENCE, status.wait_for(|s| matches!(s, Status::Halted { .. }))).await.expect("it halts").unwrap();
     let Status::Halted { reason } = status.clone() else { unreachable!() };
     reason
 }
@@ -88,7 +101,10 @@ async fn two_relays_at_once_and_one_stopped_in_mid_window_leave_the_stream_equal
     let (a, b) = (race(head), race(head));
     // And this one dies in the middle of its window.
     let dying = race(head);
-    eventually("something is published", || async { (bus.existing_stream().await.ok()??.get_info().await.ok()?.state.messages > 100).then_some(()) }).await;
+    eventually("something is published", || async {
+        (bus.existing_stream().await.ok()??.get_info().await.ok()?.state.messages > 100).then_some(())
+    })
+    .await;
     dying.abort();
     for _ in 0..4 {
         append(&store, 300).await;
@@ -126,7 +142,10 @@ async fn a_message_published_by_somebody_else_halts_the_relay_which_says_why_unt
     bus.jetstream().send_publish(format!("{}.events.x.y", env.prefix), intruder).await.unwrap().await.unwrap();
     append(&store, 5).await;
     let reason = halted(&mut status).await;
-    assert!(reason.contains("message 6") && reason.contains("not published by Tenure") && reason.contains("tenure bus rebuild"), "{reason}");
+    assert!(
+        reason.contains("message 6") && reason.contains("not published by Tenure") && reason.contains("tenure bus rebuild"),
+        "{reason}"
+    );
     assert_eq!(compare(&store, &bus, 10, &mut |_| {}).await.unwrap()[0].position, Some(6), "the audit names the place");
     rebuild(&store, &bus).await.unwrap();
     assert_mirrored(&store, &bus).await;
@@ -158,7 +177,12 @@ async fn a_log_restored_to_an_earlier_state_halts_the_relay_which_says_why() {
     assert!(reason.contains("ends at 10, beyond the log's end at 6"), "{reason}");
     // And once other events have taken the lost ones' places, the stream still is not extended.
     append(&store, 8).await;
-    let other = tokio::time::timeout(testing::PATIENCE, status.wait_for(|s| matches!(s, Status::Halted { reason } if reason.contains("position 10 is event")))).await.expect("it says so");
+    let other = tokio::time::timeout(
+        testing::PATIENCE,
+        status.wait_for(|s| matches!(s, Status::Halted { reason } if reason.contains("position 10 is event"))),
+    )
+    .await
+    .expect("it says so");
     drop(other);
 }
 

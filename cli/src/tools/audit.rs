@@ -28,9 +28,15 @@ pub(crate) async fn verify(site: &Site, json: bool) -> anyhow::Result<ExitCode> 
         for (part, finding) in &findings {
             println!("{}", json!({"part": part, "position": finding.position, "what": finding.what}));
         }
-        println!("{}", json!({"position": report.head.position, "log_hash": report.head.log_hash.to_string(), "streams": report.streams, "tenants": report.tenants, "findings": findings.len()}));
+        println!(
+            "{}",
+            json!({"position": report.head.position, "log_hash": report.head.log_hash.to_string(), "streams": report.streams, "tenants": report.tenants, "findings": findings.len()})
+        );
     } else {
-        println!("{} events, {} streams, {} tenants, log hash {}", report.head.position, report.streams, report.tenants, report.head.log_hash);
+        println!(
+            "{} events, {} streams, {} tenants, log hash {}",
+            report.head.position, report.streams, report.tenants, report.head.log_hash
+        );
         for (part, finding) in &findings {
             let position = finding.position.map_or(String::new(), |position| format!(" at position {position}"));
             println!("WRONG  {part}{position}: {}", finding.what);

@@ -29,6 +29,12 @@ pub(crate) async fn rebuild(site: &Site, name: &str, replace: bool) -> anyhow::R
     }
     let built = projections::for_each_read_model!(all);
     bar.finish_and_clear();
-    println!("{name} generation {} at position {}: {} differing rows, {}", built.generation, built.position, built.differences, if built.switched { "serves now" } else { "not switched" });
+    println!(
+        "{name} generation {} at position {}: {} differing rows, {}",
+        built.generation,
+        built.position,
+        built.differences,
+        if built.switched { "serves now" } else { "not switched" }
+    );
     Ok(if built.switched { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

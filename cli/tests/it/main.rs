@@ -1,4 +1,5 @@
 //! The binary, as real processes.
+#![expect(clippy::unwrap_used, reason = "tests may")]
 
 mod process;
 mod serve;

@@ -51,9 +51,13 @@ impl Tenure {
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
         let (mut base, mut token) = (String::new(), String::new());
         while token.is_empty() {
-            let line = tokio::time::timeout(Duration::from_secs(60), lines.next_line()).await.expect("it says where it is").unwrap().expect("it is up");
+            let line = tokio::time::timeout(Duration::from_secs(60), lines.next_line())
+                .await
+                .expect("it says where it is")
+                .unwrap()
+                .expect("it is up");
             if let Some(url) = line.trim().strip_prefix("API ") {
-                base = url.trim().trim_end_matches("/v1").to_owned();
+                url.trim().trim_end_matches("/v1").clone_into(&mut base);
             }
             if let Some(export) = line.strip_prefix("export TOKEN=") {
                 export.clone_into(&mut token);
@@ -66,7 +70,7 @@ impl Tenure {
     }
 
     /// `tenure serve` at an address.
-    pub async fn serve(dir: &Path, environment: &[(&str, String)], roles: &str, token: &str) -> Self {
+    pub fn serve(dir: &Path, environment: &[(&str, String)], roles: &str, token: &str) -> Self {
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let address = format!("127.0.0.1:{port}");
         let child = tenure(dir, environment, &["serve", "--roles", roles, "--http", &address]).stderr(Stdio::null()).spawn().unwrap();

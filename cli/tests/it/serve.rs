@@ -39,12 +39,15 @@ impl Site {
         self.dir.path()
     }
 
-    async fn serve(&self, roles: &str) -> Tenure {
-        Tenure::serve(self.dir(), &self.environment, roles, &self.token).await
+    fn serve(&self, roles: &str) -> Tenure {
+        Tenure::serve(self.dir(), &self.environment, roles, &self.token)
     }
 
     async fn assert_sound(&self) {
-        testing::eventually("audit verify finds nothing", || async { tool(self.dir(), &self.environment, &["audit", "verify"]).await.status.success().then_some(()) }).await;
+        testing::eventually("audit verify finds nothing", || async {
+            tool(self.dir(), &self.environment, &["audit", "verify"]).await.status.success().then_some(())
+        })
+        .await;
     }
 }
 
@@ -53,7 +56,7 @@ const ALL: &str = "api,relay,projector,policies,timers";
 #[tokio::test(flavor = "multi_thread")]
 async fn while_nats_is_stopped_commands_go_on_queries_tell_their_position_and_all_catches_up_by_itself() {
     let mut site = Site::new().await;
-    let process = site.serve(ALL).await;
+    let process = site.serve(ALL);
     process.ready("ok").await;
     process.provision("before").await;
     site.servers.nats.stop().await;
@@ -82,13 +85,20 @@ async fn while_nats_is_stopped_commands_go_on_queries_tell_their_position_and_al
 #[tokio::test(flavor = "multi_thread")]
 async fn while_postgres_is_stopped_answers_are_503_with_retry_after_and_it_works_again_without_a_restart_of_ours() {
     let mut site = Site::new().await;
-    let process = site.serve(ALL).await;
+    let process = site.serve(ALL);
     process.ready("ok").await;
     let id = process.provision("before").await;
     site.servers.postgres.stop().await;
-    for answer in [process.post("/v1/tenants", json!({"slug": "during", "name": "x"})).await, process.get("/v1/tenants").await, process.get(&format!("/v1/tenants/{id}")).await] {
+    for answer in [
+        process.post("/v1/tenants", json!({"slug": "during", "name": "x"})).await,
+        process.get("/v1/tenants").await,
+        process.get(&format!("/v1/tenants/{id}")).await,
+    ] {
         assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE);
-        assert_eq!((&answer.headers()["content-type"], &answer.headers()["retry-after"]), (&"application/problem+json".parse().unwrap(), &"1".parse().unwrap()));
+        assert_eq!(
+            (&answer.headers()["content-type"], &answer.headers()["retry-after"]),
+            (&"application/problem+json".parse().unwrap(), &"1".parse().unwrap())
+        );
         assert_eq!(answer.json::<Value>().await.unwrap()["code"], "unavailable");
     }
     process.ready("unavailable").await;
@@ -108,8 +118,8 @@ async fn while_postgres_is_stopped_answers_are_503_with_retry_after_and_it_works
 #[tokio::test(flavor = "multi_thread")]
 async fn roles_in_separate_processes_any_number_of_times_make_one_installation() {
     let site = Site::new().await;
-    let apis = [site.serve("api").await, site.serve("api").await];
-    let _workers = [site.serve("relay,projector").await, site.serve("relay,projector,timers").await];
+    let apis = [site.serve("api"), site.serve("api")];
+    let _workers = [site.serve("relay,projector"), site.serve("relay,projector,timers")];
     for api in &apis {
         api.ready("ok").await;
     }
@@ -124,22 +134,32 @@ async fn roles_in_separate_processes_any_number_of_times_make_one_installation()
 #[tokio::test(flavor = "multi_thread")]
 async fn a_shutdown_finishes_what_was_accepted() {
     let site = Site::new().await;
-    let process = site.serve(ALL).await;
+    let process = site.serve(ALL);
     process.ready("ok").await;
     let pool = sqlx::PgPool::connect(&site.servers.remembered.owner_url()).await.unwrap();
     let mut blocker = pool.begin().await.unwrap();
     sqlx::query("select 1 from log_head for update").execute(&mut *blocker).await.unwrap();
     let (base, token) = (process.base.clone(), process.token.clone());
     let waiting = tokio::spawn(async move {
-        reqwest::Client::new().post(format!("{base}/v1/tenants")).bearer_auth(token).json(&json!({"slug": "acme", "name": "x"})).send().await
+        reqwest::Client::new()
+            .post(format!("{base}/v1/tenants"))
+            .bearer_auth(token)
+            .json(&json!({"slug": "acme", "name": "x"}))
+            .send()
+            .await
     });
     testing::eventually("the command waits for the log", || async {
-        let waits: i64 = sqlx::query_scalar("select count(*) from pg_stat_activity where wait_event_type = 'Lock' and query like '%append_batch%'").fetch_one(&pool).await.ok()?;
+        let waits: i64 =
+            sqlx::query_scalar("select count(*) from pg_stat_activity where wait_event_type = 'Lock' and query like '%append_batch%'")
+                .fetch_one(&pool)
+                .await
+                .ok()?;
         (waits > 0).then_some(())
     })
     .await;
     process.signal(Signal::SIGTERM);
-    testing::eventually("it takes no more", || async { reqwest::get(format!("{}/livez", process.base)).await.is_err().then_some(()) }).await;
+    testing::eventually("it takes no more", || async { reqwest::get(format!("{}/livez", process.base)).await.is_err().then_some(()) })
+        .await;
     blocker.rollback().await.unwrap();
     assert_eq!(waiting.await.unwrap().expect("answered").status(), StatusCode::CREATED);
     let mut process = process;

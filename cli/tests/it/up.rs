@@ -81,7 +81,20 @@ async fn the_tools_list_verify_rebuild_and_make_tokens() {
     assert!(events.iter().map(|e| e["position"].as_i64().unwrap()).eq(1..=3));
     let columns: Vec<&str> = events[0].as_object().unwrap().keys().map(String::as_str).collect();
     let mut wanted = vec![
-        "position", "event_id", "tenant_id", "aggregate_type", "aggregate_id", "sequence", "event_type", "event_version", "payload", "metadata", "recorded_at", "digest", "tenant_hash", "log_hash",
+        "position",
+        "event_id",
+        "tenant_id",
+        "aggregate_type",
+        "aggregate_id",
+        "sequence",
+        "event_type",
+        "event_version",
+        "payload",
+        "metadata",
+        "recorded_at",
+        "digest",
+        "tenant_hash",
+        "log_hash",
     ];
     wanted.sort_unstable();
     assert_eq!(columns, wanted);
@@ -100,7 +113,11 @@ async fn the_tools_list_verify_rebuild_and_make_tokens() {
 
     // Somebody with the owner's password changes history.
     let remembered = servers(&dir);
-    let owner = format!("postgres://tenure_owner:{}@127.0.0.1:{}/tenure", remembered["owner_password"].as_str().unwrap(), remembered["postgres_port"]);
+    let owner = format!(
+        "postgres://tenure_owner:{}@127.0.0.1:{}/tenure",
+        remembered["owner_password"].as_str().unwrap(),
+        remembered["postgres_port"]
+    );
     let pool = sqlx::PgPool::connect(&owner).await.unwrap();
     sqlx::raw_sql("alter table events disable trigger all; update events set payload = replace(payload::text, 'acme', 'evil')::json where position = 1").execute(&pool).await.unwrap();
     let verified = tool(&dir, &[], &["audit", "verify"]).await;
@@ -113,7 +130,13 @@ async fn the_tools_list_verify_rebuild_and_make_tokens() {
     assert_eq!(token.lines().count(), 1, "a token and nothing else");
     let viewer = reqwest::Client::new().get(format!("{}/v1/tenants/{id}", up.base)).bearer_auth(token.trim()).send().await.unwrap();
     assert_eq!(viewer.status(), 200);
-    for wrong in [["system", "viewer", "1h"], [id.as_str(), "super_admin", "1h"], [id.as_str(), "boss", "1h"], ["x", "viewer", "1h"], [id.as_str(), "viewer", "1y"]] {
+    for wrong in [
+        ["system", "viewer", "1h"],
+        [id.as_str(), "super_admin", "1h"],
+        [id.as_str(), "boss", "1h"],
+        ["x", "viewer", "1h"],
+        [id.as_str(), "viewer", "1y"],
+    ] {
         let [tenant, role, ttl] = wrong;
         let refused = tool(&dir, &[], &["dev-token", "--tenant", tenant, "--role", role, "--ttl", ttl]).await;
         assert!(!refused.status.success() && refused.stdout.is_empty(), "{wrong:?}");

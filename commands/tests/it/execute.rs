@@ -2,7 +2,8 @@
 
 use commands::{CommandError, Executor, Key, Request};
 use domain::identity::tenant::{
-    ChangeSlug, CompleteProvisioning, DeactivateTenant, DeleteTenant, FreezeTenant, NewOwner, ProvisionTenant, ReactivateTenant, RenameTenant, Slug, Tenant,
+    ChangeSlug, CompleteProvisioning, DeactivateTenant, DeleteTenant, FreezeTenant, NewOwner, ProvisionTenant, ReactivateTenant,
+    RenameTenant, Slug, Tenant,
 };
 use domain::text::{DisplayName, Email};
 use domain::{Actor, Role, StreamId, TenantId};
@@ -100,7 +101,10 @@ async fn a_retry_gets_the_first_answer_also_when_nothing_was_changed_or_everythi
     let again = b.execute(keyed(request(tenant, rename("acme")), "no-op")).await.unwrap();
     assert_eq!((again.version, again.position, again.replayed), (no_op.version, no_op.position, true));
     let again = b.execute(keyed(request(TenantId(id()), provision("acme")), "create")).await;
-    assert!(matches!(again, Err(CommandError::Rejected { code, .. }) if code == "tenant.slug_taken"), "another tenant's key is another key");
+    assert!(
+        matches!(again, Err(CommandError::Rejected { code, .. }) if code == "tenant.slug_taken"),
+        "another tenant's key is another key"
+    );
     let again = b.execute(keyed(request(tenant, provision("acme")), "create")).await.unwrap();
     assert_eq!((again.id, again.version, again.position, again.created, again.replayed), (first.id, 1, 1, true, true));
 }
@@ -159,7 +163,8 @@ async fn deleting_a_tenant_releases_its_slugs_cancels_its_timers_and_erases_its_
     assert!(format!("{:?}", b.store().typed::<Tenant>(&[&raw]).await.unwrap()).contains("ada@example.com"), "and readable");
     a.execute(request(tenant, DeactivateTenant {})).await.unwrap();
     a.execute(request(tenant, DeleteTenant {})).await.unwrap();
-    let left: i64 = sqlx::query_scalar("select (select count(*) from claims) + (select count(*) from timers)").fetch_one(&env.owner).await.unwrap();
+    let left: i64 =
+        sqlx::query_scalar("select (select count(*) from claims) + (select count(*) from timers)").fetch_one(&env.owner).await.unwrap();
     assert_eq!(left, 0);
     let read = format!("{:?}", a.store().typed::<Tenant>(&[&raw]).await.unwrap());
     assert!(read.contains("Erased") && !read.contains("ada@"), "{read}");
@@ -183,5 +188,9 @@ async fn the_guards_are_the_fold_of_the_log_after_a_random_history_and_a_forged_
     assert_eq!(a.store().audit(&mut |_| {}).await.unwrap().findings, vec![]);
     sqlx::raw_sql("update claims set label = 'forged' where value = (select min(value) from claims); delete from timers where name = (select min(name) from timers)").execute(&env.owner).await.unwrap();
     let findings = a.store().audit(&mut |_| {}).await.unwrap().findings;
-    assert!(findings.iter().any(|f| f.what.contains("claim tenant_slug")) && findings.iter().any(|f| f.what.contains("timer slug_alias:") && f.what.contains("missing")), "{findings:?}");
+    assert!(
+        findings.iter().any(|f| f.what.contains("claim tenant_slug"))
+            && findings.iter().any(|f| f.what.contains("timer slug_alias:") && f.what.contains("missing")),
+        "{findings:?}"
+    );
 }

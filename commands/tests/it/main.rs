@@ -1,4 +1,5 @@
 //! Executing commands against a real log.
+#![expect(clippy::unwrap_used, reason = "tests may")]
 
 mod execute;
 mod timers;

@@ -27,7 +27,10 @@ async fn changed(env: &Env) -> Executor {
 }
 
 async fn expired(env: &Env) -> usize {
-    let count: i64 = sqlx::query_scalar("select count(*) from events where event_type = 'tenant.slug_alias_expired'").fetch_one(&env.owner).await.unwrap();
+    let count: i64 = sqlx::query_scalar("select count(*) from events where event_type = 'tenant.slug_alias_expired'")
+        .fetch_one(&env.owner)
+        .await
+        .unwrap();
     usize::try_from(count).unwrap()
 }
 
@@ -63,7 +66,10 @@ async fn timers_fire_exactly_once_with_two_pollers_running_and_pollers_killed_at
         poller(executor).fire_due().await.unwrap();
     }
     assert_eq!(expired(&env).await, COUNT, "each once");
-    let left: i64 = sqlx::query_scalar("select (select count(*) from timers) + (select count(*) from claims where label like 'alias:%')").fetch_one(&env.owner).await.unwrap();
+    let left: i64 = sqlx::query_scalar("select (select count(*) from timers) + (select count(*) from claims where label like 'alias:%')")
+        .fetch_one(&env.owner)
+        .await
+        .unwrap();
     assert_eq!(left, 0, "and the old slugs are free");
     assert_eq!(executor.store().audit(&mut |_| {}).await.unwrap().findings, vec![]);
 }
@@ -79,7 +85,10 @@ async fn a_poller_that_hangs_while_it_holds_timers_does_not_stall_the_log() {
     let tenant: String = sqlx::query_scalar("select aggregate_id from timers order by 1 limit 1").fetch_one(&env.owner).await.unwrap();
     let since = std::time::Instant::now();
     let again = ChangeSlug { slug: Slug::parse("once-more").unwrap() };
-    executor.execute(Request::<Tenant>::new(tenant.parse().unwrap(), again, system(), id())).await.expect("sets another timer of the same stream");
+    executor
+        .execute(Request::<Tenant>::new(tenant.parse().unwrap(), again, system(), id()))
+        .await
+        .expect("sets another timer of the same stream");
     assert!(since.elapsed() < std::time::Duration::from_secs(1));
     hung.rollback().await.unwrap();
 }
@@ -89,7 +98,12 @@ async fn a_timer_that_was_moved_meanwhile_does_not_fire() {
     let env = Env::new().await;
     let executor = changed(&env).await;
     env.clock.advance(TimeDelta::days(29));
-    let stream: StreamId = sqlx::query_scalar::<_, String>("select aggregate_id from timers where name = 'slug_alias:old-0'").fetch_one(&env.owner).await.unwrap().parse().unwrap();
+    let stream: StreamId = sqlx::query_scalar::<_, String>("select aggregate_id from timers where name = 'slug_alias:old-0'")
+        .fetch_one(&env.owner)
+        .await
+        .unwrap()
+        .parse()
+        .unwrap();
     // Back to the old slug and away again: its alias now lasts 30 days from here.
     for slug in ["old-0", "new-0"] {
         executor.execute(Request::<Tenant>::new(stream, ChangeSlug { slug: Slug::parse(slug).unwrap() }, system(), id())).await.unwrap();

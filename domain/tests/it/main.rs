@@ -19,7 +19,8 @@ pub fn check<E: DomainEvent>(aggregate: &str, kinds: &[EventKind], samples: &[E]
             if !path.exists() && std::env::var_os("UPDATE_GOLDEN").is_some() {
                 std::fs::write(&path, &json).expect("a golden file");
             }
-            let golden = std::fs::read_to_string(&path).unwrap_or_else(|_| panic!("{} is missing: run with UPDATE_GOLDEN=1 and commit it", path.display()));
+            let golden = std::fs::read_to_string(&path)
+                .unwrap_or_else(|_| panic!("{} is missing: run with UPDATE_GOLDEN=1 and commit it", path.display()));
             assert_eq!(golden, json, "{}: a stored event cannot change; add a version and an upcaster", path.display());
             assert_eq!(&serde_json::from_str::<E>(&golden).expect("loads"), sample);
         }

@@ -13,7 +13,11 @@ fn every_tenant_event_is_stored_as_it_always_was() {
             slug: "acme".into(),
             name: "Acme GmbH".into(),
             plan: Some("growth".into()),
-            owner: Some(Owner { subject, email: Personal::new(subject, "ada@example.com".into()), name: Personal::new(subject, "Ada".into()) }),
+            owner: Some(Owner {
+                subject,
+                email: Personal::new(subject, "ada@example.com".into()),
+                name: Personal::new(subject, "Ada".into()),
+            }),
         },
         Event::ProvisioningCompleted { trialing: true },
         Event::Renamed { name: "Acme AG".into() },

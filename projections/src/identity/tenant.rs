@@ -118,8 +118,12 @@ fn evolve(mut row: Row, event: &Event) -> Row {
         }
         Event::SlugAliasExpired { slug } => row.aliases.retain(|alias| alias != slug),
         Event::SettingsUpdated { patch } => json_patch::merge(&mut row.settings, patch),
-        Event::LlmConfigSet { provider, model, secret_ref } => row.llm = Some(json!({"provider": provider, "model": model, "secret_ref": secret_ref})),
-        Event::BrandingSet { primary_color, logo_url } => row.branding = Some(json!({"primary_color": primary_color, "logo_url": logo_url})),
+        Event::LlmConfigSet { provider, model, secret_ref } => {
+            row.llm = Some(json!({"provider": provider, "model": model, "secret_ref": secret_ref}));
+        }
+        Event::BrandingSet { primary_color, logo_url } => {
+            row.branding = Some(json!({"primary_color": primary_color, "logo_url": logo_url}));
+        }
     }
     row
 }
@@ -161,7 +165,8 @@ pub enum Sort {
 
 impl Sort {
     /// The names that a request may use.
-    pub const ALL: [(&'static str, Self); 4] = [("-created_at", Self::Newest), ("created_at", Self::Oldest), ("name", Self::Name), ("-name", Self::NameBackwards)];
+    pub const ALL: [(&'static str, Self); 4] =
+        [("-created_at", Self::Newest), ("created_at", Self::Oldest), ("name", Self::Name), ("-name", Self::NameBackwards)];
 
     /// (column expression, its type, comparison for what comes next, direction).
     fn sql(self) -> (&'static str, &'static str, &'static str, &'static str) {
@@ -185,12 +190,22 @@ pub struct Page<T> {
 
 /// One tenant, if it exists and the view may see it.
 pub async fn by_id(read: &mut Read, id: Uuid) -> Result<Option<Row>, QueryError> {
-    let row: Option<Json<Row>> = sqlx::query_scalar("select to_json(t) from read.tenants_v1 t where tenant_id = $1 and id = $1").bind(id).fetch_optional(read.connection()).await?;
+    let row: Option<Json<Row>> = sqlx::query_scalar("select to_json(t) from read.tenants_v1 t where tenant_id = $1 and id = $1")
+        .bind(id)
+        .fetch_optional(read.connection())
+        .await?;
     Ok(row.map(|Json(row)| row))
 }
 
 /// One page of the tenants that the view may see and the filter lets pass.
-pub async fn list(read: &mut Read, cursors: &CursorKey, filter: &Filter, sort: Sort, limit: u32, cursor: Option<&str>) -> Result<Page<Row>, QueryError> {
+pub async fn list(
+    read: &mut Read,
+    cursors: &CursorKey,
+    filter: &Filter,
+    sort: Sort,
+    limit: u32,
+    cursor: Option<&str>,
+) -> Result<Page<Row>, QueryError> {
     let list = format!("tenants_v1 {}", json!({"filter": filter, "sort": sort}));
     let place: Option<(String, Uuid)> = cursor.map(|cursor| cursors.open(&list, cursor)).transpose()?;
     let (column, kind, beyond, direction) = sort.sql();

@@ -83,7 +83,13 @@ fn detail(event: &Event) -> Value {
 }
 
 /// One page of a tenant's history.
-pub async fn list(read: &mut Read, cursors: &CursorKey, tenant: TenantId, limit: u32, cursor: Option<&str>) -> Result<Page<Row>, QueryError> {
+pub async fn list(
+    read: &mut Read,
+    cursors: &CursorKey,
+    tenant: TenantId,
+    limit: u32,
+    cursor: Option<&str>,
+) -> Result<Page<Row>, QueryError> {
     let list = format!("tenant_timeline_v1 {tenant}");
     let before: Option<i64> = cursor.map(|cursor| cursors.open(&list, cursor)).transpose()?;
     let rows: Vec<Json<Row>> = sqlx::query_scalar(

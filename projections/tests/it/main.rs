@@ -1,4 +1,5 @@
 //! Read models against real servers.
+#![expect(clippy::unwrap_used, reason = "tests may")]
 
 use std::sync::Arc;
 
@@ -165,7 +166,10 @@ async fn a_rebuild_that_finds_other_rows_does_not_switch_unless_told_to() {
     let node = Node::start(&env).await;
     history(&node, 20).await;
     node.settled().await;
-    env.owner.execute("update read.tenants_v1_g1 set name = 'forged' where slug = (select min(slug) from read.tenants_v1_g1)").await.unwrap();
+    env.owner
+        .execute("update read.tenants_v1_g1 set name = 'forged' where slug = (select min(slug) from read.tenants_v1_g1)")
+        .await
+        .unwrap();
     let pool = env.database.pool(DbRole::Projector, 2);
     let built = rebuild::<Tenants>(&node.store, &pool, Purpose::Switch, &mut |_, _| {}).await.unwrap();
     assert_eq!((built.differences, built.switched), (2, false), "the forged row and the right one");
@@ -195,7 +199,8 @@ async fn two_rebuilds_at_once_and_one_that_was_killed_leave_nothing_behind_that_
     );
     assert!([&a, &b].iter().any(|r| r.as_ref().is_ok_and(|built| built.switched)), "{a:?} {b:?}");
     assert!([&a, &b].iter().all(|r| matches!(r, Ok(_) | Err(RebuildError::Busy(_)))), "{a:?} {b:?}");
-    let building: i64 = sqlx::query_scalar("select count(*) from read.generations where state = 'building'").fetch_one(&env.owner).await.unwrap();
+    let building: i64 =
+        sqlx::query_scalar("select count(*) from read.generations where state = 'building'").fetch_one(&env.owner).await.unwrap();
     assert_eq!(building, 0);
 }
 
@@ -255,7 +260,12 @@ async fn every_page_of_every_sort_gives_each_tenant_exactly_once_also_while_more
             let mut read = node.reads.begin(View::Platform, Tenants::NAME, None).await.unwrap();
             let page = tenant::list(&mut read, &key, &Filter::default(), sort, 5, cursor.as_deref()).await.unwrap();
             seen.extend(page.rows.iter().map(|row| row.id));
-            node.provision(&format!("{}-{}", name.trim_start_matches('-').replace('_', "-"), seen.len() + usize::from(name.starts_with('-')) * 100)).await;
+            node.provision(&format!(
+                "{}-{}",
+                name.trim_start_matches('-').replace('_', "-"),
+                seen.len() + usize::from(name.starts_with('-')) * 100
+            ))
+            .await;
             cursor = page.next;
             if cursor.is_none() {
                 break;
@@ -264,7 +274,11 @@ async fn every_page_of_every_sort_gives_each_tenant_exactly_once_also_while_more
         for id in &made {
             assert_eq!(seen.iter().filter(|seen| *seen == id).count(), 1, "{name}");
         }
-        eventually("settled", || async { node.settled().await; Some(()) }).await;
+        eventually("settled", || async {
+            node.settled().await;
+            Some(())
+        })
+        .await;
     }
 }
 

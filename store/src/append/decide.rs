@@ -66,7 +66,14 @@ impl Plan {
 /// Decides `batch` in order; each request sees what the ones before it did.
 pub(crate) fn decide(mut snapshot: Snapshot, batch: &[&Prepared], now: DateTime<Utc>) -> Plan {
     let before = snapshot.head.position;
-    let mut plan = Plan { before, after: snapshot.head, rows: Vec::new(), keys: Vec::new(), guards: Guards::default(), answers: Vec::with_capacity(batch.len()) };
+    let mut plan = Plan {
+        before,
+        after: snapshot.head,
+        rows: Vec::new(),
+        keys: Vec::new(),
+        guards: Guards::default(),
+        answers: Vec::with_capacity(batch.len()),
+    };
     for request in batch {
         let answer = decide_one(&mut snapshot, &mut plan, request, now);
         match &answer {
@@ -108,7 +115,9 @@ fn decide_one(snapshot: &mut Snapshot, plan: &mut Plan, request: &Prepared, now:
         for event in &part.events {
             let mut drawn = Vec::new();
             for effect in &event.effects {
-                if let (Some(number), Effect::Allocate { pointer, .. }) = (snapshot.guards.apply(part.aggregate, part.stream, effect)?, effect) {
+                if let (Some(number), Effect::Allocate { pointer, .. }) =
+                    (snapshot.guards.apply(part.aggregate, part.stream, effect)?, effect)
+                {
                     drawn.push((*pointer, number));
                 }
             }
@@ -155,7 +164,13 @@ fn decide_one(snapshot: &mut Snapshot, plan: &mut Plan, request: &Prepared, now:
     let (aggregate_id, version, created) = first.unwrap_or_default();
     let answer = Appended { aggregate_id, version, position: head.position, created, replayed: false };
     if let Some(key) = &request.key {
-        let record = KeyRecord { fingerprint: key.fingerprint, aggregate_id: answer.aggregate_id.clone(), version, position: answer.position, created };
+        let record = KeyRecord {
+            fingerprint: key.fingerprint,
+            aggregate_id: answer.aggregate_id.clone(),
+            version,
+            position: answer.position,
+            created,
+        };
         snapshot.keys.insert((key.tenant, key.scope.clone(), key.key.clone()), record.clone());
         plan.keys.push((key.clone(), record));
     }
@@ -169,7 +184,13 @@ pub(crate) fn replay(record: &KeyRecord, key: &Key) -> Result<Appended, AppendEr
     if record.fingerprint != key.fingerprint {
         return Err(AppendError::KeyReused);
     }
-    Ok(Appended { aggregate_id: record.aggregate_id.clone(), version: record.version, position: record.position, created: record.created, replayed: true })
+    Ok(Appended {
+        aggregate_id: record.aggregate_id.clone(),
+        version: record.version,
+        position: record.position,
+        created: record.created,
+        replayed: true,
+    })
 }
 
 fn fill(payload: &Payload, drawn: &[(&str, i64)]) -> Result<String, AppendError> {

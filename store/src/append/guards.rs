@@ -190,7 +190,12 @@ impl Guards {
     /// Applies one effect of an event of `stream`; for an allocation answers the number drawn.
     pub(crate) fn apply(&mut self, aggregate: &'static str, stream: StreamId, effect: &Effect) -> Result<Option<i64>, Refusal> {
         let tenant = stream.tenant;
-        let holder = |claim: &Claim, label: &str| Holder { aggregate: aggregate.to_owned(), stream, namespace: claim.namespace, label: label.to_owned() };
+        let holder = |claim: &Claim, label: &str| Holder {
+            aggregate: aggregate.to_owned(),
+            stream,
+            namespace: claim.namespace,
+            label: label.to_owned(),
+        };
         match effect {
             Effect::TakeClaim { value: None, .. } => {}
             Effect::TakeClaim { claim, label, value: Some(value) } => {
@@ -217,9 +222,11 @@ impl Guards {
             Effect::Count { counter, delta } => {
                 let key = (tenant, *counter);
                 let mut c = self.counters.get(&key).cloned().unwrap_or(Counter { value: 0, floor: None, ceiling: None });
-                let refused = || Refusal::CounterOutOfBounds { counter: (*counter).to_owned(), value: c.value, floor: c.floor, ceiling: c.ceiling };
+                let refused =
+                    || Refusal::CounterOutOfBounds { counter: (*counter).to_owned(), value: c.value, floor: c.floor, ceiling: c.ceiling };
                 let value = c.value.checked_add(*delta).ok_or_else(refused)?;
-                if (*delta > 0 && c.ceiling.is_some_and(|most| value > most)) || (*delta < 0 && c.floor.is_some_and(|least| value < least)) {
+                if (*delta > 0 && c.ceiling.is_some_and(|most| value > most)) || (*delta < 0 && c.floor.is_some_and(|least| value < least))
+                {
                     return Err(refused());
                 }
                 c.value = value;
@@ -254,14 +261,29 @@ impl Guards {
 
     /// The changed guards as the document that `append_batch` takes; `None` when nothing changed.
     pub(crate) fn document(&self) -> Option<Value> {
-        let claims_gone: Vec<_> = self.claims.changes().filter(|c| c.1.is_some()).map(|(k, ..)| json!({"scope": k.scope, "namespace": k.namespace, "value": k.value})).collect();
+        let claims_gone: Vec<_> = self
+            .claims
+            .changes()
+            .filter(|c| c.1.is_some())
+            .map(|(k, ..)| json!({"scope": k.scope, "namespace": k.namespace, "value": k.value}))
+            .collect();
         let claims: Vec<_> = self
             .claims
             .changes()
             .filter_map(|(k, _, holder)| holder.map(|h| json!({"scope": k.scope, "namespace": k.namespace, "value": k.value, "tenant_id": h.stream.tenant, "aggregate_type": h.aggregate, "aggregate_id": h.stream.to_string(), "label": h.label})))
             .collect();
-        let counters: Vec<_> = self.counters.changes().filter_map(|(k, _, c)| c.map(|c| json!({"tenant_id": k.0, "name": k.1, "value": c.value, "floor": c.floor, "ceiling": c.ceiling}))).collect();
-        let allocations: Vec<_> = self.allocations.changes().filter_map(|(k, _, last)| last.map(|last| json!({"tenant_id": k.0, "name": k.1, "last": last}))).collect();
+        let counters: Vec<_> = self
+            .counters
+            .changes()
+            .filter_map(|(k, _, c)| {
+                c.map(|c| json!({"tenant_id": k.0, "name": k.1, "value": c.value, "floor": c.floor, "ceiling": c.ceiling}))
+            })
+            .collect();
+        let allocations: Vec<_> = self
+            .allocations
+            .changes()
+            .filter_map(|(k, _, last)| last.map(|last| json!({"tenant_id": k.0, "name": k.1, "last": last})))
+            .collect();
         let timer = |(aggregate, stream, name): &(&str, StreamId, String)| json!({"aggregate_type": aggregate, "aggregate_id": stream.to_string(), "name": name, "tenant_id": stream.tenant});
         let timers_gone: Vec<_> = self.timers.changes().filter(|c| c.1.is_some()).map(|(k, ..)| timer(k)).collect();
         let timers: Vec<_> = self
@@ -277,7 +299,8 @@ impl Guards {
             .collect();
         let erased: Vec<_> = self.erased.changes().map(|(k, ..)| json!({"tenant_id": k.0, "subject_id": k.1})).collect();
         let ended: Vec<_> = self.ended.changes().map(|(k, ..)| json!(k)).collect();
-        let nothing = [&claims_gone, &claims, &counters, &allocations, &timers_gone, &timers, &erased, &ended].iter().all(|list| list.is_empty());
+        let nothing =
+            [&claims_gone, &claims, &counters, &allocations, &timers_gone, &timers, &erased, &ended].iter().all(|list| list.is_empty());
         (!nothing).then(|| {
             json!({"claims_gone": claims_gone, "claims": claims, "counters": counters, "allocations": allocations, "timers_gone": timers_gone, "timers": timers, "erased": erased, "ended": ended})
         })

@@ -185,7 +185,12 @@ impl Store {
     /// Appends all of the request or nothing. Returns when it is durable.
     pub async fn append(&self, request: Append) -> Result<Appended, AppendError> {
         let (reply, answer) = oneshot::channel();
-        let erases = request.streams.iter().flat_map(|s| &s.events).flat_map(|e| &e.effects).any(|e| matches!(e, Effect::Erase(_) | Effect::EndTenant));
+        let erases = request
+            .streams
+            .iter()
+            .flat_map(|s| &s.events)
+            .flat_map(|e| &e.effects)
+            .any(|e| matches!(e, Effect::Erase(_) | Effect::EndTenant));
         let prepared = self.prepare(request, reply).await?;
         self.inner.queue.push(prepared)?;
         let appended = answer.await.map_err(|_| AppendError::Unavailable)??;
@@ -219,7 +224,13 @@ impl Store {
                 }
                 debug_assert!(!seal::has_clear(&payload), "a personal value was left in clear");
                 let allocates = effects.iter().any(|e| matches!(e, Effect::Allocate { .. }));
-                prepared.push(PreparedEvent { event_id, event_type, event_version, payload: if allocates { Payload::Open(payload) } else { Payload::Text(text) }, effects });
+                prepared.push(PreparedEvent {
+                    event_id,
+                    event_type,
+                    event_version,
+                    payload: if allocates { Payload::Open(payload) } else { Payload::Text(text) },
+                    effects,
+                });
             }
             ready.push(PreparedStream { aggregate, stream, expected, events: prepared });
         }

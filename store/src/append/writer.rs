@@ -22,9 +22,9 @@ use super::decide::{KeyRecord, Plan, Snapshot, decide, streams_of};
 use super::guards::{ClaimKey, Counter, Guards, Holder, TenantHead, claim_key, scope_of};
 use super::queue::Queue;
 use super::{AppendError, Outcome, Prepared};
+use crate::Head;
 use crate::database::{Database, DbRole};
 use crate::hash::Hash;
-use crate::Head;
 
 /// A stuck writer, ours or another, may stall the log for no longer than this.
 const STALL: &str = "2s";
@@ -56,7 +56,15 @@ impl From<sqlx::Error> for Failure {
         let lost = match code {
             Some(code) => code.starts_with("57P") || code == "25P03",
             None => {
-                matches!(error, sqlx::Error::Io(_) | sqlx::Error::Tls(_) | sqlx::Error::Protocol(_) | sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed | sqlx::Error::WorkerCrashed)
+                matches!(
+                    error,
+                    sqlx::Error::Io(_)
+                        | sqlx::Error::Tls(_)
+                        | sqlx::Error::Protocol(_)
+                        | sqlx::Error::PoolTimedOut
+                        | sqlx::Error::PoolClosed
+                        | sqlx::Error::WorkerCrashed
+                )
             }
         };
         if lost { Self::Connection(error) } else { Self::Database(error) }
@@ -155,10 +163,7 @@ impl Writer {
             }
         }
         self.lock_first = self.lock_first.saturating_sub(1);
-        let connection = match &mut self.connection {
-            Some(connection) => connection,
-            None => return Err(Failure::Connection(sqlx::Error::PoolClosed)),
-        };
+        let Some(connection) = &mut self.connection else { return Err(Failure::Connection(sqlx::Error::PoolClosed)) };
         let mut tx = connection.begin().await?;
         tx.execute("select 1 from log_head for update").await?;
         if let Some(plan) = doubtful.take() {
@@ -209,7 +214,10 @@ async fn backoff(pause: Duration) {
 
 /// Timeouts, deadlocks and a lack of resources pass by themselves (SQLSTATE classes 40, 53, 55, and 57014 query_canceled).
 fn is_transient(error: &sqlx::Error) -> bool {
-    error.as_database_error().and_then(sqlx::error::DatabaseError::code).is_some_and(|c| c.starts_with("40") || c.starts_with("53") || c.starts_with("55") || c == "57014")
+    error
+        .as_database_error()
+        .and_then(sqlx::error::DatabaseError::code)
+        .is_some_and(|c| c.starts_with("40") || c.starts_with("53") || c.starts_with("55") || c == "57014")
 }
 
 async fn connect(database: &Database) -> Result<PgConnection, sqlx::Error> {
@@ -233,7 +241,10 @@ async fn connect(database: &Database) -> Result<PgConnection, sqlx::Error> {
 async fn was_written(connection: &mut PgConnection, plan: &Plan) -> Result<bool, sqlx::Error> {
     match (plan.rows.first(), plan.keys.first()) {
         (Some(row), _) => {
-            let found: Option<Uuid> = sqlx::query_scalar("select event_id from events where position = $1").bind(plan.before + 1).fetch_optional(connection).await?;
+            let found: Option<Uuid> = sqlx::query_scalar("select event_id from events where position = $1")
+                .bind(plan.before + 1)
+                .fetch_optional(connection)
+                .await?;
             Ok(found == Some(row.event_id))
         }
         // Without events there is nothing that could happen twice.
@@ -361,7 +372,11 @@ impl Wanted {
     }
 
     fn document(&self) -> Option<Value> {
-        let nothing = self.claims.is_empty() && self.labels.is_empty() && self.counters.is_empty() && self.allocations.is_empty() && self.timers.is_empty();
+        let nothing = self.claims.is_empty()
+            && self.labels.is_empty()
+            && self.counters.is_empty()
+            && self.allocations.is_empty()
+            && self.timers.is_empty();
         (!nothing).then(|| {
             json!({
                 "claims": self.claims.iter().map(|c| json!({"scope": c.scope, "namespace": c.namespace, "value": c.value})).collect::<Vec<_>>(),
@@ -401,8 +416,18 @@ impl Wanted {
 /// Reads everything that a batch is decided upon, in one statement and so in one snapshot.
 async fn read(connection: &mut PgConnection, batch: &[&Prepared]) -> Result<Snapshot, sqlx::Error> {
     let streams: Vec<_> = batch.iter().flat_map(|r| streams_of(r)).collect::<HashSet<_>>().into_iter().collect();
-    let tenants: Vec<_> = batch.iter().flat_map(|r| r.streams.iter().map(|s| s.stream.tenant).chain([r.tenant])).collect::<HashSet<_>>().into_iter().collect();
-    let keys: Vec<_> = batch.iter().filter_map(|r| r.key.as_ref().map(|k| (k.tenant, k.scope.clone(), k.key.clone()))).collect::<HashSet<_>>().into_iter().collect();
+    let tenants: Vec<_> = batch
+        .iter()
+        .flat_map(|r| r.streams.iter().map(|s| s.stream.tenant).chain([r.tenant]))
+        .collect::<HashSet<_>>()
+        .into_iter()
+        .collect();
+    let keys: Vec<_> = batch
+        .iter()
+        .filter_map(|r| r.key.as_ref().map(|k| (k.tenant, k.scope.clone(), k.key.clone())))
+        .collect::<HashSet<_>>()
+        .into_iter()
+        .collect();
     let wanted = Wanted::collect(batch);
     let row = sqlx::query(
         "select h.position, h.log_hash,
@@ -433,7 +458,8 @@ async fn read(connection: &mut PgConnection, batch: &[&Prepared]) -> Result<Snap
             guards.versions.load(key, version);
         }
     }
-    let hashes: Vec<Option<[u8; 32]>> = row.try_get::<Vec<Option<Vec<u8>>>, _>("tenant_hashes")?.into_iter().map(|h| h.and_then(|h| h.try_into().ok())).collect();
+    let hashes: Vec<Option<[u8; 32]>> =
+        row.try_get::<Vec<Option<Vec<u8>>>, _>("tenant_hashes")?.into_iter().map(|h| h.and_then(|h| h.try_into().ok())).collect();
     let positions: Vec<Option<i64>> = row.try_get("tenant_positions")?;
     let gates: Vec<Option<String>> = row.try_get("gates")?;
     for (((tenant, hash), position), gate) in tenants.into_iter().zip(hashes).zip(positions).zip(gates) {
@@ -461,7 +487,13 @@ pub(crate) struct KeyRow {
 impl KeyRow {
     pub(crate) fn parse(self) -> Option<KeyRecord> {
         let fingerprint = Hash::from_hex(&self.fingerprint)?.0;
-        Some(KeyRecord { fingerprint, aggregate_id: self.aggregate_id, version: self.version, position: self.position, created: self.created })
+        Some(KeyRecord {
+            fingerprint,
+            aggregate_id: self.aggregate_id,
+            version: self.version,
+            position: self.position,
+            created: self.created,
+        })
     }
 }
 

@@ -42,7 +42,11 @@ async fn sixty_four_callers_at_once_leave_a_dense_log_with_one_winner_per_claim_
             let mut slugs = Vec::new();
             for round in 0..12_u32 {
                 let number = Effect::Allocate { sequence: "number", pointer: "/number" };
-                let mut request = to(StreamId::new(busy, id()), Expected::Exact(0), vec![with_payload(json!({"type": "happened", "number": null}), vec![number])]);
+                let mut request = to(
+                    StreamId::new(busy, id()),
+                    Expected::Exact(0),
+                    vec![with_payload(json!({"type": "happened", "number": null}), vec![number])],
+                );
                 match (caller + round) % 6 {
                     // A wrong version: refused, and harms nobody.
                     0 => request.streams[0].expected = Expected::Exact(7),
@@ -61,14 +65,16 @@ async fn sixty_four_callers_at_once_leave_a_dense_log_with_one_winner_per_claim_
                         assert!(!wrong, "a wrong version was accepted");
                         acknowledged.extend(ids.into_iter().map(|id| (id, true)));
                         for effect in effects {
-                            match effect {
-                                Effect::Count { delta, .. } => seats += delta,
-                                Effect::TakeClaim { value, .. } => slugs.extend(value),
-                                _ => {}
+                            if let Effect::Count { delta, .. } = effect {
+                                seats += delta;
+                            } else if let Effect::TakeClaim { value, .. } = effect {
+                                slugs.extend(value);
                             }
                         }
                     }
-                    Err(AppendError::Refused(_) | AppendError::Conflict { .. }) => acknowledged.extend(ids.into_iter().map(|id| (id, false))),
+                    Err(AppendError::Refused(_) | AppendError::Conflict { .. }) => {
+                        acknowledged.extend(ids.into_iter().map(|id| (id, false)));
+                    }
                     Err(error) => panic!("{error}"),
                 }
             }
@@ -81,17 +87,22 @@ async fn sixty_four_callers_at_once_leave_a_dense_log_with_one_winner_per_claim_
         seats += mine;
         slugs.extend(won);
         for (id, accepted) in acknowledged {
-            if accepted { there.insert(id) } else { refused.insert(id) };
+            if accepted {
+                there.insert(id)
+            } else {
+                refused.insert(id)
+            };
         }
     }
     let events = stores[0].read_from(0, 10_000).await.unwrap();
-    let stored: HashSet<_> = events.iter().skip(1).map(|e| e.event_id).collect();
-    assert_eq!(stored, there, "everything acknowledged is there once, and nothing else");
-    assert_eq!(stored.len() + 1, events.len());
-    assert!(!refused.is_empty() && stored.is_disjoint(&refused));
+    let in_log: HashSet<_> = events.iter().skip(1).map(|e| e.event_id).collect();
+    assert_eq!(in_log, there, "everything acknowledged is there once, and nothing else");
+    assert_eq!(in_log.len() + 1, events.len());
+    assert!(!refused.is_empty() && in_log.is_disjoint(&refused));
     assert!(events.iter().map(|e| e.position).eq(1..=i64::try_from(events.len()).unwrap()), "dense");
 
-    let numbers: Vec<i64> = events.iter().filter_map(|e| serde_json::from_str::<serde_json::Value>(&e.payload).unwrap()["number"].as_i64()).collect();
+    let numbers: Vec<i64> =
+        events.iter().filter_map(|e| serde_json::from_str::<serde_json::Value>(&e.payload).unwrap()["number"].as_i64()).collect();
     assert!(numbers.iter().copied().eq(1..=i64::try_from(numbers.len()).unwrap()), "allocated in log order without a gap");
 
     let value: i64 = sqlx::query_scalar("select value from counters where name = 'seats'").fetch_one(&env.owner).await.unwrap();
@@ -208,7 +219,10 @@ async fn preconditions_are_checked_under_the_lock() {
     assert!(matches!(ask(timer.clone()).await, Err(AppendError::Refused(Refusal::TimerNotSet { .. }))));
     store.append(to(other, Expected::Any, vec![event(vec![Effect::SetTimer { name: "t".into(), due }])])).await.unwrap();
     assert!(ask(timer.clone()).await.is_ok());
-    store.append(to(other, Expected::Any, vec![event(vec![Effect::SetTimer { name: "t".into(), due: due + TimeDelta::days(1) }])])).await.unwrap();
+    store
+        .append(to(other, Expected::Any, vec![event(vec![Effect::SetTimer { name: "t".into(), due: due + TimeDelta::days(1) }])]))
+        .await
+        .unwrap();
     assert!(matches!(ask(timer).await, Err(AppendError::Refused(Refusal::TimerNotSet { .. }))));
 }
 
@@ -268,7 +282,17 @@ async fn a_lost_commit_answer_is_found_out_and_nothing_is_written_twice() {
     let mut accepted = Vec::new();
     let mut n = 0;
     while !shots.is_finished() {
-        for answer in at_once(&store, (0..4).map(|_| { n += 1; new_stream(tenant, vec![]) }).collect()).await {
+        for answer in at_once(
+            &store,
+            (0..4)
+                .map(|_| {
+                    n += 1;
+                    new_stream(tenant, vec![])
+                })
+                .collect(),
+        )
+        .await
+        {
             accepted.push(answer.expect("found out within the writer's patience").position);
         }
     }
@@ -284,7 +308,13 @@ async fn no_role_of_the_services_can_change_or_remove_an_event() {
     env.store().await.append(new_stream(tenant(), vec![])).await.unwrap();
     for role in DbRole::ALL {
         let mut connection = env.database.connect(role, &[]).await.unwrap();
-        for statement in ["update events set payload = '{}'", "delete from events", "truncate events", "alter table events disable trigger all", "drop table events"] {
+        for statement in [
+            "update events set payload = '{}'",
+            "delete from events",
+            "truncate events",
+            "alter table events disable trigger all",
+            "drop table events",
+        ] {
             let error = connection.execute(statement).await.expect_err(statement);
             assert_eq!(error.as_database_error().unwrap().code().unwrap(), "42501", "{role:?}: {statement}");
         }
@@ -318,15 +348,22 @@ async fn a_personal_value_is_in_no_table_in_clear_and_gone_once_its_subject_is_e
     assert!(matches!(append(vec![claim]).await, Err(AppendError::Refused(Refusal::ClaimTaken { .. }))), "a keyed hash still compares");
     let raw = store.read_from(0, 1).await.unwrap().remove(0);
     assert!(raw.payload.contains("$sealed") && !raw.payload.contains("ada"), "{}", raw.payload);
-    let tables: Vec<String> =
-        sqlx::query_scalar("select format('%I.%I', table_schema, table_name) from information_schema.tables where table_schema in ('public', 'ops', 'read')").fetch_all(&env.owner).await.unwrap();
+    let tables: Vec<String> = sqlx::query_scalar(
+        "select format('%I.%I', table_schema, table_name) from information_schema.tables where table_schema in ('public', 'ops', 'read')",
+    )
+    .fetch_all(&env.owner)
+    .await
+    .unwrap();
     assert!(tables.len() > 8);
     for table in tables {
         let rows: Vec<String> = sqlx::query_scalar(&format!("select t::text from {table} t")).fetch_all(&env.owner).await.unwrap();
         assert!(!rows.iter().any(|row| row.contains("lovelace")), "{table}");
     }
     store.append(new_stream(tenant, vec![Effect::Erase(subject)])).await.unwrap();
-    assert!(matches!(append(vec![]).await, Err(AppendError::Refused(Refusal::SubjectErased(_)))), "nothing is sealed for an erased subject");
+    assert!(
+        matches!(append(vec![]).await, Err(AppendError::Refused(Refusal::SubjectErased(_)))),
+        "nothing is sealed for an erased subject"
+    );
     let keys: Vec<Option<Vec<u8>>> = sqlx::query_scalar("select wrapped_key from ops.subject_keys").fetch_all(&env.owner).await.unwrap();
     assert_eq!(keys, [None]);
     assert_log_is_sound(&env).await;
@@ -348,5 +385,9 @@ async fn an_audit_names_the_first_position_where_a_stored_event_was_changed() {
     env.owner.execute("update counters set value = 1").await.unwrap();
     env.owner.execute("insert into allocations values (gen_random_uuid(), 'x', 5)").await.unwrap();
     let report = store.audit(&mut |_| {}).await.unwrap();
-    assert!(report.findings.iter().any(|f| f.what.contains("allocation x") && f.what.contains("the log knows none")), "{:?}", report.findings);
+    assert!(
+        report.findings.iter().any(|f| f.what.contains("allocation x") && f.what.contains("the log knows none")),
+        "{:?}",
+        report.findings
+    );
 }

@@ -1,5 +1,5 @@
 //! The event log against a real PostgreSQL.
-#![allow(missing_docs, clippy::missing_panics_doc, clippy::allow_attributes, reason = "tests")]
+#![expect(clippy::unwrap_used, reason = "tests may")]
 
 mod append;
 mod kit;

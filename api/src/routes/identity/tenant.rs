@@ -4,8 +4,8 @@ use chrono::{DateTime, Utc};
 use domain::StreamId;
 use domain::TenantId;
 use domain::identity::tenant::{
-    CancelTenant, ChangeSlug, CompleteProvisioning, DeactivateTenant, DeleteTenant, FreezeTenant, ProvisionTenant, ReactivateTenant, RenameTenant, SetBranding, SetLlmConfig, Status,
-    SuspendTenant, Tenant, UpdateSettings,
+    CancelTenant, ChangeSlug, CompleteProvisioning, DeactivateTenant, DeleteTenant, FreezeTenant, ProvisionTenant, ReactivateTenant,
+    RenameTenant, SetBranding, SetLlmConfig, Status, SuspendTenant, Tenant, UpdateSettings,
 };
 use projections::identity::{tenant, tenant_timeline};
 use serde::Deserialize;
@@ -123,7 +123,8 @@ async fn list_tenants(query: Query, Params(p): Params<ListTenants>) -> Result<Li
     let sort = crate::extract::sort(p.sort.as_deref(), &tenant::Sort::ALL)?;
     let limit = crate::extract::limit(p.limit)?;
     crate::extract::short(&[&p.plan, &p.q, &p.slug])?;
-    let filter = tenant::Filter { status: p.status, plan: p.plan, q: p.q, slug: p.slug, created_from: p.created_from, created_to: p.created_to };
+    let filter =
+        tenant::Filter { status: p.status, plan: p.plan, q: p.q, slug: p.slug, created_from: p.created_from, created_to: p.created_to };
     let mut read = query.open::<tenant::Tenants>("tenant:read", p.after).await?;
     let page = tenant::list(&mut read, query.cursors(), &filter, sort, limit, p.cursor.as_deref()).await?;
     Ok(query.page(&read, page))

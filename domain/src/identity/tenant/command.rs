@@ -31,8 +31,38 @@ crate::text_types! {
 
 /// Slugs that would collide with host names and paths of the platform.
 pub const RESERVED: &[&str] = &[
-    "admin", "api", "app", "assets", "auth", "billing", "blog", "cdn", "console", "dashboard", "docs", "ftp", "help", "localhost", "login", "mail", "metrics",
-    "ns1", "ns2", "public", "root", "security", "signup", "smtp", "static", "status", "support", "system", "tenure", "test", "webmaster", "www",
+    "admin",
+    "api",
+    "app",
+    "assets",
+    "auth",
+    "billing",
+    "blog",
+    "cdn",
+    "console",
+    "dashboard",
+    "docs",
+    "ftp",
+    "help",
+    "localhost",
+    "login",
+    "mail",
+    "metrics",
+    "ns1",
+    "ns2",
+    "public",
+    "root",
+    "security",
+    "signup",
+    "smtp",
+    "static",
+    "status",
+    "support",
+    "system",
+    "tenure",
+    "test",
+    "webmaster",
+    "www",
 ];
 
 /// Makes a tenant.
@@ -205,7 +235,9 @@ impl DomainError for Error {
     fn kind(&self) -> Kind {
         match self {
             Self::NotFound => Kind::NotFound,
-            Self::AlreadyExists | Self::SlugTaken | Self::NotWhile { .. } | Self::ReactivationWindowPassed | Self::AliasNotExpired => Kind::Conflict,
+            Self::AlreadyExists | Self::SlugTaken | Self::NotWhile { .. } | Self::ReactivationWindowPassed | Self::AliasNotExpired => {
+                Kind::Conflict
+            }
             Self::SettingsTooLarge => Kind::Invalid,
         }
     }
@@ -225,7 +257,12 @@ impl DomainError for Error {
     fn page(&self) -> Cow<'static, str> {
         match self {
             Self::NotWhile { .. } => "tenant.cannot_while".into(),
-            Self::NotFound | Self::AlreadyExists | Self::SlugTaken | Self::ReactivationWindowPassed | Self::AliasNotExpired | Self::SettingsTooLarge => self.code(),
+            Self::NotFound
+            | Self::AlreadyExists
+            | Self::SlugTaken
+            | Self::ReactivationWindowPassed
+            | Self::AliasNotExpired
+            | Self::SettingsTooLarge => self.code(),
         }
     }
 }

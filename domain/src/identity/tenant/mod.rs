@@ -85,8 +85,16 @@ pub enum Status {
 
 impl Status {
     /// All of them.
-    pub const ALL: [Self; 8] =
-        [Self::Provisioning, Self::Trialing, Self::Active, Self::Frozen, Self::Suspended, Self::Deactivated, Self::Cancelled, Self::Deleted];
+    pub const ALL: [Self; 8] = [
+        Self::Provisioning,
+        Self::Trialing,
+        Self::Active,
+        Self::Frozen,
+        Self::Suspended,
+        Self::Deactivated,
+        Self::Cancelled,
+        Self::Deleted,
+    ];
 
     /// As stored and shown.
     pub fn as_str(self) -> &'static str {
@@ -179,7 +187,9 @@ impl Details {
         match command {
             Command::Provision(_) => Err(Error::AlreadyExists),
             Command::CompleteProvisioning(_) if working => Ok(vec![]),
-            Command::CompleteProvisioning(c) if self.status == Status::Provisioning => Ok(vec![Event::ProvisioningCompleted { trialing: c.trialing }]),
+            Command::CompleteProvisioning(c) if self.status == Status::Provisioning => {
+                Ok(vec![Event::ProvisioningCompleted { trialing: c.trialing }])
+            }
             Command::Rename(c) if open => Ok(changed(self.name != c.name.as_str(), || Event::Renamed { name: c.name.into() })),
             Command::ChangeSlug(c) if open => Ok(changed(self.slug != c.slug.as_str(), || Event::SlugChanged {
                 from: self.slug.clone(),
@@ -221,7 +231,9 @@ impl Details {
             Command::Cancel(_) if working => Ok(vec![Event::Cancelled { at: ctx.now }]),
             Command::Reactivate(_) => match self.status {
                 Status::Active => Ok(vec![]),
-                Status::Cancelled if self.cancelled_at.is_some_and(|at| ctx.now > at + REACTIVATION_WINDOW) => Err(Error::ReactivationWindowPassed),
+                Status::Cancelled if self.cancelled_at.is_some_and(|at| ctx.now > at + REACTIVATION_WINDOW) => {
+                    Err(Error::ReactivationWindowPassed)
+                }
                 Status::Cancelled | Status::Frozen | Status::Suspended | Status::Deactivated => Ok(vec![Event::Reactivated]),
                 Status::Provisioning | Status::Trialing | Status::Deleted => not_now,
             },
