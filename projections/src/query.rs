@@ -42,6 +42,15 @@ pub enum QueryError {
     Unavailable(#[from] sqlx::Error),
 }
 
+/// One page of a list.
+#[derive(Clone, Debug)]
+pub struct Page<T> {
+    /// Its rows.
+    pub rows: Vec<T>,
+    /// Where the next one begins, if there is one.
+    pub next: Option<String>,
+}
+
 /// The reading side of a process. Cheap to clone.
 #[derive(Clone)]
 pub struct ReadSide {

@@ -15,7 +15,7 @@ use sqlx::types::Json;
 
 use crate::Store;
 use crate::append::decide::{KeyRecord, replay};
-use crate::append::writer::KeyRow;
+use crate::append::snapshot::KeyRow;
 use crate::append::{AppendError, Appended, Key};
 use crate::event::{Metadata, RawEvent, Recorded};
 use crate::seal::UnsealError;

@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use crate::cursor::CursorKey;
 use crate::model::ReadModel;
-use crate::query::{QueryError, Read};
+use crate::query::{Page, QueryError, Read};
 
 /// The read model.
 pub struct Tenants;
@@ -177,15 +177,6 @@ impl Sort {
             Self::NameBackwards => ("lower(name)", "text", "<", "desc"),
         }
     }
-}
-
-/// One page of a list.
-#[derive(Clone, Debug)]
-pub struct Page<T> {
-    /// Its rows.
-    pub rows: Vec<T>,
-    /// Where the next one begins, if there is one.
-    pub next: Option<String>,
 }
 
 /// One tenant, if it exists and the view may see it.

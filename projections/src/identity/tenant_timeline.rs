@@ -9,10 +9,9 @@ use sqlx::types::Json;
 use store::Recorded;
 use utoipa::ToSchema;
 
-use super::tenant::Page;
 use crate::cursor::CursorKey;
 use crate::model::ReadModel;
-use crate::query::{QueryError, Read};
+use crate::query::{Page, QueryError, Read};
 
 /// The read model.
 pub struct Timeline;

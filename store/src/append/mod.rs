@@ -3,6 +3,7 @@
 pub(crate) mod decide;
 pub(crate) mod guards;
 pub(crate) mod queue;
+pub(crate) mod snapshot;
 pub(crate) mod writer;
 
 use domain::{Effect, Precondition, Refusal, StreamId, TenantId};

@@ -1,0 +1,231 @@
+//! Commands.
+
+use std::marker::PhantomData;
+
+use axum::body::Bytes;
+use axum::extract::{FromRequest, FromRequestParts, MatchedPath, Request};
+use axum::http::header::{CONTENT_TYPE, ETAG, IF_MATCH, LOCATION};
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, HeaderName, StatusCode};
+use axum::response::{IntoResponse, Response};
+use commands::authorize::{authorize, may_enter};
+use commands::{Key, Outcome, Request as CommandRequest};
+use domain::aggregate::Ask as _;
+use domain::{Aggregate, StreamId};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use sha2::{Digest as _, Sha256};
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+use super::{Caller, TENURE_POSITION, etag, set};
+use crate::app::App;
+use crate::problem::Problem;
+
+const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+const IDEMPOTENT_REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+
+/// A command in a body; an empty body is an empty object.
+pub struct Body<C> {
+    command: C,
+    /// The id that the client chose for what it creates.
+    id: Option<Uuid>,
+    /// The body without regard to white space and the order of fields.
+    canonical: String,
+}
+
+impl<C: DeserializeOwned> FromRequest<App> for Body<C> {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, app: &App) -> Result<Self, Problem> {
+        let content_type = request
+            .headers()
+            .get(CONTENT_TYPE)
+            .and_then(|v| v.to_str().ok())
+            .map(|v| v.split(';').next().unwrap_or(v).trim().to_ascii_lowercase());
+        let creates = request.method() == axum::http::Method::POST && !request.uri().path().trim_start_matches("/v1/").contains('/');
+        let bytes = Bytes::from_request(request, app).await.map_err(|rejection| {
+            if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE {
+                Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "request.too_large", "a body may be 1 MiB at most")
+            } else {
+                Problem::new(StatusCode::BAD_REQUEST, "request.malformed", rejection.to_string())
+            }
+        })?;
+        if bytes.iter().all(u8::is_ascii_whitespace) {
+            return Self::parse("{}".as_bytes(), creates);
+        }
+        match content_type.as_deref() {
+            Some("application/json" | "application/merge-patch+json") => Self::parse(&bytes, creates),
+            Some(_) | None => Err(Problem::new(
+                StatusCode::UNSUPPORTED_MEDIA_TYPE,
+                "request.media_type",
+                "the body must be application/json, or application/merge-patch+json for an edit",
+            )),
+        }
+    }
+}
+
+impl<C: DeserializeOwned> Body<C> {
+    fn parse(bytes: &[u8], creates: bool) -> Result<Self, Problem> {
+        let mut value: Value = serde_json::from_slice(bytes)
+            .map_err(|e| Problem::new(StatusCode::BAD_REQUEST, "request.malformed", format!("the body is not JSON: {e}")))?;
+        let canonical = value.to_string();
+        let id = match value.as_object_mut().filter(|_| creates).and_then(|map| map.remove("id")) {
+            None => None,
+            Some(id) => Some(serde_json::from_value::<Uuid>(id).map_err(|e| Problem::invalid("/id".into(), e.to_string()))?),
+        };
+        let command = serde_path_to_error::deserialize(value).map_err(|error| {
+            let pointer = pointer(error.path());
+            Problem::invalid(pointer, error.into_inner().to_string())
+        })?;
+        Ok(Self { command, id, canonical })
+    }
+}
+
+fn pointer(path: &serde_path_to_error::Path) -> String {
+    use serde_path_to_error::Segment;
+    let step = |segment: &Segment| match segment {
+        Segment::Seq { index } => format!("/{index}"),
+        Segment::Map { key } => format!("/{}", key.replace('~', "~0").replace('/', "~1")),
+        Segment::Enum { variant } => format!("/{variant}"),
+        Segment::Unknown => String::new(),
+    };
+    path.iter().map(step).collect()
+}
+
+/// Executes one command.
+pub struct Write<A> {
+    app: App,
+    caller: Caller,
+    /// Method and route, within which an idempotency key is unique.
+    route: String,
+    path: String,
+    key: Option<String>,
+    expected: Option<i64>,
+    traceparent: Option<String>,
+    aggregate: PhantomData<A>,
+}
+
+impl<A: Aggregate> FromRequestParts<App> for Write<A> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Problem> {
+        let caller = Caller::from_request_parts(parts, app).await?;
+        let route = parts.extensions.get::<MatchedPath>().map_or_else(|| parts.uri.path(), MatchedPath::as_str);
+        Ok(Self {
+            caller,
+            route: format!("{} {route}", parts.method),
+            path: parts.uri.path().to_owned(),
+            key: idempotency_key(&parts.headers)?,
+            expected: if_match(&parts.headers)?,
+            traceparent: parts
+                .headers
+                .get(TRACEPARENT)
+                .and_then(|v| v.to_str().ok())
+                .filter(|text| is_traceparent(text))
+                .map(str::to_owned),
+            app: app.clone(),
+            aggregate: PhantomData,
+        })
+    }
+}
+
+fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Problem> {
+    let Some(value) = headers.get(IDEMPOTENCY_KEY) else { return Ok(None) };
+    match value.to_str().map(str::trim) {
+        Ok(key) if !key.is_empty() && key.len() <= 255 => Ok(Some(key.to_owned())),
+        Ok(_) | Err(_) => {
+            Err(Problem::new(StatusCode::BAD_REQUEST, "request.bad_header", "Idempotency-Key must be 1 to 255 visible ASCII characters"))
+        }
+    }
+}
+
+/// `"v3"`, or `*` for whatever there is.
+fn if_match(headers: &HeaderMap) -> Result<Option<i64>, Problem> {
+    let Some(value) = headers.get(IF_MATCH) else { return Ok(None) };
+    let text = value.to_str().unwrap_or_default().trim();
+    if text == "*" {
+        return Ok(None);
+    }
+    let version = text.strip_prefix("\"v").and_then(|t| t.strip_suffix('"')).and_then(|t| t.parse().ok());
+    version
+        .map(Some)
+        .ok_or_else(|| Problem::new(StatusCode::BAD_REQUEST, "request.bad_header", "If-Match must be one version, such as \"v3\""))
+}
+
+/// W3C Trace Context: `00-<32 hex>-<16 hex>-<2 hex>`.
+fn is_traceparent(text: &str) -> bool {
+    let lengths: Vec<_> = text.split('-').map(str::len).collect();
+    lengths == [2, 32, 16, 2] && text.bytes().all(|b| b == b'-' || b.is_ascii_hexdigit())
+}
+
+impl<A: Aggregate> Write<A> {
+    /// Who asks.
+    pub fn caller(&self) -> &Caller {
+        &self.caller
+    }
+
+    /// For a creating command: the id that the client chose, or a fresh one.
+    pub fn new_id<C>(&self, body: &Body<C>) -> Uuid {
+        body.id.unwrap_or_else(|| self.app.executor.store().fresh_id())
+    }
+
+    /// Executes a creating command. Whoever may not create learns that, not that there is nothing here.
+    pub async fn create<C: Into<A::Ask>>(self, stream: StreamId, body: Body<C>) -> Result<Written, Problem> {
+        let command: A::Ask = body.command.into();
+        authorize(&self.caller.actor, command.permission())?;
+        self.execute(stream, Body { command, id: body.id, canonical: body.canonical }).await
+    }
+
+    /// Executes the command in the body on a stream.
+    pub async fn execute<C: Into<A::Ask>>(self, stream: StreamId, body: Body<C>) -> Result<Written, Problem> {
+        if !may_enter(&self.caller.actor, stream.tenant) {
+            return Err(Problem::not_found());
+        }
+        let store = self.app.executor.store();
+        let mut request = CommandRequest::<A>::new(stream, body.command, self.caller.actor, store.fresh_id());
+        request.expected = self.expected;
+        request.traceparent = self.traceparent;
+        let fingerprint = Sha256::new().chain_update(&self.path).chain_update([0]).chain_update(&body.canonical).finalize().into();
+        request.key = self.key.map(|key| Key { tenant: self.caller.tenant, scope: self.route, key, fingerprint });
+        let outcome = self.app.executor.execute(request).await?;
+        Ok(Written { outcome, path: self.path })
+    }
+}
+
+/// The answer to a command.
+pub struct Written {
+    outcome: Outcome,
+    path: String,
+}
+
+/// The body of the answer to a command.
+#[derive(Serialize, ToSchema)]
+pub struct WrittenBody {
+    /// The aggregate's id.
+    id: Uuid,
+    /// Its version now; also the `ETag`.
+    version: i64,
+    /// A position at which a query sees the change: `?after=<position>`.
+    position: i64,
+}
+
+impl IntoResponse for Written {
+    fn into_response(self) -> Response {
+        let Outcome { id, version, position, created, replayed } = self.outcome;
+        let mut response =
+            (if created { StatusCode::CREATED } else { StatusCode::OK }, axum::Json(WrittenBody { id, version, position })).into_response();
+        let headers = response.headers_mut();
+        set(headers, ETAG, &etag(version));
+        set(headers, TENURE_POSITION, &position.to_string());
+        if created {
+            set(headers, LOCATION, &format!("{}/{id}", self.path.trim_end_matches('/')));
+        }
+        if replayed {
+            set(headers, IDEMPOTENT_REPLAYED, "true");
+        }
+        response
+    }
+}
