@@ -72,7 +72,7 @@ A token of the platform's super_admin, good until {until}:
 
 export TOKEN={token}
 
-Try (as soon as the log says `running`):
+Try:
 
 curl -s {base}/v1/tenants -H \"Authorization: Bearer $TOKEN\" -H 'Content-Type: application/json' -d '{{\"slug\": \"{slug}\", \"name\": \"Acme GmbH\"}}'
 curl -s {base}/v1/tenants -H \"Authorization: Bearer $TOKEN\"
