@@ -6,6 +6,7 @@
 pub mod http;
 pub mod node;
 pub mod servers;
+pub mod thing;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

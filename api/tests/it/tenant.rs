@@ -245,3 +245,30 @@ async fn the_trace_and_the_request_can_be_followed_into_the_log() {
     assert!(event.metadata.contains(trace) && event.metadata.contains("\"tester\""), "{}", event.metadata);
     assert!(!client.get("/v1/tenants").await.header("x-request-id").is_empty());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sealed_value_is_found_in_clear_in_no_table_and_no_message() {
+    use futures::StreamExt as _;
+    let env = Env::new().await;
+    let node = Node::start(&env).await;
+    let client = Client::new(&env, &node);
+    let owner = json!({"email": "ada.lovelace@example.com", "name": "Ada Lovelace"});
+    client.post_with("/v1/tenants", json!({"slug": "acme", "name": "Acme", "owner": owner}), &[("idempotency-key", "k")]).await;
+    node.settled().await;
+    let found = |text: &str| text.to_lowercase().contains("lovelace");
+    let tables: Vec<String> = sqlx::query_scalar(
+        "select format('%I.%I', schemaname, tablename) from pg_tables where schemaname not in ('pg_catalog', 'information_schema')",
+    )
+    .fetch_all(&env.owner)
+    .await
+    .unwrap();
+    assert!(tables.contains(&"read.tenants_v1_g1".to_owned()) && tables.contains(&"ops.idempotency_keys".to_owned()), "{tables:?}");
+    for table in tables {
+        let rows: Vec<String> = sqlx::query_scalar(&format!("select t::text from {table} t")).fetch_all(&env.owner).await.unwrap();
+        assert!(!rows.iter().any(|row| found(row)), "{table}");
+    }
+    let consumer = async_nats::jetstream::consumer::pull::OrderedConfig::default();
+    let mut messages = node.bus.stream().await.unwrap().create_consumer(consumer).await.unwrap().messages().await.unwrap();
+    let message = messages.next().await.unwrap().unwrap();
+    assert!(!found(&String::from_utf8_lossy(&message.payload)) && !found(&format!("{:?} {}", message.headers, message.subject)));
+}

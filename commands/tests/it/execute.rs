@@ -2,12 +2,13 @@
 
 use commands::{CommandError, Executor, Key, Request};
 use domain::identity::tenant::{
-    ChangeSlug, CompleteProvisioning, DeactivateTenant, DeleteTenant, FreezeTenant, NewOwner, ProvisionTenant, ReactivateTenant,
-    RenameTenant, Slug, Tenant,
+    CancelTenant, ChangeSlug, CompleteProvisioning, DeactivateTenant, DeleteTenant, FreezeTenant, NewOwner, ProvisionTenant,
+    ReactivateTenant, RenameTenant, Slug, Tenant,
 };
 use domain::text::{DisplayName, Email};
-use domain::{Actor, Role, StreamId, TenantId};
+use domain::{Actor, Role, StreamId, SubjectId, TenantId};
 use testing::node::system;
+use testing::thing::{Make, Thing};
 use testing::{Env, id};
 
 fn slug(text: &str) -> Slug {
@@ -193,4 +194,37 @@ async fn the_guards_are_the_fold_of_the_log_after_a_random_history_and_a_forged_
             && findings.iter().any(|f| f.what.contains("timer slug_alias:") && f.what.contains("missing")),
         "{findings:?}"
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tenant_that_is_closed_or_unknown_refuses_every_changing_command_of_its_other_aggregates() {
+    let env = Env::new().await;
+    let [a, _] = two_processes(&env).await;
+    let tenant = TenantId(id());
+    let make =
+        || Request::<Thing>::new(StreamId::new(tenant, id()), Make { subject: SubjectId(id()), words: "hello".into() }, system(), id());
+    let code = |answer: Result<commands::Outcome, CommandError>| match answer {
+        Err(CommandError::Rejected { code, .. }) => code.into_owned(),
+        other => format!("{other:?}"),
+    };
+    assert_eq!(code(a.execute(make()).await), "tenant.not_found");
+    a.execute(request(tenant, provision("acme"))).await.unwrap();
+    a.execute(make()).await.expect("open while it is being set up");
+    a.execute(request(tenant, CompleteProvisioning::default())).await.unwrap();
+    a.execute(make()).await.unwrap();
+    let suspend = domain::identity::tenant::SuspendTenant { reason: domain::text::Reason::parse("unpaid").unwrap() };
+    let closing: [domain::identity::tenant::Command; 4] =
+        [FreezeTenant {}.into(), suspend.into(), DeactivateTenant {}.into(), CancelTenant {}.into()];
+    for command in closing {
+        a.execute(request(tenant, command.clone())).await.unwrap();
+        assert_eq!(code(a.execute(make()).await), "tenant.closed", "{command:?}");
+        a.execute(request(tenant, ReactivateTenant {})).await.unwrap();
+        a.execute(make()).await.unwrap();
+    }
+    let numbers: Vec<Option<i64>> =
+        sqlx::query_scalar("select (payload ->> 'number')::bigint from events where event_type = 'thing.made' order by position")
+            .fetch_all(&env.owner)
+            .await
+            .unwrap();
+    assert_eq!(numbers, (1..=6).map(Some).collect::<Vec<_>>(), "a refused command draws no number");
 }

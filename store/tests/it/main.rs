@@ -3,3 +3,4 @@
 
 mod append;
 mod kit;
+mod load;
