@@ -18,7 +18,7 @@ pub(crate) struct Site {
     dir: PathBuf,
     database_url: String,
     owner_url: String,
-    nats_url: String,
+    nats_url: Option<String>,
     prefix: String,
 }
 
@@ -41,7 +41,7 @@ impl Named {
 impl Site {
     /// The site of a data directory whose private servers, if any, run already.
     pub(crate) fn find(dir: &Path) -> anyhow::Result<Self> {
-        Self::with(dir, servers::remembered(dir).as_ref())
+        Self::with(dir, servers::remembered(dir)?.as_ref())
     }
 
     /// The site with these private servers, where the environment names no others.
@@ -59,7 +59,7 @@ impl Site {
             dir: dir.to_owned(),
             database_url: named.database.map_or_else(private_database, Ok)?,
             owner_url,
-            nats_url: named.nats.map_or_else(|| private.map(Remembered::nats_url).with_context(nothing), Ok)?,
+            nats_url: named.nats.or_else(|| private.map(Remembered::nats_url)),
             prefix: env("TENURE_BUS_PREFIX").unwrap_or_else(|| "tenure".into()),
         })
     }
@@ -84,7 +84,8 @@ impl Site {
 
     /// Connects to the bus.
     pub(crate) async fn bus(&self, store: &Store) -> anyhow::Result<Bus> {
-        Ok(Bus::connect(&self.nats_url, &self.prefix, store.installation()).await?)
+        let url = self.nats_url.as_deref().context("NATS_URL names no message bus")?;
+        Ok(Bus::connect(url, &self.prefix, store.installation()).await?)
     }
 
     /// Verifies tokens.
@@ -124,13 +125,14 @@ pub(crate) fn token_key(dir: &Path) -> anyhow::Result<TokenKey> {
     TokenKey::from_pem(&secret(dir, TOKEN)?).context(TOKEN.variable)
 }
 
-/// Makes the keys that are neither in the environment nor in the data directory yet.
+/// Makes the keys that the environment does not name and that are not in the data directory yet. One that is there is never replaced: what it has sealed would be lost.
 pub(crate) fn make_keys(dir: &Path) -> anyhow::Result<()> {
-    if secret(dir, MASTER).is_err() {
-        servers::write_secret(&dir.join(MASTER.file), &MasterKey::generate())?;
-    }
-    if secret(dir, TOKEN).is_err() {
-        servers::write_secret(&dir.join(TOKEN.file), &TokenKey::generate()?)?;
+    for (secret, make) in [(MASTER, MasterKey::generate as fn() -> String), (TOKEN, TokenKey::generate)] {
+        let named = env(secret.variable).or_else(|| env(&format!("{}_FILE", secret.variable)));
+        let path = dir.join(secret.file);
+        if named.is_none() && !path.try_exists()? {
+            servers::write_secret(&path, &make())?;
+        }
     }
     Ok(())
 }

@@ -21,9 +21,10 @@ pub(crate) async fn up(dir: &Path, http: Option<SocketAddr>) -> anyhow::Result<(
     let data = DataDir::open(dir)?;
     make_keys(data.path())?;
     let listener = listen(http).await?;
-    data.stop_left_overs().await;
+    data.stop_left_overs().await?;
     let mut remembered = data.remembered()?;
     let named = Named::from_env();
+    // Whatever fails from here on, dropping these stops them.
     let mut nats = if named.nats.is_none() { Some(Nats::start(&data, &remembered).await?) } else { None };
     let mut postgres = if named.database.is_none() { Some(Postgres::start(&data, &mut remembered, &[]).await?) } else { None };
     let ended = async {

@@ -10,8 +10,8 @@ const POSTGRES: u32 = 15;
 /// nats-server 2.9 is the oldest that the relay was tried with.
 const NATS: (u32, u32) = (2, 9);
 
-/// The directory of the newest PostgreSQL's programs.
-pub(crate) fn postgres() -> Result<PathBuf, ServerError> {
+/// The directory of PostgreSQL's programs: those of the version that made the cluster, or else the newest.
+pub(crate) fn postgres(made_by: Option<u32>) -> Result<PathBuf, ServerError> {
     let mut found: Vec<(u32, PathBuf)> = Vec::new();
     let mut consider = |dir: PathBuf| {
         if dir.join("initdb").exists()
@@ -33,6 +33,10 @@ pub(crate) fn postgres() -> Result<PathBuf, ServerError> {
         consider(dir);
     }
     found.sort();
+    if let Some(wanted) = made_by {
+        let missing = || ServerError::Missing(format!("the data directory was made by PostgreSQL {wanted}, which is not installed any more"));
+        return found.into_iter().rev().find(|(version, _)| *version == wanted).map(|(_, dir)| dir).ok_or_else(missing);
+    }
     match found.pop() {
         Some((version, dir)) if version >= POSTGRES => Ok(dir),
         Some((version, dir)) => {
@@ -47,23 +51,11 @@ pub(crate) fn postgres() -> Result<PathBuf, ServerError> {
 /// The nats-server program.
 pub(crate) fn nats() -> Result<PathBuf, ServerError> {
     let places = path_dirs().chain(["/usr/sbin", "/usr/local/bin", "/opt/homebrew/bin"].map(PathBuf::from));
-    for program in places.map(|dir| dir.join("nats-server")) {
-        if let Some(version) = version(&program, "--version") {
-            if version >= NATS {
-                return Ok(program);
-            }
-            return Err(ServerError::Missing(format!(
-                "{} is too old: nats-server {}.{} or newer is needed",
-                program.display(),
-                NATS.0,
-                NATS.1
-            )));
-        }
-    }
-    Err(ServerError::Missing(format!(
-        "nats-server {}.{} or newer is needed: install it (`make setup` does), or name a server in NATS_URL",
-        NATS.0, NATS.1
-    )))
+    let mut programs = places.map(|dir| dir.join("nats-server"));
+    programs.find(|program| version(program, "--version").is_some_and(|version| version >= NATS)).ok_or_else(|| {
+        let (major, minor) = NATS;
+        ServerError::Missing(format!("nats-server {major}.{minor} or newer is needed: install it (`make setup` does), or name a server in NATS_URL"))
+    })
 }
 
 fn path_dirs() -> impl Iterator<Item = PathBuf> {

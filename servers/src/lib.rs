@@ -48,6 +48,17 @@ pub enum ServerError {
     /// Another process works on the same data directory.
     #[error("another tenure is running on {0}")]
     InUse(PathBuf),
+    /// The cluster's place belongs to another data directory.
+    #[error("the database in {cluster} belongs to {owner}: this data directory was copied or moved")]
+    NotOurs {
+        /// Where it is.
+        cluster: PathBuf,
+        /// Whose it is.
+        owner: String,
+    },
+    /// `servers.json` is there and cannot be read.
+    #[error("servers.json is damaged")]
+    Damaged(#[source] serde_json::Error),
     /// The database answered with an error.
     #[error("the private PostgreSQL cannot be set up")]
     Database(#[from] sqlx::Error),
@@ -71,7 +82,7 @@ pub struct Remembered {
     pub nats_port: u16,
     /// The password of its one user.
     pub nats_password: String,
-    /// Where PostgreSQL's files are, if not under the data directory.
+    /// Where PostgreSQL's files are, if not in `postgres` under the data directory.
     pub postgres_dir: Option<PathBuf>,
 }
 
@@ -97,20 +108,19 @@ impl DataDir {
     }
 
     /// Stops servers that an earlier run, killed before it could do so, has left behind. Their ports are then free again.
-    pub async fn stop_left_overs(&self) {
-        if let Some(dir) = remembered(&self.path).and_then(|r| r.postgres_dir) {
-            stop_left_over("postgres", &dir.join("postmaster.pid"), &dir.display().to_string(), Signal::SIGINT).await;
-        }
+    pub async fn stop_left_overs(&self) -> Result<(), ServerError> {
+        let cluster = remembered(&self.path)?.and_then(|r| r.postgres_dir).unwrap_or_else(|| self.path.join("postgres"));
+        stop_left_over("postgres", &cluster.join("postmaster.pid"), &cluster.display().to_string(), Signal::SIGINT).await;
         let (config, pid_file) = (self.path.join("nats.conf"), self.path.join("nats.pid"));
         stop_left_over("nats-server", &pid_file, &config.display().to_string(), Signal::SIGTERM).await;
+        Ok(())
     }
 
     /// What is remembered, with new credentials the first time and new ports where the old ones are taken by somebody else.
     pub fn remembered(&self) -> Result<Remembered, ServerError> {
-        let old = remembered(&self.path);
         // Two at once, or the second could be given the port of the first.
         let (a, b) = (free_port()?, free_port()?);
-        let mut now = old.unwrap_or_else(|| Remembered {
+        let mut now = remembered(&self.path)?.unwrap_or_else(|| Remembered {
             postgres_port: a.1,
             owner_password: secret(),
             service_password: secret(),
@@ -118,12 +128,12 @@ impl DataDir {
             nats_password: secret(),
             postgres_dir: None,
         });
+        drop((a.0, b.0));
         for (port, fresh) in [(&mut now.postgres_port, a.1), (&mut now.nats_port, b.1)] {
             if TcpListener::bind(("127.0.0.1", *port)).is_err() {
                 *port = fresh;
             }
         }
-        drop((a, b));
         self.remember(&now)?;
         Ok(now)
     }
@@ -136,8 +146,12 @@ impl DataDir {
 }
 
 /// What is remembered of the servers of a data directory, without holding it.
-pub fn remembered(data_dir: &Path) -> Option<Remembered> {
-    serde_json::from_str(&fs::read_to_string(data_dir.join("servers.json")).ok()?).ok()
+pub fn remembered(data_dir: &Path) -> Result<Option<Remembered>, ServerError> {
+    match fs::read_to_string(data_dir.join("servers.json")) {
+        Ok(text) => serde_json::from_str(&text).map(Some).map_err(ServerError::Damaged),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(io("servers.json")(error)),
+    }
 }
 
 impl Remembered {

@@ -6,7 +6,7 @@ use nix::sys::signal::Signal;
 use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpStream;
 
-use crate::process::{Watched, wait_up};
+use crate::process::{Watched, command, wait_up};
 use crate::{DataDir, Remembered, ServerError, create_private_dir, find, write_secret};
 
 /// A running private nats-server.
@@ -22,19 +22,14 @@ impl Nats {
         let store = data.path().join("nats");
         create_private_dir(&store)?;
         write_secret(&config, &configuration(remembered, &store, &pid_file))?;
-        let command = move || {
-            let mut command = tokio::process::Command::new(&program);
+        let start = move || {
+            let mut command = command(program.clone());
             command.arg("-c").arg(&config);
             command
         };
-        let mut watched = Watched::start("nats-server", Signal::SIGTERM, &log, command)?;
+        let mut watched = Watched::start("nats-server", Signal::SIGTERM, &log, start)?;
         wait_up("nats-server", &mut watched, log, || greets(remembered.nats_port)).await?;
         Ok(Self { watched })
-    }
-
-    /// Its process id.
-    pub fn pid(&self) -> u32 {
-        self.watched.pid()
     }
 
     /// Stops it and waits until it has.

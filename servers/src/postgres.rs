@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, chown};
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -9,8 +10,11 @@ use nix::sys::signal::Signal;
 use nix::unistd::{Uid, User};
 use sqlx::{Connection as _, Executor as _, PgConnection};
 
-use crate::process::{Watched, wait_up};
+use crate::process::{Watched, command, wait_up};
 use crate::{DataDir, Remembered, ServerError, create_private_dir, find, io, write_secret};
+
+/// Where clusters go that cannot be under their data directory.
+const ELSEWHERE: &str = "/var/lib/tenure";
 
 /// A running private PostgreSQL with a database `tenure`.
 pub struct Postgres {
@@ -20,15 +24,14 @@ pub struct Postgres {
 impl Postgres {
     /// Starts it, making the cluster the first time. `settings` are added to its command line as `-c` options.
     pub async fn start(data: &DataDir, remembered: &mut Remembered, settings: &[&str]) -> Result<Self, ServerError> {
-        let bin = find::postgres()?;
         let user = unprivileged()?;
         let dir = place(data, remembered, user.as_ref())?;
-        if remembered.postgres_dir.as_ref() != Some(&dir) {
-            remembered.postgres_dir = Some(dir.clone());
-            data.remember(remembered)?;
-        }
-        if !dir.join("PG_VERSION").exists() {
-            initdb(&bin, &dir, user.as_ref(), &remembered.owner_password)?;
+        let made_by = fs::read_to_string(dir.join("PG_VERSION")).ok().and_then(|version| version.trim().parse().ok());
+        let bin = find::postgres(made_by)?;
+        if made_by.is_none() {
+            // The test kit's clusters do not outlive a crash of the machine anyway.
+            let sync = !settings.contains(&"fsync=off");
+            initdb(&bin, &dir, user.as_ref(), &remembered.owner_password, sync)?;
         }
         let log = data.path().join("postgres.log");
         let mut arguments = vec!["-D".to_owned(), dir.display().to_string()];
@@ -45,25 +48,18 @@ impl Postgres {
         for setting in fixed.iter().map(String::as_str).chain(settings.iter().copied()) {
             arguments.extend(["-c".to_owned(), setting.to_owned()]);
         }
-        let command = move || {
-            let mut command = tokio::process::Command::new(bin.join("postgres"));
-            command.args(&arguments).current_dir("/");
-            if let Some(user) = &user {
-                command.uid(user.uid.as_raw()).gid(user.gid.as_raw());
-            }
+        let start = move || {
+            let mut command = command(bin.join("postgres"));
+            command.args(&arguments);
+            run_as(&mut command, user.as_ref());
             command
         };
         // SIGINT is PostgreSQL's fast shutdown: it ends sessions, checkpoints and stops.
-        let mut watched = Watched::start("postgres", Signal::SIGINT, &log, command)?;
+        let mut watched = Watched::start("postgres", Signal::SIGINT, &log, start)?;
         let url = remembered.owner_url().replace("/tenure?", "/postgres?");
         wait_up("postgres", &mut watched, log, || async { PgConnection::connect(&url).await.is_ok() }).await?;
         prepare(&url, remembered).await?;
         Ok(Self { watched })
-    }
-
-    /// The postmaster's process id.
-    pub fn pid(&self) -> u32 {
-        self.watched.pid()
     }
 
     /// Stops it and waits until it has.
@@ -85,66 +81,72 @@ fn unprivileged() -> Result<Option<User>, ServerError> {
     Err(ServerError::Missing("PostgreSQL does not run as root, and there is neither a user `postgres` nor `nobody` to run it as".into()))
 }
 
-/// Where the cluster's files go: under the data directory, or, where the unprivileged user cannot reach that (home directories are 0700), in a place of their own.
-fn place(data: &DataDir, remembered: &Remembered, user: Option<&User>) -> Result<PathBuf, ServerError> {
-    if let Some(dir) = &remembered.postgres_dir
-        && dir.join("PG_VERSION").exists()
-    {
-        return Ok(dir.clone());
-    }
-    let here = data.path().join("postgres");
-    let Some(user) = user else {
-        create_private_dir(&here)?;
-        return Ok(here);
-    };
-    // Passing through is all the user needs; everything else in the data directory is 0600.
-    let passable = |dir: &Path| fs::metadata(dir).is_ok_and(|m| m.permissions().mode() & 0o001 != 0);
-    let above_passable = data.path().ancestors().skip(1).all(passable);
-    let dir = if above_passable {
-        fs::set_permissions(data.path(), fs::Permissions::from_mode(0o711)).map_err(io("the data directory"))?;
-        here
-    } else {
-        let root = ["/var/lib", "/var/tmp"].map(Path::new).into_iter().find(|dir| dir.is_dir() && passable(dir));
-        let root =
-            root.ok_or_else(|| ServerError::Missing(format!("user {} can reach neither the data directory nor /var/lib", user.name)))?;
-        let parent = root.join("tenure");
-        if !parent.is_dir() {
-            fs::create_dir(&parent).map_err(io(parent.display().to_string()))?;
-        }
-        fs::set_permissions(&parent, fs::Permissions::from_mode(0o711)).map_err(io(parent.display().to_string()))?;
-        parent.join(&crate::secret()[..16])
-    };
-    create_private_dir(&dir)?;
-    chown(&dir, Some(user.uid.as_raw()), Some(user.gid.as_raw())).map_err(io(dir.display().to_string()))?;
-    Ok(dir)
-}
-
-fn initdb(bin: &Path, dir: &Path, user: Option<&User>, password: &str) -> Result<(), ServerError> {
-    let password_file = dir.with_extension("password");
-    write_secret(&password_file, password)?;
-    let mut command = Command::new(bin.join("initdb"));
-    command
-        .arg("-D")
-        .arg(dir)
-        .args(["-U", "tenure_owner", "--auth=scram-sha-256", "--encoding=UTF8", "--locale=C", "--no-instructions", "--no-sync"])
-        .current_dir("/");
-    command.arg(format!("--pwfile={}", password_file.display()));
+fn run_as(command: &mut Command, user: Option<&User>) {
     if let Some(user) = user {
-        use std::os::unix::process::CommandExt as _;
-        chown(&password_file, Some(user.uid.as_raw()), Some(user.gid.as_raw())).map_err(io("initdb"))?;
         command.uid(user.uid.as_raw()).gid(user.gid.as_raw());
     }
+}
+
+/// Where the cluster's files go: under the data directory, or, where the unprivileged user cannot pass through to that (home directories are 0700), in a place of their own,
+/// which is remembered.
+fn place(data: &DataDir, remembered: &mut Remembered, user: Option<&User>) -> Result<PathBuf, ServerError> {
+    let here = data.path().join("postgres");
+    if user.is_none() {
+        return Ok(here);
+    }
+    let passable = |dir: &Path| fs::metadata(dir).is_ok_and(|m| m.permissions().mode() & 0o001 != 0);
+    if remembered.postgres_dir.is_none() && data.path().ancestors().skip(1).all(passable) {
+        // Passing through is all the user needs: what it must not read there is 0600.
+        fs::set_permissions(data.path(), fs::Permissions::from_mode(0o711)).map_err(io("the data directory"))?;
+        return Ok(here);
+    }
+    let elsewhere = match &remembered.postgres_dir {
+        Some(dir) => dir.clone(),
+        None => Path::new(ELSEWHERE).join(&crate::secret()[..16]),
+    };
+    let owner = elsewhere.with_extension("owner");
+    let me = data.path().display().to_string();
+    match fs::read_to_string(&owner) {
+        Ok(other) if other != me => return Err(ServerError::NotOurs { cluster: elsewhere, owner: other }),
+        Ok(_) => {}
+        Err(_) => {
+            fs::create_dir_all(ELSEWHERE).map_err(io(ELSEWHERE))?;
+            fs::set_permissions(ELSEWHERE, fs::Permissions::from_mode(0o711)).map_err(io(ELSEWHERE))?;
+            write_secret(&owner, &me)?;
+            remembered.postgres_dir = Some(elsewhere.clone());
+            data.remember(remembered)?;
+        }
+    }
+    Ok(elsewhere)
+}
+
+/// Makes the cluster beside its place and moves it there when it is whole, so that an interrupted `initdb` is never taken for one.
+fn initdb(bin: &Path, dir: &Path, user: Option<&User>, password: &str, sync: bool) -> Result<(), ServerError> {
+    let (draft, password_file) = (dir.with_extension("draft"), dir.with_extension("password"));
+    let own = |path: &Path| match user {
+        Some(user) => chown(path, Some(user.uid.as_raw()), Some(user.gid.as_raw())).map_err(io(path.display().to_string())),
+        None => Ok(()),
+    };
+    let _ = fs::remove_dir_all(&draft);
+    create_private_dir(&draft)?;
+    own(&draft)?;
+    write_secret(&password_file, password)?;
+    own(&password_file)?;
+    let mut command = command(bin.join("initdb"));
+    command.arg("-D").arg(&draft).arg(format!("--pwfile={}", password_file.display()));
+    command.args(["-U", "tenure_owner", "--auth=scram-sha-256", "--encoding=UTF8", "--locale=C", "--no-instructions"]);
+    if !sync {
+        command.arg("--no-sync");
+    }
+    run_as(&mut command, user);
     let output = command.output().map_err(io("initdb"));
     let _ = fs::remove_file(&password_file);
     let output = output?;
-    if output.status.success() {
-        return Ok(());
+    if !output.status.success() {
+        let tail = String::from_utf8_lossy(&output.stderr).into_owned();
+        return Err(ServerError::NotUp { what: "initdb", log: "its output".into(), tail });
     }
-    // A half-made cluster would be taken for a whole one next time.
-    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
-        let _ = if entry.path().is_dir() { fs::remove_dir_all(entry.path()) } else { fs::remove_file(entry.path()) };
-    }
-    Err(ServerError::NotUp { what: "initdb", log: "its output".into(), tail: String::from_utf8_lossy(&output.stderr).into_owned() })
+    fs::rename(&draft, dir).map_err(io(dir.display().to_string()))
 }
 
 /// Makes the database, and the user that services log in as.
@@ -158,11 +160,15 @@ async fn prepare(url: &str, remembered: &Remembered) -> Result<(), ServerError> 
     let exists: bool =
         sqlx::query_scalar("select exists(select from pg_roles where rolname = 'tenure_service')").fetch_one(&mut connection).await?;
     if !exists {
-        connection.execute("create role tenure_service login noinherit").await?;
-        for role in ["tenure_writer", "tenure_projector", "tenure_reader", "tenure_platform_reader"] {
-            connection.execute(format!("create role {role} nologin").as_str()).await?;
-            connection.execute(format!("grant {role} to tenure_service").as_str()).await?;
-        }
+        // One simple query is one transaction.
+        connection
+            .execute(
+                "create role tenure_writer nologin; create role tenure_projector nologin;
+                 create role tenure_reader nologin; create role tenure_platform_reader nologin;
+                 create role tenure_service login noinherit;
+                 grant tenure_writer, tenure_projector, tenure_reader, tenure_platform_reader to tenure_service",
+            )
+            .await?;
     }
     // The password is hexadecimal, so it needs no quoting; it is set at every start because `servers.json` is what counts.
     connection.execute(format!("alter role tenure_service password '{}'", remembered.service_password).as_str()).await?;

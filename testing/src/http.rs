@@ -62,7 +62,7 @@ impl Client {
 
     /// As the platform's super_admin, with these limits.
     pub fn with_limits(env: &Env, node: &Node, limits: Limits) -> Self {
-        let key = TokenKey::from_pem(&TokenKey::generate().expect("a key")).expect("a key");
+        let key = TokenKey::from_pem(&TokenKey::generate()).expect("a key");
         let probe: Probe = std::sync::Arc::new(|| async { Health { status: Level::Ok, components: BTreeMap::new() } }.boxed());
         let app = App {
             executor: node.executor.clone(),

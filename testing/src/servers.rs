@@ -1,6 +1,6 @@
 //! The servers of a test run.
 
-use std::io::Write as _;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
@@ -29,7 +29,8 @@ pub struct Servers {
     pub nats: Nats,
     /// Their data directory, held.
     pub data: DataDir,
-    reaper: Option<Child>,
+    /// Dropped last, when the others have been told to stop.
+    _reaper: Reaper,
 }
 
 impl Servers {
@@ -37,40 +38,36 @@ impl Servers {
     pub async fn start() -> Self {
         let path = std::env::temp_dir().join(format!("tenure-test-{}", crate::id()));
         let data = DataDir::open(&path).expect("a data directory");
+        let reaper = Reaper::start(data.path());
         let mut remembered = data.remembered().expect("ports");
         let postgres = Postgres::start(&data, &mut remembered, FAST).await.expect("PostgreSQL starts");
         let nats = Nats::start(&data, &remembered).await.expect("nats-server starts");
-        let reaper = Some(reaper(postgres.pid(), nats.pid(), remembered.postgres_dir.as_deref(), data.path()));
-        Self { remembered, postgres, nats, data, reaper }
+        Self { remembered, postgres, nats, data, _reaper: reaper }
     }
 }
 
-impl Drop for Servers {
+/// A shell that waits for the end of its input, which comes when this process ends in whatever way, then stops whatever servers run in the directory and removes it.
+struct Reaper(Child);
+
+impl Reaper {
+    fn start(data: &Path) -> Self {
+        let script = r#"cat >/dev/null
+            p=$(head -n 1 "$0/postgres/postmaster.pid" 2>/dev/null) && kill -QUIT "$p"
+            n=$(cat "$0/nats.pid" 2>/dev/null) && kill -KILL "$n"
+            for i in 1 2 3 4 5 6 7 8 9 10; do kill -0 "$p" || break; sleep 0.2; done
+            rm -rf "$0""#;
+        // A group of its own: Ctrl-C must not end it before it has done its work.
+        let mut shell = Command::new("sh");
+        shell.args(["-c", script]).arg(data).stdin(Stdio::piped()).stderr(Stdio::null()).process_group(0);
+        Self(shell.spawn().expect("sh"))
+    }
+}
+
+impl Drop for Reaper {
     fn drop(&mut self) {
-        if let Some(mut reaper) = self.reaper.take() {
-            drop(reaper.stdin.take());
-            let _ = reaper.wait();
-        }
+        drop(self.0.stdin.take());
+        let _ = self.0.wait();
     }
-}
-
-/// A shell that waits for the end of its input, which comes when this process ends in whatever way, and then stops the servers and removes their files.
-fn reaper(postgres: u32, nats: u32, cluster: Option<&Path>, data: &Path) -> Child {
-    let mut child = Command::new("sh")
-        .args([
-            "-c",
-            "cat >/dev/null; kill -QUIT $0; kill -KILL $1; while kill -0 $0 2>/dev/null; do sleep 0.1; done; rm -rf \"$2\" \"$3\"",
-        ])
-        .args([postgres.to_string(), nats.to_string()])
-        .args([cluster.unwrap_or(data), data])
-        .stdin(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .expect("sh");
-    if let Some(stdin) = child.stdin.as_mut() {
-        let _ = stdin.flush();
-    }
-    child
 }
 
 /// Where databases are made for tests.
@@ -87,7 +84,7 @@ pub async fn shared() -> &'static Shared {
     SHARED
         .get_or_init(|| async {
             let remembered = match std::env::var_os(VARIABLE) {
-                Some(dir) => servers::remembered(&PathBuf::from(dir)).expect("the servers of the test run"),
+                Some(dir) => servers::remembered(&PathBuf::from(dir)).expect("servers.json").expect("the servers of the test run"),
                 None => own().await,
             };
             Shared::prepare(remembered).await
