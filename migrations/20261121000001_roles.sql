@@ -25,5 +25,5 @@ create schema ops;
 comment on schema ops is 'Operational tables: not folds of the log, outside verify and log export.';
 create schema read;
 comment on schema read is 'Read models: folds of the log, one table per generation, a view per model.';
-grant usage on schema ops to tenure_writer, tenure_projector, tenure_reader, tenure_platform_reader;
+grant usage on schema ops to tenure_writer, tenure_projector;
 grant usage on schema read to tenure_projector, tenure_reader, tenure_platform_reader;

@@ -124,19 +124,22 @@ create table ops.timer_leases (
   primary key (aggregate_type, aggregate_id, name)
 );
 
+-- Which master key this installation was made with, without telling what it is.
+create table ops.master_key (
+  one       boolean primary key default true check (one),
+  key_check bytea not null
+);
+
 grant select, insert on events to tenure_writer;
-grant select on events to tenure_projector, tenure_platform_reader;
 grant select, update on log_head to tenure_writer;
-grant select on log_head to tenure_projector, tenure_reader, tenure_platform_reader;
 grant select, insert, update on tenant_heads, counters, allocations to tenure_writer;
 grant delete on counters, allocations to tenure_writer;
 grant select, insert, delete on claims, timers to tenure_writer;
-grant select on tenant_heads, claims, counters, allocations, timers to tenure_platform_reader;
 grant select, insert, update on ops.subject_keys to tenure_writer;
-grant select on ops.subject_keys to tenure_projector, tenure_platform_reader;
+grant select, insert on ops.master_key to tenure_writer;
 grant select, insert, delete on ops.idempotency_keys to tenure_writer;
-grant select, insert, update, delete on ops.leases, ops.timer_leases to tenure_writer, tenure_projector;
-grant select on ops.leases to tenure_platform_reader;
+grant select, insert, update on ops.leases to tenure_writer, tenure_projector;
+grant select, insert, update, delete on ops.timer_leases to tenure_writer;
 
 -- Writes one decided batch. The decision was made from what the log looked like at position `expected`; the head's lock is taken here, and if the log has moved on nothing
 -- is written and the answer is false. One statement, so the lock is never held across the network.
@@ -183,9 +186,9 @@ begin
     where (t.aggregate_type, t.aggregate_id, t.name) = (g.aggregate_type, g.aggregate_id, g.name);
     insert into timers
     select aggregate_type, aggregate_id, name, tenant_id, due_at from jsonb_populate_recordset(null::timers, guards -> 'timers');
-    update ops.subject_keys k set wrapped_key = null
-    from jsonb_to_recordset(guards -> 'erased') as g (tenant_id uuid, subject_id uuid)
-    where (k.tenant_id, k.subject_id) = (g.tenant_id, g.subject_id);
+    insert into ops.subject_keys (tenant_id, subject_id)
+    select tenant_id, subject_id from jsonb_to_recordset(guards -> 'erased') as g (tenant_id uuid, subject_id uuid)
+    on conflict (tenant_id, subject_id) do update set wrapped_key = null;
     -- The end of a tenant.
     if jsonb_array_length(guards -> 'ended') > 0 then
       delete from claims where tenant_id in (select jsonb_array_elements_text(guards -> 'ended')::uuid);

@@ -10,7 +10,7 @@ create table read.generations (
   primary key (name, generation)
 ) with (fillfactor = 50);
 create unique index generations_serving on read.generations (name) where state = 'serving';
-grant select, insert, update, delete on read.generations to tenure_projector;
+grant select, update on read.generations to tenure_projector;
 grant select on read.generations to tenure_reader, tenure_platform_reader;
 
 -- Puts row-level security and rights on a generation's table. The tenant-scoped reader sees the rows of `app.current_tenant_id`, and none without it.
@@ -21,12 +21,18 @@ begin
   execute format('create policy platform on %s for select to tenure_platform_reader using (true)', tbl);
   execute format('create policy projector on %s to tenure_projector using (true) with check (true)', tbl);
   execute format('grant select on %s to tenure_reader, tenure_platform_reader', tbl);
-  execute format('grant select, insert, update, delete, truncate on %s to tenure_projector', tbl);
+  execute format('grant select, insert, update, delete on %s to tenure_projector', tbl);
 end $$;
 
--- Makes a generation serve: its rows are what the view shows from the commit on.
+-- Makes a generation serve: its rows are what the view shows from the commit on. The one that served until now stays for a way back; older ones are dropped.
 create function read.serve(model text, gen int) returns void language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+declare
+  old record;
 begin
+  for old in select generation from read.generations where name = model and state = 'retired' and generation <> gen loop
+    execute format('drop table read.%I', model || '_g' || old.generation);
+    delete from read.generations where name = model and generation = old.generation;
+  end loop;
   update read.generations set state = 'retired' where name = model and state = 'serving' and generation <> gen;
   update read.generations set state = 'serving' where name = model and generation = gen;
   execute format('create or replace view read.%I with (security_invoker = true) as select * from read.%I', model, model || '_g' || gen);

@@ -17,7 +17,7 @@ create table read.tenants_v1_g1 (
   primary key (tenant_id, id)
 );
 -- `including all` names the copies' indexes after their table, so none is named here.
-create index on read.tenants_v1_g1 (created_at desc, id);
+create index on read.tenants_v1_g1 (created_at, id);
 create index on read.tenants_v1_g1 (lower(name), id);
 create index on read.tenants_v1_g1 (slug);
 create index on read.tenants_v1_g1 using gin (aliases);

@@ -118,7 +118,8 @@ impl TokenKey {
         // The platform's role exists in the platform's tenant, and no other does there.
         if claims.iat > now + LEEWAY.num_seconds()
             || (claims.role == Role::SuperAdmin) != (claims.tenant == TenantId::SYSTEM)
-            || claims.sub.len() > 200 || claims.sub.chars().any(char::is_control)
+            || claims.sub.len() > 200
+            || claims.sub.chars().any(char::is_control)
         {
             return Err(TokenError::Invalid);
         }

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use async_nats::jetstream::message::PublishMessage;
 use async_nats::jetstream::publish::PublishAck;
 use async_nats::jetstream::stream::{LastRawMessageErrorKind, Stream};
-use futures::future::BoxFuture;
+use futures::future::{BoxFuture, join_all};
 use futures::{FutureExt as _, StreamExt as _};
 use serde::Serialize;
 use store::{RawEvent, Store, lease};
@@ -127,13 +127,16 @@ impl Relay {
 
     /// Relays until the stream holds everything up to `position`.
     pub async fn run_until(&self, position: i64) -> Result<(), BusError> {
+        let mut tries = 0;
         loop {
             match self.session(Some(position)).await {
                 Ok(()) => return Ok(()),
                 Err(Stop::Halt(reason)) => return Err(BusError(reason)),
-                Err(Stop::Surprise(reason)) if !self.bus.is_connected() => return Err(BusError(reason)),
+                Err(Stop::Surprise(reason)) if tries == 30 => return Err(BusError(reason)),
                 Err(Stop::Surprise(reason)) => tracing::warn!(%reason, "the relay begins again"),
             }
+            tries += 1;
+            pause(POLL / 5).await;
         }
     }
 
@@ -157,7 +160,7 @@ impl Relay {
         let stream = self.bus.stream().await?;
         let mut position = last_common(&self.store, &stream).await?;
         self.set(Status::Running { position });
-        let mut window = Window { acks: VecDeque::new(), first: true, last: None };
+        let mut window = Window::default();
         let mut renewed = Instant::now();
         loop {
             local.borrow_and_update();
@@ -185,14 +188,14 @@ impl Relay {
                     window.drain().await;
                     return Err(stop);
                 }
+                let first = window.last.is_none();
                 let sent = window.send(&self.bus, event).await;
                 // The server forgets the last message's id when it restarts, so the first message of a session goes without, and alone.
-                let settled = if sent.is_ok() && window.first { window.settle_one().await } else { sent };
+                let settled = if sent.is_ok() && first { window.settle_one().await } else { sent };
                 if let Err(stop) = settled {
                     window.drain().await;
                     return Err(stop);
                 }
-                window.first = false;
             }
             if let Some(last) = events.last() {
                 position = last.position;
@@ -262,11 +265,10 @@ async fn last_common(store: &Store, stream: &Stream) -> Result<i64, Stop> {
 }
 
 /// What is in flight, oldest first.
+#[derive(Default)]
 struct Window {
     acks: VecDeque<(i64, BoxFuture<'static, Result<PublishAck, String>>)>,
-    /// Whether nothing has been sent in this session yet.
-    first: bool,
-    /// The id of the message sent last.
+    /// The id of the message sent last in this session.
     last: Option<Uuid>,
 }
 
@@ -312,9 +314,8 @@ impl Window {
 
     /// Waits for whatever is still in flight, so that nothing of it can land after the last message has been read again.
     async fn drain(&mut self) {
-        while let Some((_, ack)) = self.acks.pop_front() {
-            let _ = ack.await;
-        }
+        // All at once: each has a time limit of its own, which begins when it is asked.
+        join_all(self.acks.drain(..).map(|(_, ack)| ack)).await;
     }
 }
 
@@ -327,7 +328,9 @@ pub async fn hint(store: Store, bus: Bus, cancel: CancellationToken) {
             changed = head.changed() => if changed.is_err() { return },
         }
         let position = head.borrow_and_update().to_string();
-        // A hint that is lost costs a poll, nothing else.
-        let _ = bus.client.publish(bus.hint_subject(), position.into()).await;
+        // A hint that is lost costs a poll, nothing else; and without a server the client would wait for room to keep it.
+        if bus.is_connected() {
+            let _ = tokio::time::timeout(POLL, bus.client.publish(bus.hint_subject(), position.into())).await;
+        }
     }
 }

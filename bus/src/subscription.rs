@@ -13,6 +13,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::feed::{Feed, SILENCE};
 
+/// The first pause after a failure; it grows until something was handled again.
+const PAUSE: Duration = Duration::from_millis(50);
 /// Events handed over at a time.
 const BATCH: usize = 500;
 
@@ -53,15 +55,15 @@ pub trait Handler: Send + 'static {
 
 /// Runs a handler until cancelled.
 pub async fn run<H: Handler>(mut handler: H, store: Store, feed: Feed, cancel: CancellationToken) {
-    let mut pause = Duration::from_millis(50);
+    let mut pause = PAUSE;
     while !cancel.is_cancelled() {
         let ended = tokio::select! {
             // A batch is one transaction, so it may be dropped anywhere.
             () = cancel.cancelled() => break,
-            ended = session(&mut handler, &store, &feed) => ended,
+            ended = session(&mut handler, &store, &feed, &mut pause) => ended,
         };
         match ended {
-            Ok(()) => pause = Duration::from_millis(50),
+            Ok(()) => pause = PAUSE,
             Err(HandlerError::Retry(reason)) => {
                 tracing::warn!(handler = handler.name(), %reason, "tried again soon");
                 pause = (pause * 2).min(Duration::from_secs(5));
@@ -78,7 +80,7 @@ pub async fn run<H: Handler>(mut handler: H, store: Store, feed: Feed, cancel: C
 }
 
 /// From taking the lease to losing it, or to a failure.
-async fn session<H: Handler>(handler: &mut H, store: &Store, feed: &Feed) -> Result<(), HandlerError> {
+async fn session<H: Handler>(handler: &mut H, store: &Store, feed: &Feed, pause: &mut Duration) -> Result<(), HandlerError> {
     let Some(mut checkpoint) = handler.begin().await? else {
         let _ = tokio::time::timeout(SILENCE, std::future::pending::<()>()).await;
         return Ok(());
@@ -116,6 +118,7 @@ async fn session<H: Handler>(handler: &mut H, store: &Store, feed: &Feed) -> Res
         };
         if let Some(last) = batch.last() {
             handler.handle(&batch).await?;
+            *pause = PAUSE;
             checkpoint = Checkpoint { position: last.position, log_hash: last.log_hash };
         }
     }
@@ -131,9 +134,11 @@ enum Next {
 /// What the feed has, as far as it continues the checkpoint.
 async fn next(events: &mut tokio::sync::broadcast::Receiver<Arc<RawEvent>>, mut checkpoint: Checkpoint) -> Next {
     let mut batch = Vec::new();
+    // One limit for the whole: a feed that only repeats old events is as good as silent.
+    let deadline = tokio::time::Instant::now() + SILENCE;
     loop {
         let event = if batch.is_empty() {
-            match tokio::time::timeout(SILENCE, events.recv()).await {
+            match tokio::time::timeout_at(deadline, events.recv()).await {
                 Ok(Ok(event)) => event,
                 Ok(Err(RecvError::Lagged(_))) => return Next::Gap,
                 Ok(Err(RecvError::Closed)) => {

@@ -145,7 +145,7 @@ impl Executor {
     }
 
     async fn attempt<A: Aggregate>(&self, request: &Request<A>) -> Result<Attempt, CommandError> {
-        let Loaded { state, version } = self.store.load::<A>(request.stream).await?;
+        let Loaded { state, version, since } = self.store.load::<A>(request.stream).await?;
         if request.expected.is_some_and(|expected| expected != version) {
             return self.conclude(request, version, || Err(CommandError::VersionMismatch { current: version })).await;
         }
@@ -163,7 +163,7 @@ impl Executor {
         if events.is_empty() && request.key.is_none() {
             return self.conclude(request, version, || Ok(())).await;
         }
-        self.append(request, state, version, after, events).await
+        self.append(request, Loaded { state, version, since }, after, events).await
     }
 
     /// What was concluded from a state alone is final only when the log confirms the version, and when the request's key is not known already.
@@ -187,11 +187,11 @@ impl Executor {
     async fn append<A: Aggregate>(
         &self,
         request: &Request<A>,
-        mut before: A,
-        version: i64,
+        loaded: Loaded<A>,
         after: A,
         events: Vec<A::Event>,
     ) -> Result<Attempt, CommandError> {
+        let Loaded { state: mut before, version, since } = loaded;
         let count = i64::try_from(events.len()).unwrap_or(i64::MAX);
         let mut new = Vec::with_capacity(events.len());
         let mut allocates = false;
@@ -230,7 +230,7 @@ impl Executor {
                 if allocates || appended.replayed {
                     self.store.forget::<A>(request.stream);
                 } else if count > 0 {
-                    self.store.remember(request.stream, &Loaded { state: after, version: version + count });
+                    self.store.remember(request.stream, &Loaded { state: after, version: version + count, since });
                 }
                 Ok(Attempt::Done(Outcome::of(&appended)))
             }

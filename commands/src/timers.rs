@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use chrono::TimeDelta;
 use domain::{Actor, Aggregate, Precondition, StreamId};
-use store::timers::{Due, done, next_due, take_due};
+use store::timers::{Due, done, forget_leases, next_due, take_due};
 use store::{Key, Store};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -23,6 +23,12 @@ const LEASE: Duration = Duration::from_secs(30);
 const BATCH: i64 = 200;
 /// How often old idempotency keys are forgotten.
 const HOUSEKEEPING: TimeDelta = TimeDelta::hours(1);
+
+/// Forgets what nobody needs any more; whether that is all.
+async fn housekeep(store: &Store) -> Result<bool, sqlx::Error> {
+    forget_leases(store.pool()).await?;
+    Ok(store.expire_keys().await? < store::keys::AT_A_TIME)
+}
 
 /// A poller of one process.
 #[derive(Clone)]
@@ -55,9 +61,11 @@ impl TimerPoller {
             }
             let now = store.clock().now();
             if now - housekept >= HOUSEKEEPING {
-                match store.expire_keys().await {
-                    Ok(_) => housekept = now,
-                    Err(error) => tracing::warn!(%error, "old idempotency keys cannot be forgotten"),
+                match housekeep(&store).await {
+                    Ok(true) => housekept = now,
+                    // There is more to forget; go on soon.
+                    Ok(false) => {}
+                    Err(error) => tracing::warn!(%error, "old keys and leases cannot be forgotten"),
                 }
             }
             let _ = tokio::time::timeout(self.rest(&store).await, cancel.cancelled()).await;
@@ -86,11 +94,8 @@ impl TimerPoller {
             Ok(()) => metrics::counter!("tenure_timers_fired_total").increment(1),
             // Cancelled, moved or fired since it was read.
             Err(CommandError::Rejected { code, .. }) if code == "timer.not_set" => {}
-            Err(error) => {
-                // It stays leased for a while and is then tried again.
-                tracing::error!(timer = due.name, stream = due.aggregate_id, %error, "a timer could not be fired");
-                return;
-            }
+            // If it is still set it stays leased for a while and is then tried again.
+            Err(error) => tracing::error!(timer = due.name, stream = due.aggregate_id, %error, "a timer could not be fired"),
         }
         if let Err(error) = done(self.executor.store().pool(), due, self.owner).await {
             tracing::warn!(%error, "a timer's lease could not be returned");

@@ -98,8 +98,6 @@ pub trait Ask: Clone + fmt::Debug + Serialize + Send + Sync + 'static {
     fn name(&self) -> &'static str;
     /// `tenant:rename`: what the caller's role must allow.
     fn permission(&self) -> &'static str;
-    /// Whether this command begins a stream.
-    fn creates(&self) -> bool;
 }
 
 /// An event type and the newest version of it, as stored.
@@ -153,10 +151,10 @@ pub trait Aggregate:
     fn refused(refusal: &Refusal) -> Option<Self::Error>;
 }
 
-/// Declares an aggregate's `Command` enum from its command structs: `Variant(Struct) = "permission"`, the creating ones marked `create`.
+/// Declares an aggregate's `Command` enum from its command structs: `Variant(Struct) "name", "permission";`.
 #[macro_export]
 macro_rules! commands {
-    ($aggregate:literal: $($variant:ident($body:ty) $name:literal, $permission:literal $(, $create:ident)?;)*) => {
+    ($aggregate:literal: $($variant:ident($body:ty) $name:literal, $permission:literal;)*) => {
         /// All that may be asked.
         #[derive(Clone, Debug, PartialEq, serde::Serialize)]
         #[serde(rename_all = "snake_case")]
@@ -165,13 +163,10 @@ macro_rules! commands {
         impl $crate::aggregate::Ask for Command {
             fn name(&self) -> &'static str { match self { $(Self::$variant(_) => $name),* } }
             fn permission(&self) -> &'static str { match self { $(Self::$variant(_) => concat!($aggregate, ":", $permission)),* } }
-            fn creates(&self) -> bool { match self { $(Self::$variant(_) => $crate::commands!(@create $($create)?)),* } }
         }
 
         $(impl From<$body> for Command { fn from(body: $body) -> Self { Self::$variant(body) } })*
     };
-    (@create create) => { true };
-    (@create) => { false };
 }
 
 /// Declares an aggregate's `Event` enum's stored names: `Variant = "aggregate.name" v"1"`.

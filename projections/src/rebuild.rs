@@ -96,6 +96,8 @@ async fn build<M: ReadModel>(
         position = advance::<M>(store, &mut tx, generation, position, serving).await?;
         tx.commit().await?;
     }
+    // The comparison can take a while.
+    lease::acquire(pool, lease.0, lease.1, 20 * LEASE).await?;
     let mut tx = pool.begin().await?;
     // Once the serving checkpoint is locked the projector waits, so this part must be short.
     let serving: (i32, i64) =

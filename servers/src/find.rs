@@ -34,7 +34,8 @@ pub(crate) fn postgres(made_by: Option<u32>) -> Result<PathBuf, ServerError> {
     }
     found.sort();
     if let Some(wanted) = made_by {
-        let missing = || ServerError::Missing(format!("the data directory was made by PostgreSQL {wanted}, which is not installed any more"));
+        let missing =
+            || ServerError::Missing(format!("the data directory was made by PostgreSQL {wanted}, which is not installed any more"));
         return found.into_iter().rev().find(|(version, _)| *version == wanted).map(|(_, dir)| dir).ok_or_else(missing);
     }
     match found.pop() {
@@ -54,7 +55,9 @@ pub(crate) fn nats() -> Result<PathBuf, ServerError> {
     let mut programs = places.map(|dir| dir.join("nats-server"));
     programs.find(|program| version(program, "--version").is_some_and(|version| version >= NATS)).ok_or_else(|| {
         let (major, minor) = NATS;
-        ServerError::Missing(format!("nats-server {major}.{minor} or newer is needed: install it (`make setup` does), or name a server in NATS_URL"))
+        ServerError::Missing(format!(
+            "nats-server {major}.{minor} or newer is needed: install it (`make setup` does), or name a server in NATS_URL"
+        ))
     })
 }
 

@@ -16,6 +16,9 @@ use crate::{DataDir, Remembered, ServerError, create_private_dir, find, io, writ
 /// Where clusters go that cannot be under their data directory.
 const ELSEWHERE: &str = "/var/lib/tenure";
 
+/// Byte order for sorting, Unicode for upper and lower case; not every system has a name for that.
+const LOCALE: &str = if cfg!(target_os = "linux") { "C.UTF-8" } else { "C" };
+
 /// A running private PostgreSQL with a database `tenure`.
 pub struct Postgres {
     watched: Watched,
@@ -134,7 +137,7 @@ fn initdb(bin: &Path, dir: &Path, user: Option<&User>, password: &str, sync: boo
     own(&password_file)?;
     let mut command = command(bin.join("initdb"));
     command.arg("-D").arg(&draft).arg(format!("--pwfile={}", password_file.display()));
-    command.args(["-U", "tenure_owner", "--auth=scram-sha-256", "--encoding=UTF8", "--locale=C", "--no-instructions"]);
+    command.args(["-U", "tenure_owner", "--auth=scram-sha-256", "--encoding=UTF8", "--locale", LOCALE, "--no-instructions"]);
     if !sync {
         command.arg("--no-sync");
     }

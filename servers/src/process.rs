@@ -23,7 +23,10 @@ const RESTART: Duration = Duration::from_millis(500);
 /// A command for a server's program. It sees nothing of our environment, which may hold keys that the database must not know.
 pub(crate) fn command(program: PathBuf) -> Command {
     let mut command = Command::new(program);
-    command.env_clear().envs(["PATH", "TZ", "LANG", "TMPDIR"].into_iter().filter_map(|name| Some((name, std::env::var_os(name)?)))).current_dir("/");
+    command
+        .env_clear()
+        .envs(["PATH", "TZ", "LANG", "TMPDIR"].into_iter().filter_map(|name| Some((name, std::env::var_os(name)?))))
+        .current_dir("/");
     command
 }
 

@@ -139,7 +139,7 @@ impl Audit {
                     if let Effect::TakeClaim { claim, value: Some(value), .. } = &mut effect
                         && claim.personal
                     {
-                        *value = store.inner.keyring.claim_hash(claim, value);
+                        *value = store.inner.keyring.claim_hash(claim, stream.tenant, value);
                     }
                     if let Err(refusal) = self.guards.apply(aggregate, stream, &effect) {
                         self.find("guards", None, at, format!("the guards would have refused this event: {refusal}"));

@@ -7,11 +7,15 @@ use crate::Store;
 /// How long a key is known at least.
 pub const KEPT: TimeDelta = TimeDelta::days(35);
 
+/// How many are forgotten at a time.
+pub const AT_A_TIME: u64 = 10_000;
+
 impl Store {
     /// Forgets keys that are older than [`KEPT`], some at a time, and answers how many.
     pub async fn expire_keys(&self) -> Result<u64, sqlx::Error> {
-        let gone = sqlx::query("delete from ops.idempotency_keys where ctid = any(array(select ctid from ops.idempotency_keys where recorded_at < $1 limit 10000))")
+        let gone = sqlx::query("delete from ops.idempotency_keys where ctid = any(array(select ctid from ops.idempotency_keys where recorded_at < $1 limit $2))")
             .bind(self.inner.clock.now() - KEPT)
+        .bind(i64::try_from(AT_A_TIME).unwrap_or(i64::MAX))
             .execute(&self.inner.pool)
             .await?;
         Ok(gone.rows_affected())

@@ -73,6 +73,17 @@ struct Inner {
     ids: IdSource,
 }
 
+/// Why a log could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The database did not answer, or is not migrated.
+    #[error(transparent)]
+    Database(#[from] sqlx::Error),
+    /// The installation was made with another master key; with this one nothing sealed could be read, and equal personal values would not be recognised.
+    #[error("the master key is not the one of this installation")]
+    WrongMasterKey,
+}
+
 /// Where the log ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Head {
@@ -84,16 +95,22 @@ pub struct Head {
 
 impl Store {
     /// Opens the log and starts its writer, which ends when the last clone is dropped and everything accepted is written; await the handle to be sure of that.
-    pub async fn open(database: &Database, config: Config) -> Result<(Self, JoinHandle<()>), sqlx::Error> {
+    pub async fn open(database: &Database, config: Config) -> Result<(Self, JoinHandle<()>), OpenError> {
         let pool = database.pool(DbRole::Writer, 8);
         let (installation, position): (Uuid, i64) =
             sqlx::query_as("select installation_id, position from log_head").fetch_one(&pool).await?;
+        let keyring = seal::Keyring::new(config.master_key, pool.clone());
+        let check = keyring.key_check(installation).to_vec();
+        sqlx::query("insert into ops.master_key (key_check) values ($1) on conflict do nothing").bind(&check).execute(&pool).await?;
+        if check != sqlx::query_scalar::<_, Vec<u8>>("select key_check from ops.master_key").fetch_one(&pool).await? {
+            return Err(OpenError::WrongMasterKey);
+        }
         let queue = Arc::new(append::queue::Queue::new(config.queue, config.batch));
         let (head, _) = watch::channel(position);
         let writer = append::writer::Writer::new(database.clone(), queue.clone(), config.clock.clone(), head.clone());
         let handle = tokio::spawn(writer.run());
         let inner = Inner {
-            keyring: seal::Keyring::new(config.master_key, pool.clone()),
+            keyring,
             pool,
             queue,
             cache: load::Cache::new(config.cache),

@@ -30,6 +30,8 @@ pub struct Loaded<A> {
     pub state: A,
     /// Its version; 0 when it does not exist.
     pub version: i64,
+    /// Since when what it says has not been looked at anew.
+    pub since: Instant,
 }
 
 /// What a stream looks like now.
@@ -105,7 +107,7 @@ impl Store {
             && since.elapsed() < STATE_TTL
             && let Some(state) = state.downcast_ref::<A>()
         {
-            return Ok(Loaded { state: state.clone(), version });
+            return Ok(Loaded { state: state.clone(), version, since });
         }
         self.reload(stream).await
     }
@@ -119,7 +121,7 @@ impl Store {
         let version = events.last().map_or(0, |e| i64::try_from(e.sequence).unwrap_or(i64::MAX));
         let mut payloads: Vec<_> = events.into_iter().map(|e| (e.event_type, e.event_version, e.payload)).collect();
         self.inner.keyring.unseal(payloads.iter_mut().map(|p| (stream.tenant, &mut p.2))).await?;
-        let mut loaded = Loaded { state: A::default(), version };
+        let mut loaded = Loaded { state: A::default(), version, since: Instant::now() };
         for (event_type, event_version, payload) in payloads {
             loaded.state.apply(decode::<A>(0, &event_type, &event_version, payload)?);
         }
@@ -129,9 +131,9 @@ impl Store {
         Ok(loaded)
     }
 
-    /// Keeps a state that was read or has just been appended.
+    /// Keeps a state that was read, or follows from one that was by what has just been appended.
     pub fn remember<A: Aggregate>(&self, stream: StreamId, loaded: &Loaded<A>) {
-        self.inner.cache.0.insert((A::TYPE, stream), (Arc::new(loaded.state.clone()), loaded.version, Instant::now()));
+        self.inner.cache.0.insert((A::TYPE, stream), (Arc::new(loaded.state.clone()), loaded.version, loaded.since));
     }
 
     /// Forgets a state that is known to be behind.
@@ -141,6 +143,7 @@ impl Store {
 
     /// What the log says now of a stream, and of an idempotency key.
     pub async fn verify<A: Aggregate>(&self, stream: StreamId, key: Option<&Key>) -> Result<Verified, LoadError> {
+        let key = key.map(|key| self.keyed(key));
         let (position, version, record): (i64, Option<i64>, Option<Json<KeyRow>>) = sqlx::query_as(
             "select h.position,
                (select e.sequence from events e where e.aggregate_type = $1 and e.aggregate_id = $2 order by e.sequence desc limit 1),
@@ -149,13 +152,13 @@ impl Store {
         )
         .bind(A::TYPE)
         .bind(stream.to_string())
-        .bind(key.map(|k| k.tenant.0))
-        .bind(key.map(|k| k.scope.as_str()))
-        .bind(key.map(|k| k.key.as_str()))
+        .bind(key.as_ref().map(|k| k.tenant.0))
+        .bind(key.as_ref().map(|k| k.scope.as_str()))
+        .bind(key.as_ref().map(|k| k.key.as_str()))
         .fetch_one(&self.inner.pool)
         .await?;
         let record: Option<KeyRecord> = record.and_then(|Json(row)| row.parse());
-        let answered = record.zip(key).map(|(record, key)| replay(&record, key));
+        let answered = record.zip(key).map(|(record, key)| replay(&record, &key));
         Ok(Verified { version: version.unwrap_or(0), position, answered })
     }
 

@@ -13,8 +13,6 @@ pub struct Filter {
     pub tenant: Option<Uuid>,
     /// Of this type: an aggregate's (`tenant`) or an event's (`tenant.renamed`).
     pub kind: Option<String>,
-    /// Of this stream, `<tenant uuid>/<id>`.
-    pub stream: Option<String>,
 }
 
 impl Store {
@@ -28,15 +26,6 @@ impl Store {
     pub async fn list(&self, position: i64, limit: i64, filter: &Filter) -> Result<Vec<RawEvent>, sqlx::Error> {
         let mut connection = self.inner.pool.acquire().await?;
         page(&mut connection, position, limit, filter).await
-    }
-
-    /// All events of one stream, in order.
-    pub async fn read_stream(&self, aggregate: &str, stream: &str) -> Result<Vec<RawEvent>, sqlx::Error> {
-        sqlx::query_as(&format!("select {COLUMNS} from events where aggregate_type = $1 and aggregate_id = $2 order by sequence"))
-            .bind(aggregate)
-            .bind(stream)
-            .fetch_all(&self.inner.pool)
-            .await
     }
 
     /// The event at a position.
@@ -53,9 +42,6 @@ pub(crate) async fn page(connection: &mut PgConnection, after: i64, limit: i64, 
     }
     if let Some(kind) = &filter.kind {
         query.push(if kind.contains('.') { " and event_type = " } else { " and aggregate_type = " }).push_bind(kind);
-    }
-    if let Some(stream) = &filter.stream {
-        query.push(" and aggregate_id = ").push_bind(stream);
     }
     query.push(" order by position limit ").push_bind(limit);
     query.build_query_as().fetch_all(connection).await

@@ -20,6 +20,7 @@ use sqlx::PgPool;
 use uuid::Uuid;
 
 use crate::append::AppendError;
+use crate::append::guards::scope_of;
 
 /// How long an unwrapped key may be used without asking the database again: the longest that another process may still read what was erased.
 const KEY_TTL: Duration = Duration::from_secs(30);
@@ -76,17 +77,31 @@ impl Keyring {
         self.keys.clear();
     }
 
-    /// A keyed hash of a personal value, so that it can be compared and not read.
-    pub(crate) fn claim_hash(&self, claim: &Claim, value: &str) -> String {
-        // HMAC takes keys of any length; a domain-separating prefix keeps this use apart from the wrapping.
+    /// A keyed hash of a personal value, so that it can be compared among those it must differ from, and not read.
+    pub(crate) fn claim_hash(&self, claim: &Claim, tenant: TenantId, value: &str) -> String {
+        hex::encode(self.keyed("claim", &[claim.namespace.as_bytes(), scope_of(claim, tenant).as_bytes(), value.as_bytes()]))
+    }
+
+    /// A keyed hash of a request's fingerprint: what people said in it could be guessed from a plain one.
+    pub(crate) fn fingerprint(&self, fingerprint: &[u8; 32]) -> [u8; 32] {
+        self.keyed("fingerprint", &[fingerprint])
+    }
+
+    /// Tells one master key from another without telling what it is.
+    pub(crate) fn key_check(&self, installation: Uuid) -> [u8; 32] {
+        self.keyed("key check", &[installation.as_bytes()])
+    }
+
+    /// HMAC-SHA-256 under the master key; each use has its own domain, and each part its length before it.
+    fn keyed(&self, domain: &str, parts: &[&[u8]]) -> [u8; 32] {
         let Ok(mut mac) = <Hmac<Sha256> as hmac::Mac>::new_from_slice(&self.master.0) else {
             unreachable!("HMAC takes keys of any length")
         };
-        mac.update(b"tenure claim\0");
-        mac.update(claim.namespace.as_bytes());
-        mac.update(b"\0");
-        mac.update(value.as_bytes());
-        hex::encode(mac.finalize().into_bytes())
+        for part in [&[domain.as_bytes()], parts].concat() {
+            mac.update(&(part.len() as u64).to_be_bytes());
+            mac.update(part);
+        }
+        mac.finalize().into_bytes().into()
     }
 
     /// Replaces every personal value in `payload` by its sealed form.
@@ -216,11 +231,13 @@ impl Keyring {
     }
 }
 
-/// Whether a personal value stands in clear in this payload.
+/// Whether a personal value stands in clear anywhere in this payload, also where it is no object of its own and so cannot be sealed.
 pub(crate) fn has_clear(payload: &Value) -> bool {
-    let mut found = false;
-    marked(&mut payload.clone(), PERSONAL, &mut |_| found = true);
-    found
+    match payload {
+        Value::Object(map) => map.contains_key(PERSONAL) || map.values().any(has_clear),
+        Value::Array(items) => items.iter().any(has_clear),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => false,
+    }
 }
 
 /// Calls `visit` for every object that has `marker` as its only key.

@@ -39,16 +39,28 @@ pub async fn take_due(pool: &PgPool, now: DateTime<Utc>, owner: Uuid, ttl: Durat
     .await
 }
 
-/// The timer was fired, or is none any more.
+/// Gives a timer's lease back if the timer is gone or has moved. One that is still set stays leased for a while, so that it is not tried again at once.
 pub async fn done(pool: &PgPool, due: &Due, owner: Uuid) -> Result<(), sqlx::Error> {
     sqlx::query(
-        "delete from ops.timer_leases where aggregate_type = $1 and aggregate_id = $2 and name = $3 and due_at = $4 and owner = $5",
+        "delete from ops.timer_leases l where aggregate_type = $1 and aggregate_id = $2 and name = $3 and due_at = $4 and owner = $5
+           and not exists (select from timers t where (t.aggregate_type, t.aggregate_id, t.name, t.due_at) = (l.aggregate_type, l.aggregate_id, l.name, l.due_at))",
     )
     .bind(&due.aggregate_type)
     .bind(&due.aggregate_id)
     .bind(&due.name)
     .bind(due.due_at)
     .bind(owner)
+    .execute(pool)
+    .await?;
+    Ok(())
+}
+
+/// Forgets leases whose timers are gone, such as those of a tenant that was deleted.
+pub async fn forget_leases(pool: &PgPool) -> Result<(), sqlx::Error> {
+    sqlx::query(
+        "delete from ops.timer_leases l where until < now()
+           and not exists (select from timers t where (t.aggregate_type, t.aggregate_id, t.name) = (l.aggregate_type, l.aggregate_id, l.name))",
+    )
     .execute(pool)
     .await?;
     Ok(())

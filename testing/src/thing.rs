@@ -17,7 +17,7 @@ pub struct Make {
 }
 
 domain::commands! { "thing":
-    Make(Make) "make", "make", create;
+    Make(Make) "make", "make";
 }
 
 /// What has happened.

@@ -12,7 +12,7 @@ const PAGE: i64 = 500;
 /// `tenure events list`.
 pub(crate) async fn list(site: &Site, wanted: &EventList) -> anyhow::Result<()> {
     let (store, _) = site.store().await?;
-    let filter = Filter { tenant: wanted.tenant.map(|t| t.0), kind: wanted.kind.clone(), stream: None };
+    let filter = Filter { tenant: wanted.tenant.map(|t| t.0), kind: wanted.kind.clone() };
     let mut left = wanted.limit.unwrap_or(if wanted.json { i64::MAX } else { 1000 });
     let mut after = wanted.after;
     let mut table = Table::new();

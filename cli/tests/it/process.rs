@@ -20,8 +20,21 @@ pub struct Tenure {
 
 impl Drop for Tenure {
     fn drop(&mut self) {
-        let _ = self.child.start_kill();
+        // Politely, or the servers of a `tenure up` would be left behind by every test that fails.
+        let Some(pid) = self.child.id().and_then(|pid| i32::try_from(pid).ok()) else { return };
+        let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
+        for _ in 0..100 {
+            if !matches!(self.child.try_wait(), Ok(None)) {
+                return;
+            }
+            wait_a_little();
+        }
     }
+}
+
+#[expect(clippy::disallowed_methods, reason = "a destructor cannot await")]
+fn wait_a_little() {
+    std::thread::sleep(Duration::from_millis(100));
 }
 
 /// `tenure` with these arguments, in this data directory, with only what the test sets in its environment.

@@ -29,7 +29,8 @@ struct Elsewhere(Option<String>);
 impl Drop for Elsewhere {
     fn drop(&mut self) {
         if let Some(dir) = self.0.take().filter(|dir| dir.contains("/tenure/")) {
-            let _ = std::fs::remove_dir_all(dir);
+            let _ = std::fs::remove_dir_all(&dir);
+            let _ = std::fs::remove_file(Path::new(&dir).with_extension("owner"));
         }
     }
 }
@@ -41,8 +42,10 @@ async fn up_works_inside_a_0700_directory_survives_kill_9_keeps_its_ports_and_da
     let dir = private.path().join("data");
     let mut up = Tenure::up(&dir).await;
     let before = servers(&dir);
-    let cluster = before["postgres_dir"].as_str().unwrap().to_owned();
-    let _elsewhere = Elsewhere(Some(cluster.clone()));
+    let elsewhere = before["postgres_dir"].as_str().map(str::to_owned);
+    let cluster = elsewhere.clone().map_or_else(|| dir.canonicalize().unwrap().join("postgres"), std::path::PathBuf::from);
+    assert_eq!(elsewhere.is_some(), nix::unistd::Uid::effective().is_root(), "only as root, since another user has to reach it");
+    let _elsewhere = Elsewhere(elsewhere);
     for secret in ["master.key", "token.pem", "servers.json", "nats.conf"] {
         assert_eq!(std::fs::metadata(dir.join(secret)).unwrap().permissions().mode() & 0o077, 0, "{secret} is for its owner alone");
     }
@@ -51,7 +54,7 @@ async fn up_works_inside_a_0700_directory_survives_kill_9_keeps_its_ports_and_da
     assert!(!refused.status.success() && text(&refused.stderr).contains("another tenure is running"), "{}", text(&refused.stderr));
 
     // Killed, it can stop nothing: the servers are left behind.
-    let (postgres, nats) = (pid_in(&Path::new(&cluster).join("postmaster.pid")), pid_in(&dir.join("nats.pid")));
+    let (postgres, nats) = (pid_in(&cluster.join("postmaster.pid")), pid_in(&dir.join("nats.pid")));
     up.signal(Signal::SIGKILL);
     up.child.wait().await.unwrap();
     assert!(running(postgres) && running(nats), "left over");
@@ -61,7 +64,7 @@ async fn up_works_inside_a_0700_directory_survives_kill_9_keeps_its_ports_and_da
     let shown = up.get(&format!("/v1/tenants/{id}?after=1")).await.json::<Value>().await.unwrap();
     assert_eq!(shown["slug"], "acme");
 
-    let (postgres, nats) = (pid_in(&Path::new(&cluster).join("postmaster.pid")), pid_in(&dir.join("nats.pid")));
+    let (postgres, nats) = (pid_in(&cluster.join("postmaster.pid")), pid_in(&dir.join("nats.pid")));
     assert!(up.stop().await);
     assert!(!running(postgres) && !running(nats), "nothing keeps running");
 }

@@ -209,8 +209,8 @@ pub async fn list(
         query.push(" and plan = ").push_bind(plan);
     }
     if let Some(q) = &filter.q {
-        let pattern = format!("%{}%", q.to_lowercase().replace('\\', "\\\\").replace('%', "\\%").replace('_', "\\_"));
-        query.push(" and (lower(name) like ").push_bind(pattern.clone()).push(" or slug like ").push_bind(pattern).push(")");
+        let pattern = format!("%{}%", q.replace('\\', "\\\\").replace('%', "\\%").replace('_', "\\_"));
+        query.push(" and (lower(name) like lower(").push_bind(pattern.clone()).push(") or slug like lower(").push_bind(pattern).push("))");
     }
     if let Some(slug) = &filter.slug {
         query.push(" and (slug = ").push_bind(slug).push(" or aliases @> array[").push_bind(slug).push("])");

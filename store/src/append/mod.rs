@@ -194,13 +194,24 @@ impl Store {
             .any(|e| matches!(e, Effect::Erase(_) | Effect::EndTenant));
         let prepared = self.prepare(request, reply).await?;
         self.inner.queue.push(prepared)?;
-        let appended = answer.await.map_err(|_| AppendError::Unavailable)??;
-        if erases {
-            // What was unsealed for this process must not outlive the key.
-            self.inner.keyring.forget_all();
-            self.inner.cache.clear();
+        let answered = async move { answer.await.map_err(|_| AppendError::Unavailable)? };
+        if !erases {
+            return answered.await;
         }
-        Ok(appended)
+        // What was unsealed for this process must not outlive the key, whether or not the caller is still there, and whatever it was told.
+        let inner = self.inner.clone();
+        let cleared = tokio::spawn(async move {
+            let answer = answered.await;
+            inner.keyring.forget_all();
+            inner.cache.clear();
+            answer
+        });
+        cleared.await.unwrap_or(Err(AppendError::Unavailable))
+    }
+
+    /// The key as it is stored.
+    pub(crate) fn keyed(&self, key: &Key) -> Key {
+        Key { fingerprint: self.inner.keyring.fingerprint(&key.fingerprint), ..key.clone() }
     }
 
     async fn prepare(&self, request: Append, reply: oneshot::Sender<Result<Appended, AppendError>>) -> Result<Prepared, AppendError> {
@@ -211,11 +222,17 @@ impl Store {
             let mut prepared = Vec::with_capacity(events.len());
             for NewEvent { event_id, event_type, event_version, mut payload, mut effects } in events {
                 self.inner.keyring.seal(stream.tenant, &mut payload).await?;
+                if seal::has_clear(&payload) {
+                    return Err(AppendError::Failed(format!(
+                        "{event_type} would be stored with a personal value in clear: it must be an object of its own"
+                    )));
+                }
+                let tenant_of = stream.tenant;
                 for effect in &mut effects {
                     if let Effect::TakeClaim { claim, value: Some(value), .. } = effect
                         && claim.personal
                     {
-                        *value = self.inner.keyring.claim_hash(claim, value);
+                        *value = self.inner.keyring.claim_hash(claim, tenant_of, value);
                     }
                 }
                 let text = payload.to_string();
@@ -223,7 +240,6 @@ impl Store {
                 if bytes > MAX_EVENT_BYTES {
                     return Err(Refusal::TooLarge { bytes, limit: MAX_EVENT_BYTES }.into());
                 }
-                debug_assert!(!seal::has_clear(&payload), "a personal value was left in clear");
                 let allocates = effects.iter().any(|e| matches!(e, Effect::Allocate { .. }));
                 prepared.push(PreparedEvent {
                     event_id,
@@ -235,13 +251,15 @@ impl Store {
             }
             ready.push(PreparedStream { aggregate, stream, expected, events: prepared });
         }
+        let tenant_of = tenant;
+        let key = key.map(|key| self.keyed(&key));
         let preconditions = preconditions
             .into_iter()
             .map(|mut precondition| {
                 if let Precondition::ClaimFree { claim, value } | Precondition::ClaimHeld { claim, value } = &mut precondition
                     && claim.personal
                 {
-                    *value = self.inner.keyring.claim_hash(claim, value);
+                    *value = self.inner.keyring.claim_hash(claim, tenant_of, value);
                 }
                 precondition
             })

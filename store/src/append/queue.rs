@@ -34,7 +34,7 @@ impl Queue {
         Self { lines: Mutex::default(), wake: Notify::new(), capacity, batch }
     }
 
-    /// Joins the line of its tenant. One tenant may fill at most half of the places while there are others.
+    /// Joins the line of its tenant. No tenant may take the last quarter of the places, so that there is room when another one comes.
     pub(crate) fn push(&self, request: Prepared) -> Result<(), AppendError> {
         {
             let mut lines = self.lines.lock();
@@ -42,8 +42,7 @@ impl Queue {
                 return Err(AppendError::Unavailable);
             }
             let own = lines.by_tenant.get(&request.tenant).map_or(0, VecDeque::len);
-            let alone = lines.turns.len() <= usize::from(own > 0);
-            if lines.waiting >= self.capacity || (!alone && own >= self.capacity / 2) {
+            if lines.waiting >= self.capacity || own >= self.capacity - self.capacity / 4 {
                 return Err(AppendError::Overloaded);
             }
             if own == 0 {
@@ -74,6 +73,11 @@ impl Queue {
     pub(crate) fn close(&self) {
         self.lines.lock().closed = true;
         self.wake.notify_one();
+    }
+
+    /// Nobody will serve those that wait: they hear that at once.
+    pub(crate) fn abandon(&self) {
+        *self.lines.lock() = Lines { closed: true, ..Lines::default() };
     }
 
     pub(crate) fn len(&self) -> usize {

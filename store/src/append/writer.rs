@@ -2,7 +2,8 @@
 //!
 //! A batch takes two round trips. The first reads, without any lock, what the requests are to be decided upon, all in one snapshot. The second, `append_batch`, takes the
 //! head's lock, makes sure that the log has not moved since that snapshot, writes and commits, as one statement: the lock is never held across the network. Everything an
-//! append looks at is changed by appends only, so an unmoved head proves that the whole snapshot still holds. If another process was quicker, the batch is
+//! append looks at is changed by appends of events only, so an unmoved head proves that the whole snapshot still holds. (Idempotency records of requests without events
+//! are the exception; their primary key stands guard.) If another process was quicker, the batch is
 //! decided again with the lock held from the start, which cannot fail that way (see `docs/adr/0005-append-path.md`).
 
 use std::sync::Arc;
@@ -10,8 +11,9 @@ use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
 use domain::Clock;
+use sqlx::postgres::{PgDatabaseError, PgSeverity};
 use sqlx::types::Json;
-use sqlx::{Connection as _, Executor as _, PgConnection};
+use sqlx::{Connection as _, PgConnection};
 use tokio::sync::watch;
 use uuid::Uuid;
 
@@ -25,6 +27,8 @@ use crate::database::{Database, DbRole};
 const STALL: &str = "2s";
 /// For how long a batch is tried before its callers are told that the log cannot be reached.
 const PATIENCE: Duration = Duration::from_secs(4);
+/// For how long one attempt may go without an answer: longer than anything the server lets a statement take.
+const ATTEMPT: Duration = Duration::from_secs(5);
 /// After another process was quicker, this many batches take the lock first.
 const LOCK_FIRST: u32 = 16;
 
@@ -38,31 +42,44 @@ pub(crate) struct Writer {
 }
 
 enum Failure {
-    /// The connection is gone; nobody knows whether the batch was written, unless it was never sent.
+    /// The connection is gone, or there never was one; nobody knows whether a batch that was sent was written.
     Connection(sqlx::Error),
     /// The database answered with an error, so nothing was written.
     Database(sqlx::Error),
 }
 
+impl Failure {
+    fn lost(why: &str) -> Self {
+        Self::Connection(sqlx::Error::Protocol(why.to_owned()))
+    }
+}
+
 impl From<sqlx::Error> for Failure {
     fn from(error: sqlx::Error) -> Self {
-        // SQLSTATE class 57P: the server is shutting down or the backend was terminated; 25P03: it idled in a transaction.
-        let code = error.as_database_error().and_then(sqlx::error::DatabaseError::code);
-        let lost = match code {
-            Some(code) => code.starts_with("57P") || code == "25P03",
-            None => {
-                matches!(
-                    error,
-                    sqlx::Error::Io(_)
-                        | sqlx::Error::Tls(_)
-                        | sqlx::Error::Protocol(_)
-                        | sqlx::Error::PoolTimedOut
-                        | sqlx::Error::PoolClosed
-                        | sqlx::Error::WorkerCrashed
-                )
-            }
+        let lost = match error.as_database_error().and_then(|e| e.try_downcast_ref::<PgDatabaseError>()) {
+            // A session that ends, a pooler that lost its server (class 08), a primary that has become a standby (25006).
+            Some(e) => matches!(e.severity(), PgSeverity::Fatal | PgSeverity::Panic) || e.code().starts_with("08") || e.code() == "25006",
+            None => matches!(
+                error,
+                sqlx::Error::Io(_)
+                    | sqlx::Error::Tls(_)
+                    | sqlx::Error::Protocol(_)
+                    | sqlx::Error::PoolTimedOut
+                    | sqlx::Error::PoolClosed
+                    | sqlx::Error::WorkerCrashed
+            ),
         };
         if lost { Self::Connection(error) } else { Self::Database(error) }
+    }
+}
+
+/// Plans that were sent and not answered: each may have been written, or may yet be.
+type Doubts = Vec<Plan>;
+
+impl Drop for Writer {
+    /// However the writer ends, nobody waits for it any more.
+    fn drop(&mut self) {
+        self.queue.abandon();
     }
 }
 
@@ -82,31 +99,41 @@ impl Writer {
         }
     }
 
-    /// Writes a batch and answers everybody in it.
+    /// Writes a batch and answers everybody in it. Whoever asked may have gone by then; that changes nothing.
     async fn serve(&mut self, batch: Vec<Prepared>) {
-        let requests: Vec<&Prepared> = batch.iter().collect();
-        let mut answers = Vec::with_capacity(batch.len());
-        match self.commit(&requests).await {
-            Ok(all) => answers = all,
-            Err(Failure::Connection(error)) => {
-                tracing::warn!(error = %error, requests = batch.len(), "the log cannot be reached");
-                answers.resize_with(batch.len(), || Err(AppendError::Unavailable));
-            }
-            // Something in this batch made the database fail. One by one, only the guilty one does.
-            Err(Failure::Database(error)) => {
-                tracing::warn!(error = %error, requests = batch.len(), "a batch failed; its requests are tried one by one");
-                for request in requests {
-                    answers.push(match self.commit(&[request]).await {
-                        Ok(mut one) => one.pop().unwrap_or(Err(AppendError::Unavailable)),
-                        Err(Failure::Connection(_)) => Err(AppendError::Unavailable),
-                        Err(Failure::Database(error)) if is_transient(&error) => Err(AppendError::Unavailable),
-                        Err(Failure::Database(error)) => Err(AppendError::Failed(error.to_string())),
-                    });
+        let failure = match self.commit(&batch.iter().collect::<Vec<_>>()).await {
+            Ok(answers) => {
+                for (request, answer) in batch.into_iter().zip(answers) {
+                    let _ = request.reply.send(answer);
                 }
+                return;
             }
-        }
-        for (request, answer) in batch.into_iter().zip(answers) {
-            // Whoever asked may have gone; that changes nothing.
+            Err(failure) => failure,
+        };
+        let mut reachable = match &failure {
+            Failure::Connection(error) => {
+                tracing::warn!(%error, requests = batch.len(), "the log cannot be reached");
+                false
+            }
+            Failure::Database(error) => {
+                tracing::warn!(%error, requests = batch.len(), "a batch failed");
+                !is_transient(error)
+            }
+        };
+        // Something in this batch made the database fail. One by one, only the guilty one does; but what is wrong with the database itself is not tried again for each.
+        for request in batch {
+            let answer = if reachable {
+                match self.commit(&[&request]).await {
+                    Ok(mut one) => one.pop().unwrap_or(Err(AppendError::Unavailable)),
+                    Err(Failure::Database(error)) if !is_transient(&error) => Err(AppendError::Failed(error.to_string())),
+                    Err(Failure::Database(_) | Failure::Connection(_)) => {
+                        reachable = false;
+                        Err(AppendError::Unavailable)
+                    }
+                }
+            } else {
+                Err(AppendError::Unavailable)
+            };
             let _ = request.reply.send(answer);
         }
     }
@@ -115,76 +142,81 @@ impl Writer {
     async fn commit(&mut self, batch: &[&Prepared]) -> Result<Vec<Outcome>, Failure> {
         let deadline = Instant::now() + PATIENCE;
         let mut pause = Duration::from_millis(10);
-        // A plan that was sent when the connection broke: it may have been written.
-        let mut doubtful: Option<Plan> = None;
+        let mut doubts = Doubts::new();
         loop {
-            let error = match self.attempt(batch, &mut doubtful).await {
+            let attempt = tokio::time::timeout(ATTEMPT, self.attempt(batch, &mut doubts)).await;
+            let error = match attempt.unwrap_or_else(|_| Err(Failure::lost("no answer in time"))) {
                 Ok(answers) => return Ok(answers),
-                Err(Failure::Database(error)) => {
-                    if is_transient(&error) && Instant::now() < deadline {
-                        error
-                    } else {
-                        return Err(Failure::Database(error));
-                    }
+                // As long as an earlier try may have been written, no other failure is the last word.
+                Err(Failure::Database(error)) if doubts.is_empty() && !(is_transient(&error) && Instant::now() < deadline) => {
+                    return Err(Failure::Database(error));
                 }
+                Err(Failure::Database(error)) => error,
                 Err(Failure::Connection(error)) => {
                     self.connection = None;
                     error
                 }
             };
             if Instant::now() + pause > deadline {
-                return Err(Failure::Connection(error));
+                return Err(if doubts.is_empty() { error.into() } else { Failure::Connection(error) });
             }
             backoff(pause).await;
             pause = (pause * 2).min(Duration::from_millis(500));
         }
     }
 
-    async fn attempt(&mut self, batch: &[&Prepared], doubtful: &mut Option<Plan>) -> Result<Vec<Outcome>, Failure> {
+    async fn attempt(&mut self, batch: &[&Prepared], doubts: &mut Doubts) -> Result<Vec<Outcome>, Failure> {
         let now = self.clock.now();
         let connection = match &mut self.connection {
             Some(connection) => connection,
-            None => self.connection.insert(connect(&self.database).await?),
+            None => self.connection.insert(connect(&self.database).await.map_err(Failure::Connection)?),
         };
-        if doubtful.is_none() && self.lock_first == 0 {
+        if doubts.is_empty() && self.lock_first == 0 {
             let plan = decide(read(connection, batch).await?, batch, now);
             if plan.is_empty() {
                 return Ok(plan.answers);
             }
-            match write(connection, &plan, now).await {
-                Ok(true) => return Ok(self.done(plan)),
-                Ok(false) => self.lock_first = LOCK_FIRST,
-                Err(error) => return Err(keep_doubt(error.into(), plan, doubtful)),
+            if send(connection, plan, now, doubts).await? {
+                return Ok(self.done(doubts));
             }
+            doubts.clear();
+            self.lock_first = LOCK_FIRST;
         }
         self.lock_first = self.lock_first.saturating_sub(1);
-        let Some(connection) = &mut self.connection else { return Err(Failure::Connection(sqlx::Error::PoolClosed)) };
+        let Some(connection) = &mut self.connection else { return Err(Failure::lost("no connection")) };
         let mut tx = connection.begin().await?;
-        tx.execute("select 1 from log_head for update").await?;
-        if let Some(plan) = doubtful.take() {
-            // The lock is ours, so the broken attempt has either committed or never will: it was bound to the position it was made for.
-            if was_written(&mut tx, &plan).await? {
+        let head: i64 = sqlx::query_scalar("select position from log_head for update").fetch_one(&mut *tx).await?;
+        // The lock is ours, so whatever was in doubt has been written by now, or has not begun.
+        for n in 0..doubts.len() {
+            if was_written(&mut tx, &doubts[n]).await? {
                 tx.rollback().await?;
-                return Ok(self.done(plan));
+                let plan = doubts.swap_remove(n);
+                doubts.push(plan);
+                return Ok(self.done(doubts));
             }
         }
+        // What was made for an earlier position never will be.
+        doubts.retain(|plan| plan.before == head);
         let plan = decide(read(&mut tx, batch).await?, batch, now);
+        if plan.rows.is_empty() && !doubts.is_empty() {
+            // Nothing here moves the head, so the doubtful statement might still be executed after this answer.
+            return Err(Failure::lost("an earlier attempt is still in doubt"));
+        }
         if plan.is_empty() {
             tx.rollback().await?;
             return Ok(plan.answers);
         }
-        let written = match write(&mut tx, &plan, now).await {
-            Ok(written) => written,
-            Err(error) => return Err(error.into()),
-        };
-        debug_assert!(written, "the head moved under its lock");
-        match tx.commit().await {
-            Ok(()) => Ok(self.done(plan)),
-            Err(error) => Err(keep_doubt(error.into(), plan, doubtful)),
+        if !send(&mut tx, plan, now, doubts).await? {
+            return Err(Failure::lost("the head moved under its lock"));
         }
+        tx.commit().await?;
+        Ok(self.done(doubts))
     }
 
-    fn done(&self, plan: Plan) -> Vec<Outcome> {
+    /// The plan that was sent last is written.
+    fn done(&self, doubts: &mut Doubts) -> Vec<Outcome> {
+        let Some(plan) = doubts.pop() else { return vec![] };
+        doubts.clear();
         metrics::counter!("tenure_events_appended_total").increment(plan.rows.len() as u64);
         self.head.send_if_modified(|head| {
             let moved = plan.after.position > *head;
@@ -195,11 +227,17 @@ impl Writer {
     }
 }
 
-fn keep_doubt(failure: Failure, plan: Plan, doubtful: &mut Option<Plan>) -> Failure {
-    if matches!(failure, Failure::Connection(_)) {
-        *doubtful = Some(plan);
+/// Sends a plan. It is in doubt until there is an answer, and stays so when there is none, also when this future is dropped.
+async fn send(connection: &mut PgConnection, plan: Plan, now: DateTime<Utc>, doubts: &mut Doubts) -> Result<bool, Failure> {
+    doubts.push(plan);
+    let Some(plan) = doubts.last() else { return Ok(false) };
+    match write(connection, plan, now).await.map_err(Failure::from) {
+        Err(Failure::Database(error)) => {
+            doubts.pop();
+            Err(Failure::Database(error))
+        }
+        other => other,
     }
-    failure
 }
 
 #[expect(clippy::disallowed_methods, reason = "the pause between two attempts to reach the database")]
@@ -223,6 +261,8 @@ async fn connect(database: &Database) -> Result<PgConnection, sqlx::Error> {
                 ("lock_timeout", STALL),
                 ("statement_timeout", STALL),
                 ("idle_in_transaction_session_timeout", STALL),
+                // Acknowledged means durable, whatever the server's default is.
+                ("synchronous_commit", "on"),
                 // Every look-up here is by primary key; a plan made while a table was still small must not scan it for ever.
                 ("enable_seqscan", "off"),
                 ("enable_hashjoin", "off"),
@@ -232,19 +272,12 @@ async fn connect(database: &Database) -> Result<PgConnection, sqlx::Error> {
         .await
 }
 
-/// Whether the plan's own events stand at its positions.
+/// Whether the plan's own events stand at its positions. Without events there is nothing that could happen twice.
 async fn was_written(connection: &mut PgConnection, plan: &Plan) -> Result<bool, sqlx::Error> {
-    match (plan.rows.first(), plan.keys.first()) {
-        (Some(row), _) => {
-            let found: Option<Uuid> = sqlx::query_scalar("select event_id from events where position = $1")
-                .bind(plan.before + 1)
-                .fetch_optional(connection)
-                .await?;
-            Ok(found == Some(row.event_id))
-        }
-        // Without events there is nothing that could happen twice.
-        (None, _) => Ok(false),
-    }
+    let Some(first) = plan.rows.first() else { return Ok(false) };
+    let found: Option<Uuid> =
+        sqlx::query_scalar("select event_id from events where position = $1").bind(plan.before + 1).fetch_optional(connection).await?;
+    Ok(found == Some(first.event_id))
 }
 
 /// Writes a plan; false when the log is not where the plan was made for.

@@ -157,7 +157,7 @@ async fn requests_beyond_the_queue_are_refused_as_overload_and_leave_nothing() {
     let answers = at_once(&store, (0..300).map(|_| new_stream(tenant, vec![])).collect()).await;
     let accepted = answers.iter().filter(|a| a.is_ok()).count();
     assert!(answers.iter().all(|a| matches!(a, Ok(_) | Err(AppendError::Overloaded))));
-    assert!((10..300).contains(&accepted), "{accepted}");
+    assert!((7..300).contains(&accepted), "{accepted}");
     assert_eq!(store.head().await.unwrap().position, i64::try_from(accepted).unwrap());
 }
 
@@ -390,4 +390,19 @@ async fn an_audit_names_the_first_position_where_a_stored_event_was_changed() {
         "{:?}",
         report.findings
     );
+}
+
+#[tokio::test]
+async fn the_roles_that_only_read_rows_see_neither_events_nor_guards_nor_keys() {
+    let env = Env::new().await;
+    for role in [DbRole::Reader, DbRole::PlatformReader] {
+        let mut connection = env.database.connect(role, &[]).await.unwrap();
+        for table in ["events", "log_head", "claims", "counters", "timers", "ops.subject_keys", "ops.idempotency_keys", "ops.master_key"] {
+            assert!(connection.execute(format!("select * from {table}").as_str()).await.is_err(), "{role:?}: {table}");
+        }
+    }
+    let mut projector = env.database.connect(DbRole::Projector, &[]).await.unwrap();
+    for table in ["events", "ops.subject_keys", "ops.idempotency_keys"] {
+        assert!(projector.execute(format!("select * from {table}").as_str()).await.is_err(), "{table}");
+    }
 }

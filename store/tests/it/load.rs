@@ -55,17 +55,39 @@ async fn what_was_sealed_is_read_again_until_its_subject_is_erased() {
 }
 
 #[tokio::test]
-async fn a_wrong_master_key_is_an_error_and_not_an_erasure() {
+async fn a_log_is_not_opened_with_another_master_key_than_its_own() {
     let env = Env::new().await;
-    let stream = StreamId::new(tenant(), id());
-    let words = Personal::new(SubjectId(id()), "hello".to_owned());
-    env.store()
-        .await
-        .append(to(stream, Expected::Exact(0), vec![made("2", json!({"type": "made", "number": 1, "words": words}))]))
-        .await
-        .unwrap();
+    env.store().await;
     let mut config = env.store_config();
     config.master_key = store::MasterKey::from_hex(&store::MasterKey::generate()).unwrap();
-    let (other, _) = store::Store::open(&env.database, config).await.unwrap();
-    assert!(matches!(other.load::<Thing>(stream).await, Err(LoadError::Corrupt { .. })));
+    assert!(matches!(store::Store::open(&env.database, config).await, Err(store::OpenError::WrongMasterKey)));
+    env.store().await;
+}
+
+#[tokio::test]
+async fn a_subject_that_is_erased_before_anything_was_sealed_for_it_stays_erased() {
+    let env = Env::new().await;
+    let store = env.store().await;
+    let (stream, subject) = (StreamId::new(tenant(), id()), SubjectId(id()));
+    let erase = with_payload(json!({"type": "happened"}), vec![domain::Effect::Erase(subject)]);
+    store.append(to(stream, Expected::Exact(0), vec![erase])).await.unwrap();
+    let words = Personal::new(subject, "hello".to_owned());
+    let late = store
+        .append(to(
+            StreamId::new(stream.tenant, id()),
+            Expected::Exact(0),
+            vec![made("2", json!({"type": "made", "number": 1, "words": words}))],
+        ))
+        .await;
+    assert!(matches!(late, Err(store::AppendError::Refused(domain::Refusal::SubjectErased(_)))), "{late:?}");
+}
+
+#[tokio::test]
+async fn a_personal_value_that_cannot_be_sealed_is_refused_and_never_stored_in_clear() {
+    let env = Env::new().await;
+    let store = env.store().await;
+    let flattened = json!({"type": "made", "$personal": {"subject": id(), "value": "ada"}});
+    let answer = store.append(to(StreamId::new(tenant(), id()), Expected::Exact(0), vec![made("2", flattened)])).await;
+    assert!(matches!(answer, Err(store::AppendError::Failed(_))), "{answer:?}");
+    assert_eq!(store.head().await.unwrap().position, 0);
 }

@@ -184,7 +184,7 @@ bare! {
 }
 
 crate::commands! { "tenant":
-    Provision(ProvisionTenant) "provision", "create", create;
+    Provision(ProvisionTenant) "provision", "create";
     CompleteProvisioning(CompleteProvisioning) "complete_provisioning", "complete_provisioning";
     Rename(RenameTenant) "rename", "rename";
     ChangeSlug(ChangeSlug) "change_slug", "change_slug";
@@ -209,6 +209,9 @@ pub enum Error {
     /// The id is in use.
     #[error("a tenant with this id exists already")]
     AlreadyExists,
+    /// The platform's own id.
+    #[error("this id is reserved for the platform")]
+    ReservedId,
     /// Another tenant has or recently had this slug.
     #[error("the slug is taken by another tenant")]
     SlugTaken,
@@ -238,7 +241,7 @@ impl DomainError for Error {
             Self::AlreadyExists | Self::SlugTaken | Self::NotWhile { .. } | Self::ReactivationWindowPassed | Self::AliasNotExpired => {
                 Kind::Conflict
             }
-            Self::SettingsTooLarge => Kind::Invalid,
+            Self::SettingsTooLarge | Self::ReservedId => Kind::Invalid,
         }
     }
 
@@ -246,6 +249,7 @@ impl DomainError for Error {
         match self {
             Self::NotFound => "tenant.not_found".into(),
             Self::AlreadyExists => "tenant.already_exists".into(),
+            Self::ReservedId => "tenant.reserved_id".into(),
             Self::SlugTaken => "tenant.slug_taken".into(),
             Self::NotWhile { command, status } => format!("tenant.cannot_{command}_while_{status}").into(),
             Self::ReactivationWindowPassed => "tenant.reactivation_window_passed".into(),
@@ -259,6 +263,7 @@ impl DomainError for Error {
             Self::NotWhile { .. } => "tenant.cannot_while".into(),
             Self::NotFound
             | Self::AlreadyExists
+            | Self::ReservedId
             | Self::SlugTaken
             | Self::ReactivationWindowPassed
             | Self::AliasNotExpired

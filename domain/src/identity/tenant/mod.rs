@@ -20,7 +20,7 @@ pub use event::{Event, Owner};
 
 use crate::aggregate::{Ask as _, EventKind, Issued};
 use crate::effect::{Claim, Effect, Gate, Refusal, Scope};
-use crate::ids::SubjectId;
+use crate::ids::{SubjectId, TenantId};
 use crate::personal::Personal;
 use crate::text::JSON_OBJECT_MAX;
 
@@ -278,6 +278,7 @@ impl crate::Aggregate for Tenant {
 
     fn decide(&self, issued: Issued<Command>) -> Result<Vec<Event>, Error> {
         match (self, issued.command) {
+            (Self::Absent, Command::Provision(_)) if issued.ctx.stream.tenant == TenantId::SYSTEM => Err(Error::ReservedId),
             (Self::Absent, Command::Provision(c)) => {
                 let owner = c.owner.map(|owner| {
                     let subject = SubjectId(issued.ctx.fresh_id);
