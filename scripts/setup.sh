@@ -15,10 +15,9 @@ postgres_major() {
 
 nats_version() {
   local program
-  for program in "$(command -v nats-server || true)" /usr/sbin/nats-server /usr/local/bin/nats-server; do
-    [ -n "$program" ] && [ -x "$program" ] && { "$program" --version 2>&1 | sed -nE 's/.*v([0-9]+)\.([0-9]+).*/\1 \2/p'; return; }
-  done
-  echo "0 0"
+  # The newest of those that can be found: an old one may stand first in PATH.
+  { echo "0 0"; for program in "$(command -v nats-server || true)" /usr/sbin/nats-server /usr/local/bin/nats-server /opt/homebrew/bin/nats-server; do
+      [ -n "$program" ] && [ -x "$program" ] && "$program" --version 2>&1 | sed -nE 's/.*v([0-9]+)\.([0-9]+).*/\1 \2/p'; done || true; } | sort -k1,1n -k2,2n | tail -1
 }
 
 have_postgres() { local major; major=$(postgres_major); [ "${major:-0}" -ge 15 ]; }
@@ -27,14 +26,13 @@ have_nats() { local major minor; read -r major minor <<<"$(nats_version)"; [ "${
 command -v cargo >/dev/null || { say "a Rust toolchain is needed: https://rustup.rs"; exit 1; }
 if have_postgres && have_nats; then exit 0; fi
 
-as_root=()
+as_root=(env DEBIAN_FRONTEND=noninteractive)
 if [ "$(id -u)" -ne 0 ]; then
   command -v sudo >/dev/null || { say "PostgreSQL >= 15 and nats-server >= 2.9 are needed; install them, or run this as root or with sudo"; exit 1; }
-  as_root=(sudo)
+  as_root=(sudo env DEBIAN_FRONTEND=noninteractive)
 fi
 
 if command -v apt-get >/dev/null; then
-  export DEBIAN_FRONTEND=noninteractive
   "${as_root[@]}" apt-get update -qq
   if ! have_postgres; then
     say "installing PostgreSQL with apt"

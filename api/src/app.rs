@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use axum::error_handling::HandleErrorLayer;
 use axum::extract::DefaultBodyLimit;
-use axum::http::{HeaderName, Request, StatusCode};
+use axum::http::{HeaderName, HeaderValue, Request, StatusCode};
 use axum::response::{IntoResponse as _, Response};
-use axum::{Router, middleware};
+use axum::{BoxError, Router, middleware};
 use commands::Executor;
 use domain::IdSource;
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
@@ -16,6 +16,7 @@ use projections::ReadSide;
 use tower::ServiceBuilder;
 use tower::limit::GlobalConcurrencyLimitLayer;
 use tower::load_shed::LoadShedLayer;
+use tower::timeout::TimeoutLayer;
 use tower_http::ServiceBuilderExt as _;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::request_id::{MakeRequestId, RequestId};
@@ -29,6 +30,10 @@ use crate::token::TokenKey;
 
 /// The most that a body may take, in bytes.
 const BODY: usize = 1024 * 1024;
+
+const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// How long a request may take, its body included.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// What bounds the load.
 #[derive(Clone, Copy, Debug)]
@@ -83,25 +88,40 @@ impl MakeRequestId for FreshRequestId {
 
 /// The whole interface.
 pub fn router(app: App, limits: Limits) -> Router {
-    let request_id = HeaderName::from_static("x-request-id");
     let ids = FreshRequestId(Arc::new(IdSource::new(app.executor.store().clock().clone())));
     let (api, openapi) = routes::all().split_for_parts();
     let (operations, described) = routes::operations().split_for_parts();
     let mut openapi = openapi;
     openapi.merge(described);
     let limited = ServiceBuilder::new()
-        .layer(HandleErrorLayer::new(|_| async {
-            Problem::unavailable("overloaded", "too many requests are being worked on; try again shortly")
+        .layer(HandleErrorLayer::new(|error: BoxError| async move {
+            if error.is::<tower::timeout::error::Elapsed>() {
+                Problem::unavailable("unavailable", "no answer in time; try again with the same idempotency key")
+            } else {
+                Problem::unavailable("overloaded", "too many requests are being worked on; try again shortly")
+            }
         }))
         .layer(LoadShedLayer::new())
-        .layer(GlobalConcurrencyLimitLayer::new(limits.concurrent_requests));
+        .layer(GlobalConcurrencyLimitLayer::new(limits.concurrent_requests))
+        // Within the limit, so that a slow sender cannot keep a place.
+        .layer(TimeoutLayer::new(PATIENCE));
     let around = ServiceBuilder::new()
-        .set_request_id(request_id.clone(), ids)
-        .propagate_request_id(request_id)
+        .map_request(|mut request: Request<axum::body::Body>| {
+            // One that cannot be echoed in a header or found in a log is replaced.
+            let fine = |id: &HeaderValue| id.to_str().is_ok_and(|id| (1..=128).contains(&id.len()) && !id.contains(' '));
+            if request.headers().get(X_REQUEST_ID).is_some_and(|id| !fine(id)) {
+                request.headers_mut().remove(X_REQUEST_ID);
+            }
+            request
+        })
+        .set_request_id(X_REQUEST_ID, ids)
+        .propagate_request_id(X_REQUEST_ID)
         .layer(
             TraceLayer::new_for_http()
                 .make_span_with(span::<axum::body::Body>)
-                .on_response(DefaultOnResponse::new().level(tracing::Level::DEBUG)),
+                .on_response(DefaultOnResponse::new().level(tracing::Level::DEBUG))
+                // A failure is logged where it is handled.
+                .on_failure(()),
         )
         .layer(middleware::from_fn(finish))
         .layer(CatchPanicLayer::custom(panicked));

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Request};
 use axum::http::header::{CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
@@ -22,7 +23,8 @@ use crate::token::TokenError;
 struct Pages;
 
 /// One of the pages.
-pub(crate) async fn page(Path(name): Path<String>) -> Result<impl IntoResponse, Problem> {
+pub(crate) async fn page(name: Result<Path<String>, PathRejection>) -> Result<impl IntoResponse, Problem> {
+    let Path(name) = name.map_err(|_| Problem::not_found())?;
     let page = Pages::get(&format!("{name}.md")).ok_or_else(Problem::not_found)?;
     Ok(([(CONTENT_TYPE, "text/markdown; charset=utf-8")], page.data.into_owned()))
 }
@@ -169,6 +171,11 @@ impl From<QueryError> for Problem {
             }
             QueryError::BadCursor => Self::new(StatusCode::BAD_REQUEST, "request.bad_cursor", detail),
             QueryError::Unavailable(sqlx) => {
+                // An error of the statement itself (SQLSTATE classes 22 data, 42 syntax and the like) is ours and does not pass.
+                let code = sqlx.as_database_error().and_then(|e| e.code().map(Cow::into_owned)).unwrap_or_default();
+                if ["21", "22", "23", "42"].iter().any(|class| code.starts_with(class)) {
+                    return Self::internal(sqlx);
+                }
                 tracing::warn!(error = %sqlx, "the read models cannot be reached");
                 Self::unavailable("unavailable", detail)
             }
@@ -190,7 +197,13 @@ pub(crate) async fn finish(request: Request, next: Next) -> Response {
     let path = request.uri().path().to_owned();
     let request_id = request.extensions().get::<RequestId>().and_then(|id| id.header_value().to_str().ok().map(str::to_owned));
     let mut response = next.run(request).await;
-    let Some(mut problem) = response.extensions_mut().remove::<Problem>() else { return response };
+    let status = response.status();
+    let mut problem = match response.extensions_mut().remove::<Problem>() {
+        Some(problem) => problem,
+        // What a library answers by itself, without a word.
+        None if status == StatusCode::NOT_FOUND => Problem::not_found(),
+        None => return response,
+    };
     problem.instance = Some(path);
     problem.request_id = request_id;
     let mut response = (problem.status, axum::Json(&problem)).into_response();

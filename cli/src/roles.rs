@@ -12,17 +12,21 @@ use clap::ValueEnum;
 use commands::Executor;
 use commands::timers::TimerPoller;
 use futures::FutureExt as _;
+use metrics_exporter_prometheus::PrometheusHandle;
 use projections::{Progress, ReadSide, start_all};
 use serde_json::json;
 use store::{DbRole, Store};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::site::Site;
 
 /// How long accepted requests may take to finish at a shutdown.
 const GRACE: Duration = Duration::from_secs(20);
+/// How often figures are folded.
+const UPKEEP: Duration = Duration::from_secs(5);
 /// How long a health check waits for a dependency.
 const PROBE: Duration = Duration::from_secs(1);
 /// A read model that is further behind than this many events is said to lag.
@@ -51,47 +55,66 @@ impl RoleName {
 /// Runs the roles until cancelled, then finishes what was accepted.
 pub(crate) async fn run(site: &Site, roles: &[RoleName], listener: Option<TcpListener>, cancel: CancellationToken) -> anyhow::Result<()> {
     let has = |role| roles.contains(&role);
-    let (store, writer) = site.store().await?;
+    let (store, mut writer) = site.store().await?;
     let bus = site.bus(&store).await?;
     let progress = Progress::default();
     let executor = Executor::new(store.clone());
     // What runs in the background ends after the API has.
     let background = CancellationToken::new();
-    let mut tasks = vec![tokio::spawn(hint(store.clone(), bus.clone(), background.clone()))];
+    let mut tasks = JoinSet::new();
+    tasks.spawn(hint(store.clone(), bus.clone(), background.clone()));
     let mut relaying = None;
     if has(RoleName::Relay) {
         let relay = Relay::new(store.clone(), bus.clone());
         relaying = Some(relay.status());
-        tasks.push(tokio::spawn(relay.run(background.clone())));
+        tasks.spawn(relay.run(background.clone()));
     }
     if has(RoleName::Projector) {
         let feed = Feed::start(store.clone(), bus.clone(), background.clone());
         let pool = site.database()?.pool(DbRole::Projector, 8);
-        tasks.extend(start_all(&store, &pool, &feed, &progress, &background));
+        start_all(&mut tasks, &store, &pool, &feed, &progress, &background);
     }
     if has(RoleName::Policies) {
         tracing::info!("no policy exists in this version");
     }
     if has(RoleName::Timers) {
-        tasks.push(tokio::spawn(TimerPoller::new(executor.clone()).run(background.clone())));
+        tasks.spawn(TimerPoller::new(executor.clone()).run(background.clone()));
     }
+    let metrics = api::app::recorder();
+    tasks.spawn(upkeep(metrics.clone(), background.clone()));
     tracing::info!(?roles, position = *store.watch_head().borrow(), "running");
-    if let Some(listener) = listener {
-        let reads = ReadSide::new(&site.database()?, progress, site.cursor_key()?);
-        let probe = probe(store.clone(), bus, reads.clone(), relaying);
-        let app = App { executor, reads, token_key: site.token_key()?, probe, metrics: api::app::recorder() };
-        api::app::serve(listener, api::router(app, Limits::default()), cancel.cancelled_owned(), GRACE).await?;
-    } else {
-        cancel.cancelled().await;
-    }
+    let serving = async {
+        if let Some(listener) = listener {
+            let reads = ReadSide::new(&site.database()?, progress, site.cursor_key()?);
+            let probe = probe(store.clone(), bus, reads.clone(), relaying);
+            let app = App { executor, reads, token_key: site.token_key()?, probe, metrics };
+            api::app::serve(listener, api::router(app, Limits::default()), cancel.clone().cancelled_owned(), GRACE).await?;
+        } else {
+            cancel.cancelled().await;
+        }
+        anyhow::Ok(())
+    };
+    // A part that ends before it is told to has failed; without it the process would only look alive.
+    let ended = tokio::select! {
+        served = serving => served,
+        ended = tasks.join_next() => Err(anyhow::anyhow!("a part of the process has ended by itself: {ended:?}")),
+        ended = &mut writer => Err(anyhow::anyhow!("the writer has ended by itself: {ended:?}")),
+    };
     tracing::info!("stopping");
     background.cancel();
-    for task in tasks {
-        let _ = tokio::time::timeout(GRACE, task).await;
-    }
+    let _ = tokio::time::timeout(GRACE / 2, async { while tasks.join_next().await.is_some() {} }).await;
     store.close();
-    let _ = tokio::time::timeout(GRACE, writer).await;
-    Ok(())
+    if !writer.is_finished() {
+        let _ = tokio::time::timeout(GRACE / 2, writer).await;
+    }
+    ended
+}
+
+/// Keeps the figures small, scraped or not.
+async fn upkeep(metrics: PrometheusHandle, cancel: CancellationToken) {
+    while tokio::time::timeout(UPKEEP, cancel.cancelled()).await.is_err() {
+        metrics.run_upkeep();
+    }
 }
 
 fn probe(store: Store, bus: Bus, reads: ReadSide, relaying: Option<watch::Receiver<Status>>) -> Probe {
@@ -122,17 +145,16 @@ fn probe(store: Store, bus: Bus, reads: ReadSide, relaying: Option<watch::Receiv
                 };
                 say("relay", level, json!(status));
             }
-            if let Ok(head) = head
-                && let Ok(Ok(positions)) = tokio::time::timeout(PROBE, reads.positions()).await
-            {
-                for (model, position) in positions {
-                    let behind = head - position;
-                    say(
-                        &format!("read_model.{model}"),
-                        if behind > LAG { Level::Degraded } else { Level::Ok },
-                        json!({"position": position, "behind": behind}),
-                    );
+            match tokio::time::timeout(PROBE, reads.positions()).await {
+                Ok(Ok(positions)) => {
+                    for (model, position) in positions {
+                        let behind = head.as_ref().map_or(0, |head| head - position);
+                        let level = if behind > LAG { Level::Degraded } else { Level::Ok };
+                        say(&format!("read_model.{model}"), level, json!({"position": position, "behind": behind}));
+                    }
                 }
+                Ok(Err(error)) => drop(say("read_models", Level::Unavailable, json!({"error": error.to_string()}))),
+                Err(_) => drop(say("read_models", Level::Unavailable, json!({"error": "no answer"}))),
             }
             Health::of(components)
         }

@@ -1,6 +1,6 @@
 //! Logs, signals, durations and progress bars.
 
-use std::io::IsTerminal as _;
+use std::io::{IsTerminal as _, Write as _};
 
 use chrono::TimeDelta;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -19,9 +19,10 @@ pub(crate) fn start_logging() {
     }
 }
 
-/// A token that SIGINT and SIGTERM cancel.
+/// A token that SIGINT, SIGTERM and SIGHUP (a closed terminal) cancel.
 pub(crate) fn cancelled_by_signals() -> std::io::Result<CancellationToken> {
-    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let (mut interrupt, mut terminate, mut hangup) =
+        (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?, signal(SignalKind::hangup())?);
     let cancel = CancellationToken::new();
     tokio::spawn({
         let cancel = cancel.clone();
@@ -29,11 +30,21 @@ pub(crate) fn cancelled_by_signals() -> std::io::Result<CancellationToken> {
             tokio::select! {
                 _ = interrupt.recv() => {}
                 _ = terminate.recv() => {}
+                _ = hangup.recv() => {}
             }
             cancel.cancel();
         }
     });
     Ok(cancel)
+}
+
+/// Prints a line; false when nobody reads any more (`… | head`).
+pub(crate) fn print(line: &str) -> anyhow::Result<bool> {
+    match writeln!(std::io::stdout(), "{line}") {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(false),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// `90s`, `15m`, `1h`, `7d`.

@@ -30,6 +30,10 @@ pub(crate) async fn up(dir: &Path, http: Option<SocketAddr>) -> anyhow::Result<(
     let ended = async {
         let site = Site::with(data.path(), Some(&remembered))?;
         site.owner()?.migrate().await.context("the database cannot be migrated")?;
+        if postgres.is_some() {
+            // A private database was just started, so whoever held a lease is gone.
+            store::lease::expire_all(&site.database()?.pool(store::DbRole::Writer, 1)).await?;
+        }
         welcome(data.path(), listener.local_addr()?)?;
         roles::run(&site, &RoleName::ALL, Some(listener), cancel).await
     }

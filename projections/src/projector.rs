@@ -13,6 +13,7 @@ use sqlx::PgPool;
 use store::load::LoadError;
 use store::{Hash, RawEvent, Store, lease};
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -49,19 +50,13 @@ impl Progress {
 }
 
 /// Starts the projectors of all read models; they end with `cancel`.
-pub fn start_all(
-    store: &Store,
-    pool: &PgPool,
-    feed: &Feed,
-    progress: &Progress,
-    cancel: &CancellationToken,
-) -> Vec<tokio::task::JoinHandle<()>> {
+pub fn start_all(tasks: &mut JoinSet<()>, store: &Store, pool: &PgPool, feed: &Feed, progress: &Progress, cancel: &CancellationToken) {
     macro_rules! all {
         ($($model:ty,)*) => {
-            vec![$(tokio::spawn(run(Projector::<$model>::new(store.clone(), pool.clone(), progress.clone()), store.clone(), feed.clone(), cancel.clone()))),*]
+            $(tasks.spawn(run(Projector::<$model>::new(store.clone(), pool.clone(), progress.clone()), store.clone(), feed.clone(), cancel.clone()));)*
         };
     }
-    crate::for_each_read_model!(all)
+    crate::for_each_read_model!(all);
 }
 
 /// The projector of one read model in one process.

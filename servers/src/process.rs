@@ -164,14 +164,12 @@ pub(crate) async fn stop_left_over(what: &'static str, pid_file: &Path, ours: &s
 }
 
 fn looks_like(pid: u32, ours: &str) -> bool {
-    match std::fs::read(format!("/proc/{pid}/cmdline")) {
-        Ok(line) => String::from_utf8_lossy(&line).contains(ours),
-        // Where there is no /proc, `ps` tells.
-        Err(_) => {
-            let listed = Command::new("ps").args(["-o", "command=", "-p", &pid.to_string()]).output();
-            listed.is_ok_and(|o| String::from_utf8_lossy(&o.stdout).contains(ours))
-        }
+    if let Ok(line) = std::fs::read(format!("/proc/{pid}/cmdline")) {
+        return String::from_utf8_lossy(&line).contains(ours);
     }
+    // Where there is no /proc, `ps` tells.
+    let listed = Command::new("ps").args(["-o", "command=", "-p", &pid.to_string()]).output();
+    listed.is_ok_and(|o| String::from_utf8_lossy(&o.stdout).contains(ours))
 }
 
 #[expect(clippy::disallowed_methods, reason = "processes have no event to wait for")]

@@ -36,3 +36,10 @@ pub async fn release(pool: &PgPool, name: &str, owner: Uuid) -> Result<(), sqlx:
     sqlx::query("update ops.leases set until = now() where name = $1 and owner = $2").bind(name).bind(owner).execute(pool).await?;
     Ok(())
 }
+
+/// Ends all leases, also those of timers: for a process that knows itself to be the only one, so that it need not wait for what a killed one held.
+pub async fn expire_all(pool: &PgPool) -> Result<(), sqlx::Error> {
+    sqlx::query("update ops.leases set until = now() where until > now()").execute(pool).await?;
+    sqlx::query("update ops.timer_leases set until = now() where until > now()").execute(pool).await?;
+    Ok(())
+}

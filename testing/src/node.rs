@@ -12,6 +12,7 @@ use projections::cursor::CursorKey;
 use projections::{Progress, ReadSide, start_all};
 use store::{DbRole, Store};
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::{Env, eventually, id};
@@ -51,7 +52,9 @@ impl Node {
         tokio::spawn(relay.run(cancel.clone()));
         let feed = Feed::start(store.clone(), bus.clone(), cancel.clone());
         let progress = Progress::default();
-        start_all(&store, &env.database.pool(DbRole::Projector, 6), &feed, &progress, &cancel);
+        let mut projectors = JoinSet::new();
+        start_all(&mut projectors, &store, &env.database.pool(DbRole::Projector, 6), &feed, &progress, &cancel);
+        projectors.detach_all();
         let reads = ReadSide::new(&env.database, progress, CursorKey([7; 32]));
         Self { executor: Executor::new(store.clone()), store, bus, feed, reads, relay: status, cancel }
     }

@@ -12,7 +12,7 @@ use domain::{Actor, TenantId};
 use uuid::Uuid;
 
 pub use query::{After, ListBody, Listed, Paging, Params, Query, Shown};
-pub(crate) use query::{limit, short, sort};
+pub(crate) use query::{limit, sensible, short, sort};
 pub use write::{Body, Write, Written, WrittenBody};
 
 use crate::app::App;

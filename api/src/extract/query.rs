@@ -5,6 +5,7 @@ use axum::http::header::{ETAG, IF_NONE_MATCH, LINK};
 use axum::http::request::Parts;
 use axum::http::{StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
+use chrono::{DateTime, Datelike as _, Utc};
 use commands::authorize::authorize;
 use domain::TenantId;
 use projections::query::Page;
@@ -72,6 +73,15 @@ pub(crate) fn sort<S: Copy + Default>(name: Option<&str>, known: &[(&str, S)]) -
         .ok_or_else(|| bad_query(format!("sort must be one of {}", names())))
 }
 
+/// Times that Postgres can hold, too.
+pub(crate) fn sensible(times: &[Option<DateTime<Utc>>]) -> Result<(), Problem> {
+    if times.iter().flatten().all(|time| (0..=9999).contains(&time.year())) {
+        Ok(())
+    } else {
+        Err(bad_query("a time must lie in the years 0 to 9999"))
+    }
+}
+
 /// Texts that filters look for: at most 200 characters, without NUL, which Postgres does not take.
 pub(crate) fn short(texts: &[&Option<String>]) -> Result<(), Problem> {
     let fine = |text: &String| text.chars().count() <= 200 && !text.contains('\0');
@@ -124,7 +134,9 @@ impl Query {
     pub fn show<T: Serialize>(self, read: &Read, row: Option<T>, version: impl FnOnce(&T) -> i64) -> Result<Shown<T>, Problem> {
         let row = row.ok_or_else(Problem::not_found)?;
         let etag = etag(version(&row));
-        let unchanged = self.if_none_match.is_some_and(|tags| tags.split(',').any(|tag| tag.trim().trim_start_matches("W/") == etag));
+        let unchanged = self
+            .if_none_match
+            .is_some_and(|tags| tags.split(',').any(|tag| tag.trim() == "*" || tag.trim().trim_start_matches("W/") == etag));
         Ok(Shown { row, etag, unchanged, position: read.position })
     }
 
@@ -149,6 +161,11 @@ impl<T: Serialize> IntoResponse for Shown<T> {
         set(response.headers_mut(), TENURE_POSITION, &self.position.to_string());
         response
     }
+}
+
+/// A query string as a header may carry it: what is not ASCII percent-encoded (RFC 3986 section 2.1).
+fn ascii(query: &str) -> String {
+    query.bytes().map(|b| if b.is_ascii_graphic() { char::from(b).to_string() } else { format!("%{b:02X}") }).collect()
 }
 
 /// One page with where the next one begins.
@@ -178,7 +195,7 @@ impl<T: Serialize> IntoResponse for Listed<T> {
                 .split('&')
                 .filter(|pair| !pair.is_empty() && !pair.starts_with("cursor=") && !pair.starts_with("after="));
             let query: Vec<_> = others.map(str::to_owned).chain([format!("cursor={cursor}")]).collect();
-            format!("<{}?{}>; rel=\"next\"", self.uri.path(), query.join("&"))
+            format!("<{}?{}>; rel=\"next\"", self.uri.path(), ascii(&query.join("&")))
         });
         let mut response = axum::Json(ListBody { data: self.data, next_cursor: self.next }).into_response();
         set(response.headers_mut(), TENURE_POSITION, &self.position.to_string());

@@ -28,7 +28,7 @@ async fn malformed_requests_are_4xx_problems_and_nothing_is_written() {
     node.settled().await;
     let before = node.store.head().await.unwrap();
     let base = format!("/v1/tenants/{tenant}");
-    let rename = format!("{base}/rename");
+    let (rename, cancel, llm) = (format!("{base}/rename"), format!("{base}/cancel"), format!("{base}/set-llm-config"));
     let fine = json!({"slug": "other", "name": "x"}).to_string();
     let json_type = ("content-type", "application/json");
     let long = "x".repeat(201);
@@ -39,7 +39,7 @@ async fn malformed_requests_are_4xx_problems_and_nothing_is_written() {
     let nested = (0..40).fold(json!(1), |inner, _| json!({"a": inner})).to_string();
     let posts: Vec<(&str, &str, &str, StatusCode)> = vec![
         ("no JSON", "/v1/tenants", "{", StatusCode::BAD_REQUEST),
-        ("no UTF-8", "/v1/tenants", "\u{0}", StatusCode::BAD_REQUEST),
+        ("a control character", "/v1/tenants", "\u{0}", StatusCode::BAD_REQUEST),
         ("deep nesting", &rename, &deep, StatusCode::BAD_REQUEST),
         ("wrong type", &rename, r#"{"name": 7}"#, StatusCode::UNPROCESSABLE_ENTITY),
         ("not an object", &rename, "[1]", StatusCode::UNPROCESSABLE_ENTITY),
@@ -58,7 +58,20 @@ async fn malformed_requests_are_4xx_problems_and_nothing_is_written() {
             r#"{"slug": "other", "name": "x", "owner": {"email": "ada", "name": "Ada"}}"#,
             StatusCode::UNPROCESSABLE_ENTITY,
         ),
-        ("a secret instead of its reference", "/v1/tenants/x/set-llm-config", "{}", StatusCode::NOT_FOUND),
+        (
+            "a secret instead of its reference",
+            &llm,
+            r#"{"provider": "openai", "model": "x", "secret_ref": "sk-123"}"#,
+            StatusCode::UNPROCESSABLE_ENTITY,
+        ),
+        ("an array of values", &rename, r#"["x"]"#, StatusCode::UNPROCESSABLE_ENTITY),
+        ("an empty array", &cancel, "[]", StatusCode::UNPROCESSABLE_ENTITY),
+        (
+            "the platform's id",
+            "/v1/tenants",
+            r#"{"id": "00000000-0000-0000-0000-000000000000", "slug": "other", "name": "x"}"#,
+            StatusCode::UNPROCESSABLE_ENTITY,
+        ),
         ("bad UUID", "/v1/tenants/not-a-uuid/rename", r#"{"name": "x"}"#, StatusCode::NOT_FOUND),
         ("no such tenant", "/v1/tenants/01900000-0000-7000-8000-000000000000/rename", r#"{"name": "x"}"#, StatusCode::NOT_FOUND),
         ("no such path", "/v1/nothing", "{}", StatusCode::NOT_FOUND),
@@ -108,6 +121,7 @@ async fn malformed_requests_are_4xx_problems_and_nothing_is_written() {
         "cursor=AAAA",
         "after=x",
         "created_from=yesterday",
+        "created_from=-100000-01-01T00:00:00Z",
         "stauts=active",
         "q=%00",
         "slug=a%00",
@@ -117,6 +131,13 @@ async fn malformed_requests_are_4xx_problems_and_nothing_is_written() {
         assert_problem(&client, query, &answer).await;
         assert_eq!(answer.status, StatusCode::BAD_REQUEST, "{query}");
     }
+    let no_utf8 = client.send(Method::POST, &rename, &[json_type], vec![b'"', 0xff, b'"']).await;
+    assert_problem(&client, "no UTF-8", &no_utf8).await;
+    for path in ["/errors/nothing", "/errors/%ff", "/docs/nothing"] {
+        assert_problem(&client, path, &client.get(path).await).await;
+    }
+    let odd = client.send(Method::GET, "/v1/tenants?limit=0", &[("x-request-id", "")], "").await;
+    assert_problem(&client, "an empty request id", &odd).await;
     assert_eq!(node.store.head().await.unwrap(), before, "nothing was written");
 }
 

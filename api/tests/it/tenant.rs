@@ -147,7 +147,13 @@ async fn another_tenants_id_in_any_path_body_filter_header_or_cursor_finds_nothi
     }
     assert_eq!(me.post(&format!("/v1/tenants/{theirs}/rename"), json!({"name": "x"})).await.status, StatusCode::NOT_FOUND);
     assert_eq!(me.get(&format!("/v1/tenants/{theirs}")).await.status, StatusCode::NOT_FOUND);
-    assert_eq!(me.get(&format!("/v1/tenants/{theirs}/timeline")).await.json["data"], json!([]));
+    assert_eq!(me.get(&format!("/v1/tenants/{theirs}/timeline")).await.status, StatusCode::NOT_FOUND);
+    let named = [("tenure-tenant", mine.to_string())];
+    let named = [(named[0].0, named[0].1.as_str())];
+    assert_eq!(
+        platform.post_with(&format!("/v1/tenants/{theirs}/rename"), json!({"name": "x"}), &named).await.status,
+        StatusCode::NOT_FOUND
+    );
     for filter in ["slug=theirs", "q=theirs"] {
         assert_eq!(me.get(&format!("/v1/tenants?{filter}")).await.json["data"], json!([]), "{filter}");
     }

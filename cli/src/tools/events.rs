@@ -5,6 +5,7 @@ use store::read::Filter;
 
 use crate::EventList;
 use crate::site::Site;
+use crate::terminal::print;
 
 /// Events read at a time.
 const PAGE: i64 = 500;
@@ -23,7 +24,9 @@ pub(crate) async fn list(site: &Site, wanted: &EventList) -> anyhow::Result<()> 
         (after, left) = (last.position, left - i64::try_from(events.len())?);
         for event in &events {
             if wanted.json {
-                println!("{}", serde_json::to_string(event)?);
+                if !print(&serde_json::to_string(event)?)? {
+                    return Ok(());
+                }
             } else {
                 table.add_row([
                     event.position.to_string(),
@@ -37,7 +40,7 @@ pub(crate) async fn list(site: &Site, wanted: &EventList) -> anyhow::Result<()> 
         }
     }
     if !wanted.json {
-        println!("{table}");
+        print(&table.to_string())?;
     }
     Ok(())
 }

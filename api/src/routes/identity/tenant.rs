@@ -123,6 +123,7 @@ async fn list_tenants(query: Query, Params(p): Params<ListTenants>) -> Result<Li
     let sort = crate::extract::sort(p.sort.as_deref(), &tenant::Sort::ALL)?;
     let limit = crate::extract::limit(p.limit)?;
     crate::extract::short(&[&p.plan, &p.q, &p.slug])?;
+    crate::extract::sensible(&[p.created_from, p.created_to])?;
     let filter =
         tenant::Filter { status: p.status, plan: p.plan, q: p.q, slug: p.slug, created_from: p.created_from, created_to: p.created_to };
     let mut read = query.open::<tenant::Tenants>("tenant:read", p.after).await?;
@@ -140,5 +141,9 @@ async fn list_tenant_timeline(query: Query, Id(id): Id, Params(p): Params<Paging
     let limit = crate::extract::limit(p.limit)?;
     let mut read = query.open::<tenant_timeline::Timeline>("tenant:read", p.after).await?;
     let page = tenant_timeline::list(&mut read, query.cursors(), TenantId(id), limit, p.cursor.as_deref()).await?;
+    // Every tenant has a history, so one without is none that the caller may see.
+    if page.rows.is_empty() && p.cursor.is_none() {
+        return Err(Problem::not_found());
+    }
     Ok(query.page(&read, page))
 }
