@@ -10,6 +10,7 @@ use std::collections::VecDeque;
 use std::future::IntoFuture as _;
 use std::time::{Duration, Instant};
 
+use async_nats::Subscriber;
 use async_nats::jetstream::message::PublishMessage;
 use async_nats::jetstream::publish::PublishAck;
 use async_nats::jetstream::stream::{LastRawMessageErrorKind, Stream};
@@ -150,66 +151,70 @@ impl Relay {
 
     /// From finding out where the stream ends to the first surprise.
     async fn session(&self, until: Option<i64>) -> Result<(), Stop> {
-        if until.is_none() && lease::acquire(self.store.pool(), LEASE_NAME, self.owner, LEASE).await?.is_none() {
+        if until.is_none() && !self.holds_lease().await? {
             self.set(Status::Standby);
             pause(POLL).await;
             return Ok(());
         }
-        let mut hints = self.bus.client.subscribe(self.bus.hint_subject()).await.map_err(BusError::from_error)?;
-        let mut local = self.store.watch_head();
+        let hints = self.bus.client.subscribe(self.bus.hint_subject()).await.map_err(BusError::from_error)?;
         let stream = self.bus.stream().await?;
-        let mut position = last_common(&self.store, &stream).await?;
+        let position = last_common(&self.store, &stream).await?;
         self.set(Status::Running { position });
         let mut window = Window::default();
+        let ended = self.extend(&stream, position, until, hints, &mut window).await;
+        // Nothing that is still in flight may land after the last message has been read again.
+        window.drain().await;
+        ended
+    }
+
+    async fn holds_lease(&self) -> Result<bool, Stop> {
+        Ok(lease::acquire(self.store.pool(), LEASE_NAME, self.owner, LEASE).await?.is_some())
+    }
+
+    /// Publishes what follows `position` in the log, and goes on as the log grows.
+    async fn extend(
+        &self,
+        stream: &Stream,
+        mut position: i64,
+        until: Option<i64>,
+        mut hints: Subscriber,
+        window: &mut Window,
+    ) -> Result<(), Stop> {
+        let mut local = self.store.watch_head();
         let mut renewed = Instant::now();
         loop {
             local.borrow_and_update();
             if until.is_none() && renewed.elapsed() > LEASE / 3 {
-                if lease::acquire(self.store.pool(), LEASE_NAME, self.owner, LEASE).await?.is_none() {
-                    window.drain().await;
+                if !self.holds_lease().await? {
                     return Ok(());
                 }
                 renewed = Instant::now();
             }
-            if until.is_some_and(|until| position >= until) {
-                return Ok(());
-            }
-            let events = match self.store.read_from(position, PAGE).await {
-                Ok(events) => events,
-                Err(error) => {
-                    window.drain().await;
-                    return Err(error.into());
-                }
-            };
+            let events = self.store.read_from(position, PAGE).await?;
             for event in &events {
-                if window.is_full()
-                    && let Err(stop) = window.settle_one().await
-                {
-                    window.drain().await;
-                    return Err(stop);
+                if window.is_full() {
+                    window.settle_one().await?;
                 }
                 let first = window.last.is_none();
-                let sent = window.send(&self.bus, event).await;
+                window.send(&self.bus, event).await?;
                 // The server forgets the last message's id when it restarts, so the first message of a session goes without, and alone.
-                let settled = if sent.is_ok() && first { window.settle_one().await } else { sent };
-                if let Err(stop) = settled {
-                    window.drain().await;
-                    return Err(stop);
+                if first {
+                    window.settle_one().await?;
                 }
+                position = event.position;
             }
-            if let Some(last) = events.last() {
-                position = last.position;
-                // Catching up, the window stays full from page to page. At the end everything is settled.
-                if events.len() < usize::try_from(PAGE).unwrap_or(usize::MAX) || until.is_some_and(|until| position >= until) {
-                    while !window.is_empty() {
-                        if let Err(stop) = window.settle_one().await {
-                            window.drain().await;
-                            return Err(stop);
-                        }
-                    }
-                }
+            let reached = until.is_some_and(|until| position >= until);
+            if !events.is_empty() && !reached {
+                // Catching up, the window stays full from page to page.
                 self.set(Status::Running { position: position - i64::try_from(window.len()).unwrap_or(0) });
                 continue;
+            }
+            while window.len() > 0 {
+                window.settle_one().await?;
+            }
+            self.set(Status::Running { position });
+            if reached {
+                return Ok(());
             }
             tokio::select! {
                 _ = local.changed() => {}
@@ -273,10 +278,6 @@ struct Window {
 }
 
 impl Window {
-    fn is_empty(&self) -> bool {
-        self.acks.is_empty()
-    }
-
     fn len(&self) -> usize {
         self.acks.len()
     }

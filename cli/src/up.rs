@@ -29,7 +29,11 @@ pub(crate) async fn up(dir: &Path, http: Option<SocketAddr>) -> anyhow::Result<(
     let mut postgres = if named.database.is_none() { Some(Postgres::start(&data, &mut remembered, &[]).await?) } else { None };
     let ended = async {
         let site = Site::with(data.path(), Some(&remembered))?;
-        site.owner()?.migrate().await.context("the database cannot be migrated")?;
+        tokio::select! {
+            // A database that does not answer must not keep us from stopping.
+            () = cancel.cancelled() => return Ok(()),
+            migrated = async { site.owner()?.migrate().await.context("the database cannot be migrated") } => migrated?,
+        }
         if postgres.is_some() {
             // A private database was just started, so whoever held a lease is gone.
             store::lease::expire_all(&site.database()?.pool(store::DbRole::Writer, 1)).await?;

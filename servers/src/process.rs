@@ -95,6 +95,7 @@ async fn keep(
                 if stop_requested(&stopping) {
                     return;
                 }
+                pid.store(0, Ordering::SeqCst);
                 tracing::error!(server = what, ?status, "ended by itself; starting it again");
             }
             () = wait_for_stop(stopping.clone()) => {

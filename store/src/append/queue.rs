@@ -58,12 +58,15 @@ impl Queue {
     /// Everything that waits, up to the size of a batch, one request per tenant and turn. Waits when there is nothing; `None` when there will never be any more.
     pub(crate) async fn take(&self) -> Option<Vec<Prepared>> {
         loop {
-            let batch = self.lines.lock().take(self.batch);
-            if !batch.is_empty() {
-                return Some(batch);
-            }
-            if self.lines.lock().closed {
-                return None;
+            {
+                let mut lines = self.lines.lock();
+                let batch = lines.take(self.batch);
+                if !batch.is_empty() {
+                    return Some(batch);
+                }
+                if lines.closed {
+                    return None;
+                }
             }
             self.wake.notified().await;
         }

@@ -15,7 +15,6 @@ use sqlx::postgres::{PgDatabaseError, PgSeverity};
 use sqlx::types::Json;
 use sqlx::{Connection as _, PgConnection};
 use tokio::sync::watch;
-use uuid::Uuid;
 
 use super::decide::{Plan, decide};
 use super::queue::Queue;
@@ -195,8 +194,8 @@ impl Writer {
                 return Ok(self.done(doubts));
             }
         }
-        // What was made for an earlier position never will be.
-        doubts.retain(|plan| plan.before == head);
+        // What was made for an earlier position never will be; and without events there is nothing that could happen twice: the records' primary key stands guard.
+        doubts.retain(|plan| plan.before == head && !plan.rows.is_empty());
         let plan = decide(read(&mut tx, batch).await?, batch, now);
         if plan.rows.is_empty() && !doubts.is_empty() {
             // Nothing here moves the head, so the doubtful statement might still be executed after this answer.
@@ -245,12 +244,12 @@ async fn backoff(pause: Duration) {
     tokio::time::sleep(pause).await;
 }
 
-/// Timeouts, deadlocks and a lack of resources pass by themselves (SQLSTATE classes 40, 53, 55, and 57014 query_canceled).
+/// What is the database's own trouble and not a request's: deadlocks, a lack of resources, locks, I/O errors, bugs (SQLSTATE classes 40, 53, 55, 58, XX), timeouts (57014).
 fn is_transient(error: &sqlx::Error) -> bool {
     error
         .as_database_error()
         .and_then(sqlx::error::DatabaseError::code)
-        .is_some_and(|c| c.starts_with("40") || c.starts_with("53") || c.starts_with("55") || c == "57014")
+        .is_some_and(|code| code == "57014" || ["40", "53", "55", "58", "XX"].iter().any(|class| code.starts_with(class)))
 }
 
 async fn connect(database: &Database) -> Result<PgConnection, sqlx::Error> {
@@ -272,12 +271,14 @@ async fn connect(database: &Database) -> Result<PgConnection, sqlx::Error> {
         .await
 }
 
-/// Whether the plan's own events stand at its positions. Without events there is nothing that could happen twice.
+/// Whether the plan's own events stand at its positions: the chain's hash at its last one covers all of them.
 async fn was_written(connection: &mut PgConnection, plan: &Plan) -> Result<bool, sqlx::Error> {
-    let Some(first) = plan.rows.first() else { return Ok(false) };
-    let found: Option<Uuid> =
-        sqlx::query_scalar("select event_id from events where position = $1").bind(plan.before + 1).fetch_optional(connection).await?;
-    Ok(found == Some(first.event_id))
+    if plan.rows.is_empty() {
+        return Ok(false);
+    }
+    let found: Option<[u8; 32]> =
+        sqlx::query_scalar("select log_hash from events where position = $1").bind(plan.after.position).fetch_optional(connection).await?;
+    Ok(found == Some(plan.after.log_hash.0))
 }
 
 /// Writes a plan; false when the log is not where the plan was made for.
