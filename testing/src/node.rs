@@ -77,6 +77,7 @@ impl Node {
     pub async fn provision(&self, slug: &str) -> TenantId {
         let tenant = TenantId(id());
         let command = ProvisionTenant {
+            id: None,
             slug: Slug::parse(slug).expect("a slug"),
             name: DisplayName::parse(slug).expect("a name"),
             plan: None,

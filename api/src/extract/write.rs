@@ -29,9 +29,8 @@ const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
 /// A command in a body; an empty body is an empty object.
 pub struct Body<C> {
-    command: C,
-    /// The id that the client chose for what it creates.
-    id: Option<Uuid>,
+    /// What it asks.
+    pub command: C,
     /// The body without regard to white space and the order of fields.
     canonical: String,
 }
@@ -45,7 +44,6 @@ impl<C: DeserializeOwned> FromRequest<App> for Body<C> {
             .get(CONTENT_TYPE)
             .and_then(|v| v.to_str().ok())
             .map(|v| v.split(';').next().unwrap_or(v).trim().to_ascii_lowercase());
-        let creates = request.method() == axum::http::Method::POST && !request.uri().path().trim_start_matches("/v1/").contains('/');
         let bytes = Bytes::from_request(request, app).await.map_err(|rejection| {
             if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE {
                 Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "request.too_large", "a body may be 1 MiB at most")
@@ -54,10 +52,10 @@ impl<C: DeserializeOwned> FromRequest<App> for Body<C> {
             }
         })?;
         if bytes.iter().all(u8::is_ascii_whitespace) {
-            return Self::parse("{}".as_bytes(), creates);
+            return Self::parse("{}".as_bytes());
         }
         match content_type.as_deref() {
-            Some("application/json" | "application/merge-patch+json") => Self::parse(&bytes, creates),
+            Some("application/json" | "application/merge-patch+json") => Self::parse(&bytes),
             Some(_) | None => Err(Problem::new(
                 StatusCode::UNSUPPORTED_MEDIA_TYPE,
                 "request.media_type",
@@ -68,22 +66,18 @@ impl<C: DeserializeOwned> FromRequest<App> for Body<C> {
 }
 
 impl<C: DeserializeOwned> Body<C> {
-    fn parse(bytes: &[u8], creates: bool) -> Result<Self, Problem> {
-        let mut value: Value = serde_json::from_slice(bytes)
+    fn parse(bytes: &[u8]) -> Result<Self, Problem> {
+        let value: Value = serde_json::from_slice(bytes)
             .map_err(|e| Problem::new(StatusCode::BAD_REQUEST, "request.malformed", format!("the body is not JSON: {e}")))?;
         if !value.is_object() {
             return Err(Problem::invalid(String::new(), "the body must be an object".into()));
         }
         let canonical = value.to_string();
-        let id = match value.as_object_mut().filter(|_| creates).and_then(|map| map.remove("id")) {
-            None => None,
-            Some(id) => Some(serde_json::from_value::<Uuid>(id).map_err(|e| Problem::invalid("/id".into(), e.to_string()))?),
-        };
         let command = serde_path_to_error::deserialize(value).map_err(|error| {
             let pointer = pointer(error.path());
             Problem::invalid(pointer, error.into_inner().to_string())
         })?;
-        Ok(Self { command, id, canonical })
+        Ok(Self { command, canonical })
     }
 }
 
@@ -171,15 +165,15 @@ impl<A: Aggregate> Write<A> {
     }
 
     /// For a creating command: the id that the client chose, or a fresh one.
-    pub fn new_id<C>(&self, body: &Body<C>) -> Uuid {
-        body.id.unwrap_or_else(|| self.app.executor.store().fresh_id())
+    pub fn id_for(&self, chosen: Option<Uuid>) -> Uuid {
+        chosen.unwrap_or_else(|| self.app.executor.store().fresh_id())
     }
 
     /// Executes a creating command. Whoever may not create learns that, not that there is nothing here.
     pub async fn create<C: Into<A::Ask>>(self, stream: StreamId, body: Body<C>) -> Result<Written, Problem> {
         let command: A::Ask = body.command.into();
         authorize(&self.caller.actor, command.permission())?;
-        self.execute(stream, Body { command, id: body.id, canonical: body.canonical }).await
+        self.execute(stream, Body { command, canonical: body.canonical }).await
     }
 
     /// Executes the command in the body on a stream.

@@ -16,7 +16,7 @@ fn slug(text: &str) -> Slug {
 }
 
 fn provision(text: &str) -> ProvisionTenant {
-    ProvisionTenant { slug: slug(text), name: DisplayName::parse(text).unwrap(), plan: None, owner: None }
+    ProvisionTenant { id: None, slug: slug(text), name: DisplayName::parse(text).unwrap(), plan: None, owner: None }
 }
 
 fn rename(text: &str) -> RenameTenant {

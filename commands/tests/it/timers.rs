@@ -19,7 +19,8 @@ async fn changed(env: &Env) -> Executor {
         let tenant = TenantId(id());
         let stream = StreamId::new(tenant, tenant.0);
         let slug = |text: String| Slug::parse(&text).unwrap();
-        let provision = ProvisionTenant { slug: slug(format!("old-{n}")), name: DisplayName::parse("x").unwrap(), plan: None, owner: None };
+        let provision =
+            ProvisionTenant { id: None, slug: slug(format!("old-{n}")), name: DisplayName::parse("x").unwrap(), plan: None, owner: None };
         executor.execute(Request::<Tenant>::new(stream, provision, system(), id())).await.unwrap();
         executor.execute(Request::<Tenant>::new(stream, ChangeSlug { slug: slug(format!("new-{n}")) }, system(), id())).await.unwrap();
     }

@@ -101,7 +101,8 @@ async fn a_projector_that_has_lost_its_lease_without_noticing_cannot_write() {
     assert!(second.begin().await.unwrap().is_none(), "one at a time");
     let executor = Executor::new(store.clone());
     let tenant = TenantId(testing::id());
-    let provision = ProvisionTenant { slug: Slug::parse("acme").unwrap(), name: DisplayName::parse("x").unwrap(), plan: None, owner: None };
+    let provision =
+        ProvisionTenant { id: None, slug: Slug::parse("acme").unwrap(), name: DisplayName::parse("x").unwrap(), plan: None, owner: None };
     let commands: [Command; 2] = [provision.into(), CompleteProvisioning::default().into()];
     for command in commands {
         executor.execute(Request::<Tenant>::new(StreamId::new(tenant, tenant.0), command, system(), testing::id())).await.unwrap();

@@ -57,7 +57,7 @@ crate::commands! { Tenant, "tenants", stream:
     delete_tenant(DeleteTenant) post "/v1/tenants/{id}/delete" "application/json";
 }
 
-/// Makes a tenant. Only the platform's super_admin may. A client may choose its `id`, a UUID.
+/// Makes a tenant. Only the platform's super_admin may.
 #[utoipa::path(
     post, path = "/v1/tenants", tag = "tenants",
     params(("Idempotency-Key" = Option<String>, Header, description = "The same key and request get the first answer again, for at least 35 days.")),
@@ -69,7 +69,7 @@ crate::commands! { Tenant, "tenants", stream:
     )
 )]
 async fn provision_tenant(write: Write<Tenant>, body: Body<ProvisionTenant>) -> Result<Written, Problem> {
-    let stream = stream(write.new_id(&body), write.caller());
+    let stream = stream(write.id_for(body.command.id), write.caller());
     write.create(stream, body).await
 }
 

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
+use uuid::Uuid;
 
 use super::Status;
 use crate::error::{DomainError, Kind};
@@ -69,6 +70,9 @@ pub const RESERVED: &[&str] = &[
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ProvisionTenant {
+    /// Its id, if the client chooses one; the stream is made with it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<Uuid>,
     /// Its short name in URLs.
     pub slug: Slug,
     /// What people call it.

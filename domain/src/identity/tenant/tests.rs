@@ -53,7 +53,7 @@ fn suspend() -> SuspendTenant {
 }
 
 fn provision() -> ProvisionTenant {
-    ProvisionTenant { slug: slug("acme"), name: name("Acme"), plan: None, owner: None }
+    ProvisionTenant { id: None, slug: slug("acme"), name: name("Acme"), plan: None, owner: None }
 }
 
 fn provisioned() -> Event {
