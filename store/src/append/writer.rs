@@ -189,8 +189,7 @@ impl Writer {
         for n in 0..doubts.len() {
             if was_written(&mut tx, &doubts[n]).await? {
                 tx.rollback().await?;
-                let plan = doubts.swap_remove(n);
-                doubts.push(plan);
+                doubts.truncate(n + 1);
                 return Ok(self.done(doubts));
             }
         }
@@ -212,7 +211,7 @@ impl Writer {
         Ok(self.done(doubts))
     }
 
-    /// The plan that was sent last is written.
+    /// The last of the plans is written, and so none of the others ever will be.
     fn done(&self, doubts: &mut Doubts) -> Vec<Outcome> {
         let Some(plan) = doubts.pop() else { return vec![] };
         doubts.clear();
