@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use axum::error_handling::HandleErrorLayer;
 use axum::extract::DefaultBodyLimit;
-use axum::http::{HeaderName, HeaderValue, Request, StatusCode};
+use axum::http::{HeaderName, HeaderValue, Request};
 use axum::response::{IntoResponse as _, Response};
 use axum::{BoxError, Router, middleware};
 use commands::Executor;
@@ -21,10 +21,11 @@ use tower_http::ServiceBuilderExt as _;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::request_id::{MakeRequestId, RequestId};
 use tower_http::trace::{DefaultOnResponse, TraceLayer};
+use utoipa_axum::router::OpenApiRouter;
 use utoipa_swagger_ui::SwaggerUi;
 
 use crate::health::Probe;
-use crate::problem::{Problem, finish, page};
+use crate::problem::{Problem, code, finish, page};
 use crate::routes;
 use crate::token::TokenKey;
 
@@ -88,17 +89,21 @@ impl MakeRequestId for FreshRequestId {
 
 /// The whole interface.
 pub fn router(app: App, limits: Limits) -> Router {
+    router_with(app, limits, OpenApiRouter::new())
+}
+
+/// The whole interface with `more` routes, which are limited, logged and described as its own are.
+pub fn router_with(app: App, limits: Limits, more: OpenApiRouter<App>) -> Router {
     let ids = FreshRequestId(Arc::new(IdSource::new(app.executor.store().clock().clone())));
-    let (api, openapi) = routes::all().split_for_parts();
-    let (operations, described) = routes::operations().split_for_parts();
-    let mut openapi = openapi;
-    openapi.merge(described);
+    let openapi = routes::described(more.clone());
+    let (api, _) = routes::all().merge(more).split_for_parts();
+    let (operations, _) = routes::operations().split_for_parts();
     let limited = ServiceBuilder::new()
         .layer(HandleErrorLayer::new(|error: BoxError| async move {
             if error.is::<tower::timeout::error::Elapsed>() {
-                Problem::unavailable("unavailable", "no answer in time; try again with the same idempotency key")
+                Problem::new(code::UNAVAILABLE, "no answer in time; try again with the same idempotency key")
             } else {
-                Problem::unavailable("overloaded", "too many requests are being worked on; try again shortly")
+                Problem::new(code::OVERLOADED, "too many requests are being worked on; try again shortly")
             }
         }))
         .layer(LoadShedLayer::new())
@@ -130,9 +135,7 @@ pub fn router(app: App, limits: Limits) -> Router {
         .route("/errors/{page}", axum::routing::get(page))
         .merge(Router::from(SwaggerUi::new("/docs").url("/openapi.json", openapi)))
         .fallback(|| async { Problem::not_found() })
-        .method_not_allowed_fallback(|| async {
-            Problem::new(StatusCode::METHOD_NOT_ALLOWED, "request.method_not_allowed", "this path does not take this method")
-        })
+        .method_not_allowed_fallback(|| async { Problem::new(code::METHOD_NOT_ALLOWED, "this path does not take this method") })
         .layer(DefaultBodyLimit::max(BODY))
         .layer(around)
         .with_state(app)

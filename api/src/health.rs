@@ -30,7 +30,7 @@ pub struct Component {
     /// How well.
     pub status: Level,
     /// In words or numbers.
-    #[schema(value_type = Object)]
+    #[schema(value_type = Object, example = json!({"position": 42, "behind": 0, "parked": 0}))]
     pub detail: serde_json::Value,
 }
 
@@ -40,6 +40,7 @@ pub struct Health {
     /// The worst of the components.
     pub status: Level,
     /// Each thing by name.
+    #[schema(example = json!({"read_model.tenants_v1": {"status": "ok", "detail": {"position": 42, "behind": 0, "parked": 0}}}))]
     pub components: BTreeMap<String, Component>,
 }
 

@@ -29,8 +29,58 @@ pub(crate) async fn page(name: Result<Path<String>, PathRejection>) -> Result<im
     Ok(([(CONTENT_TYPE, "text/markdown; charset=utf-8")], page.data.into_owned()))
 }
 
-fn type_of(page: &str) -> String {
-    format!("/errors/{page}")
+/// A problem of the interface itself, rather than of a command.
+#[derive(Clone, Copy, Debug)]
+pub struct Code {
+    /// The HTTP status.
+    pub status: StatusCode,
+    /// The code, which is also its page's name.
+    pub name: &'static str,
+}
+
+macro_rules! codes {
+    ($($name:ident $status:ident $code:literal;)*) => {
+        /// The problems of the interface itself.
+        pub mod code {
+            use super::{Code, StatusCode};
+
+            $(#[doc = concat!("See `docs/errors/", $code, ".md`.")] pub const $name: Code = Code { status: StatusCode::$status, name: $code };)*
+
+            /// All of them.
+            pub const ALL: &[Code] = &[$($name),*];
+        }
+    };
+}
+
+codes! {
+    UNAUTHENTICATED UNAUTHORIZED "auth.unauthenticated";
+    FORBIDDEN FORBIDDEN "auth.forbidden";
+    BAD_CURSOR BAD_REQUEST "request.bad_cursor";
+    BAD_HEADER BAD_REQUEST "request.bad_header";
+    BAD_QUERY BAD_REQUEST "request.bad_query";
+    MALFORMED BAD_REQUEST "request.malformed";
+    NOT_FOUND NOT_FOUND "request.not_found";
+    METHOD_NOT_ALLOWED METHOD_NOT_ALLOWED "request.method_not_allowed";
+    VERSION_MISMATCH PRECONDITION_FAILED "request.version_mismatch";
+    TOO_LARGE PAYLOAD_TOO_LARGE "request.too_large";
+    MEDIA_TYPE UNSUPPORTED_MEDIA_TYPE "request.media_type";
+    INVALID UNPROCESSABLE_ENTITY "request.invalid";
+    KEY_REUSED UNPROCESSABLE_ENTITY "request.idempotency_key_reused";
+    INTERNAL INTERNAL_SERVER_ERROR "internal";
+    CONTENDED SERVICE_UNAVAILABLE "request.contended";
+    OVERLOADED SERVICE_UNAVAILABLE "overloaded";
+    UNAVAILABLE SERVICE_UNAVAILABLE "unavailable";
+    BEHIND GATEWAY_TIMEOUT "projection-behind";
+}
+
+/// The HTTP status of each kind of refusal.
+pub fn status_of(kind: Kind) -> StatusCode {
+    match kind {
+        Kind::Invalid => StatusCode::UNPROCESSABLE_ENTITY,
+        Kind::Forbidden | Kind::Exhausted => StatusCode::FORBIDDEN,
+        Kind::NotFound => StatusCode::NOT_FOUND,
+        Kind::Conflict => StatusCode::CONFLICT,
+    }
 }
 
 /// Something that went wrong, as the client is told.
@@ -38,23 +88,28 @@ fn type_of(page: &str) -> String {
 pub struct Problem {
     /// The page that explains it.
     #[serde(rename = "type")]
+    #[schema(example = "/errors/request.invalid")]
     type_: String,
     /// The kind of problem, the same every time.
+    #[schema(example = "Unprocessable Entity")]
     title: &'static str,
     /// The HTTP status.
-    #[schema(value_type = u16)]
+    #[schema(value_type = u16, example = 422)]
     #[serde(serialize_with = "status")]
     status: StatusCode,
     /// What went wrong this time.
+    #[schema(example = "the request is not valid")]
     detail: String,
     /// The path that was asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(example = "/v1/tickets")]
     instance: Option<String>,
     /// For programs: `<subject>.<reason>`.
-    #[schema(value_type = String)]
+    #[schema(value_type = String, example = "request.invalid")]
     code: Cow<'static, str>,
     /// To find the request in the logs.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(example = "01900000-0000-7000-8000-000000000002")]
     request_id: Option<String>,
     /// What is wrong with which field.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -70,8 +125,10 @@ pub struct Problem {
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct FieldError {
     /// Which, as a JSON pointer (RFC 6901) into the body.
+    #[schema(example = "/subject")]
     pub pointer: String,
     /// What.
+    #[schema(example = "must not be empty")]
     pub detail: String,
 }
 
@@ -81,16 +138,23 @@ fn status<S: serde::Serializer>(status: &StatusCode, serializer: S) -> Result<S:
 }
 
 impl Problem {
-    /// A problem of this status and code; its page is that of the code.
-    pub fn new(status: StatusCode, code: impl Into<Cow<'static, str>>, detail: impl Into<String>) -> Self {
-        let code = code.into();
+    /// A problem of the interface itself. Where trying again soon may help, it says so.
+    pub fn new(code: Code, detail: impl Into<String>) -> Self {
+        let problem = Self::of(code.status, code.name, code.name, detail.into());
+        if matches!(code.status, StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT) {
+            return problem.header(RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        problem
+    }
+
+    fn of(status: StatusCode, code: impl Into<Cow<'static, str>>, page: &str, detail: String) -> Self {
         Self {
-            type_: type_of(&code),
+            type_: format!("/errors/{page}"),
             title: status.canonical_reason().unwrap_or("Problem"),
             status,
-            detail: detail.into(),
+            detail,
             instance: None,
-            code,
+            code: code.into(),
             request_id: None,
             errors: vec![],
             current_version: None,
@@ -100,12 +164,12 @@ impl Problem {
 
     /// There is nothing here, or nothing that the caller may see.
     pub fn not_found() -> Self {
-        Self::new(StatusCode::NOT_FOUND, "request.not_found", "there is nothing here")
+        Self::new(code::NOT_FOUND, "there is nothing here")
     }
 
     /// The body does not say what it should.
     pub fn invalid(pointer: String, detail: String) -> Self {
-        let mut problem = Self::new(StatusCode::UNPROCESSABLE_ENTITY, "request.invalid", "the request is not valid");
+        let mut problem = Self::new(code::INVALID, "the request is not valid");
         problem.errors.push(FieldError { pointer, detail });
         problem
     }
@@ -116,18 +180,13 @@ impl Problem {
             None => ("a bearer token is needed".to_owned(), "Bearer realm=\"tenure\""),
             Some(error) => (error.to_string(), "Bearer realm=\"tenure\", error=\"invalid_token\""),
         };
-        Self::new(StatusCode::UNAUTHORIZED, "auth.unauthenticated", detail).header(WWW_AUTHENTICATE, HeaderValue::from_static(challenge))
-    }
-
-    /// Not now, but soon.
-    pub fn unavailable(code: &'static str, detail: impl Into<String>) -> Self {
-        Self::new(StatusCode::SERVICE_UNAVAILABLE, code, detail).header(RETRY_AFTER, HeaderValue::from_static("1"))
+        Self::new(code::UNAUTHENTICATED, detail).header(WWW_AUTHENTICATE, HeaderValue::from_static(challenge))
     }
 
     /// Something is wrong on our side; what exactly is in the logs and nobody else's business.
     pub fn internal(detail: impl std::fmt::Display) -> Self {
         tracing::error!(error = %detail, "a request failed");
-        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "something went wrong on our side")
+        Self::new(code::INTERNAL, "something went wrong on our side")
     }
 
     fn header(mut self, name: axum::http::HeaderName, value: HeaderValue) -> Self {
@@ -140,23 +199,15 @@ impl From<CommandError> for Problem {
     fn from(error: CommandError) -> Self {
         let detail = error.to_string();
         match error {
-            CommandError::Rejected { kind, code, page, .. } => {
-                let status = match kind {
-                    Kind::Invalid => StatusCode::UNPROCESSABLE_ENTITY,
-                    Kind::Forbidden | Kind::Exhausted => StatusCode::FORBIDDEN,
-                    Kind::NotFound => StatusCode::NOT_FOUND,
-                    Kind::Conflict => StatusCode::CONFLICT,
-                };
-                Self { type_: type_of(&page), ..Self::new(status, code, detail) }
-            }
-            CommandError::Forbidden { .. } => Self::new(StatusCode::FORBIDDEN, "auth.forbidden", detail),
+            CommandError::Rejected { kind, code, page, .. } => Self::of(status_of(kind), code, page, detail),
+            CommandError::Forbidden { .. } => Self::new(code::FORBIDDEN, detail),
             CommandError::VersionMismatch { current } => {
-                Self { current_version: Some(current), ..Self::new(StatusCode::PRECONDITION_FAILED, "request.version_mismatch", detail) }
+                Self { current_version: Some(current), ..Self::new(code::VERSION_MISMATCH, detail) }
             }
-            CommandError::KeyReused => Self::new(StatusCode::UNPROCESSABLE_ENTITY, "request.idempotency_key_reused", detail),
-            CommandError::Contended => Self::unavailable("request.contended", detail),
-            CommandError::Overloaded => Self::unavailable("overloaded", detail),
-            CommandError::Unavailable => Self::unavailable("unavailable", detail),
+            CommandError::KeyReused => Self::new(code::KEY_REUSED, detail),
+            CommandError::Contended => Self::new(code::CONTENDED, detail),
+            CommandError::Overloaded => Self::new(code::OVERLOADED, detail),
+            CommandError::Unavailable => Self::new(code::UNAVAILABLE, detail),
             CommandError::Internal(reason) => Self::internal(reason),
         }
     }
@@ -166,18 +217,16 @@ impl From<QueryError> for Problem {
     fn from(error: QueryError) -> Self {
         let detail = error.to_string();
         match error {
-            QueryError::Behind { .. } => {
-                Self::new(StatusCode::GATEWAY_TIMEOUT, "projection-behind", detail).header(RETRY_AFTER, HeaderValue::from_static("1"))
-            }
-            QueryError::BadCursor => Self::new(StatusCode::BAD_REQUEST, "request.bad_cursor", detail),
+            QueryError::Behind { .. } => Self::new(code::BEHIND, detail),
+            QueryError::BadCursor => Self::new(code::BAD_CURSOR, detail),
             QueryError::Unavailable(sqlx) => {
                 // An error of the statement itself (SQLSTATE classes 22 data, 42 syntax and the like) is ours and does not pass.
-                let code = sqlx.as_database_error().and_then(|e| e.code().map(Cow::into_owned)).unwrap_or_default();
-                if ["21", "22", "23", "42"].iter().any(|class| code.starts_with(class)) {
+                let state = sqlx.as_database_error().and_then(|e| e.code().map(Cow::into_owned)).unwrap_or_default();
+                if ["21", "22", "23", "42"].iter().any(|class| state.starts_with(class)) {
                     return Self::internal(sqlx);
                 }
                 tracing::warn!(error = %sqlx, "the read models cannot be reached");
-                Self::unavailable("unavailable", detail)
+                Self::new(code::UNAVAILABLE, detail)
             }
         }
     }

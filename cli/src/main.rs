@@ -68,9 +68,9 @@ enum Command {
     /// Mend the message bus.
     #[command(subcommand)]
     Bus(Bus),
-    /// Mend the read models.
+    /// Look at the read models, and mend them.
     #[command(subcommand)]
-    Projections(Projections),
+    Projections(tools::projections::Projections),
 }
 
 #[derive(Subcommand)]
@@ -114,18 +114,6 @@ enum Bus {
     Rebuild,
 }
 
-#[derive(Subcommand)]
-enum Projections {
-    /// Build a read model's next generation from the log, compare it with the serving one, and switch to it.
-    Rebuild {
-        /// Which, such as `tenants_v1`.
-        name: String,
-        /// Switch even when rows differ: the serving ones are known to be wrong.
-        #[arg(long)]
-        replace: bool,
-    },
-}
-
 #[tokio::main]
 async fn main() -> ExitCode {
     terminal::start_logging();
@@ -152,9 +140,7 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Events(Events::List(list)) => tools::events::list(&Site::find(&dir)?, &list).await?,
         Command::Audit(Audit::Verify { json }) => return tools::audit::verify(&Site::find(&dir)?, json).await,
         Command::Bus(Bus::Rebuild) => tools::bus::rebuild(&Site::find(&dir)?).await?,
-        Command::Projections(Projections::Rebuild { name, replace }) => {
-            return tools::projections::rebuild(&Site::find(&dir)?, &name, replace).await;
-        }
+        Command::Projections(what) => return tools::projections::run(&Site::find(&dir)?, what).await,
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -147,10 +147,10 @@ fn probe(store: Store, bus: Bus, reads: ReadSide, relaying: Option<watch::Receiv
             }
             match tokio::time::timeout(PROBE, reads.positions()).await {
                 Ok(Ok(positions)) => {
-                    for (model, position) in positions {
+                    for (model, position, parked) in positions {
                         let behind = head.as_ref().map_or(0, |head| head - position);
-                        let level = if behind > LAG { Level::Degraded } else { Level::Ok };
-                        say(&format!("read_model.{model}"), level, json!({"position": position, "behind": behind}));
+                        let level = if behind > LAG || parked > 0 { Level::Degraded } else { Level::Ok };
+                        say(&format!("read_model.{model}"), level, json!({"position": position, "behind": behind, "parked": parked}));
                     }
                 }
                 Ok(Err(error)) => drop(say("read_models", Level::Unavailable, json!({"error": error.to_string()}))),

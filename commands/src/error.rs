@@ -17,7 +17,7 @@ pub enum CommandError {
         /// A stable code for programs.
         code: Cow<'static, str>,
         /// The page under `docs/errors` that explains it.
-        page: Cow<'static, str>,
+        page: &'static str,
         /// For people.
         detail: String,
     },
@@ -57,21 +57,10 @@ impl CommandError {
 
     /// A refusal by the guards, in the aggregate's own words if it has any.
     pub(crate) fn refused<A: Aggregate>(refusal: &Refusal) -> Self {
-        if let Some(error) = A::refused(refusal) {
-            return Self::rule(&error);
+        match A::refused(refusal) {
+            Some(error) => Self::rule(&error),
+            None => Self::rule(refusal),
         }
-        let (kind, code): (Kind, &'static str) = match refusal {
-            Refusal::ClaimTaken { .. } => (Kind::Conflict, "claim.taken"),
-            Refusal::ClaimNotHeld { .. } => (Kind::Conflict, "claim.not_held"),
-            Refusal::CounterOutOfBounds { .. } => (Kind::Conflict, "counter.out_of_bounds"),
-            Refusal::GateClosed { .. } => (Kind::Conflict, "tenant.closed"),
-            Refusal::NoSuchTenant(_) => (Kind::NotFound, "tenant.not_found"),
-            Refusal::TimerNotSet { .. } => (Kind::Conflict, "timer.not_set"),
-            Refusal::SubjectErased(_) => (Kind::Conflict, "subject.erased"),
-            Refusal::TooLarge { .. } => (Kind::Invalid, "event.too_large"),
-            Refusal::StreamMoved { .. } => (Kind::Conflict, "stream.moved"),
-        };
-        Self::Rejected { kind, code: code.into(), page: code.into(), detail: refusal.to_string() }
     }
 
     pub(crate) fn append<A: Aggregate>(error: AppendError) -> Self {

@@ -2,6 +2,7 @@
 
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use cqrs_es::DomainEvent as _;
 use cqrs_es::event_sink::EventSink;
@@ -16,8 +17,8 @@ use uuid::Uuid;
 use crate::authorize::authorize;
 use crate::error::CommandError;
 
-/// How often a command is decided again because its stream has moved on meanwhile.
-const ATTEMPTS: u32 = 10;
+/// How long a command is decided again because its stream has moved on meanwhile. Another process that is quicker each time must let this one through at last.
+const PATIENCE: Duration = Duration::from_secs(5);
 /// Commands for one stream in one process queue behind each other, on one of this many locks; two streams sharing one by chance costs time, nothing else.
 const STRIPES: usize = 4096;
 
@@ -121,7 +122,7 @@ impl Executor {
     /// Executes one command.
     pub async fn execute<A: Aggregate>(&self, request: Request<A>) -> Result<Outcome, CommandError> {
         let span = tracing::info_span!("command", command.name = %format_args!("{}.{}", A::TYPE, request.command.name()), tenant.id = %request.stream.tenant, aggregate.id = %request.stream.id);
-        let started = std::time::Instant::now();
+        let started = Instant::now();
         let outcome = self.execute_in_turn(&request).instrument(span).await;
         let result = if outcome.is_ok() { "ok" } else { "refused" };
         metrics::histogram!("tenure_command_seconds", "aggregate" => A::TYPE, "command" => request.command.name(), "result" => result)
@@ -135,7 +136,8 @@ impl Executor {
         (A::TYPE, request.stream).hash(&mut hasher);
         let stripe = usize::try_from(hasher.finish() % STRIPES as u64).unwrap_or(0);
         let _turn = self.stripes[stripe].lock().await;
-        for _ in 0..ATTEMPTS {
+        let deadline = Instant::now() + PATIENCE;
+        while Instant::now() < deadline {
             match self.attempt(request).await? {
                 Attempt::Done(outcome) => return outcome,
                 Attempt::Stale => self.store.forget::<A>(request.stream),
@@ -194,8 +196,10 @@ impl Executor {
         let Loaded { state: mut before, version, since } = loaded;
         let count = i64::try_from(events.len()).unwrap_or(i64::MAX);
         let mut new = Vec::with_capacity(events.len());
+        let mut preconditions = request.preconditions.clone();
         let mut allocates = false;
         for event in events {
+            preconditions.extend(A::requires(&event, request.stream));
             let effects = before.effects(&event);
             allocates |= effects.iter().any(|e| matches!(e, Effect::Allocate { .. }));
             new.push(NewEvent {
@@ -207,7 +211,6 @@ impl Executor {
             });
             before.apply(event);
         }
-        let mut preconditions = request.preconditions.clone();
         if A::GATED && count > 0 {
             preconditions.push(Precondition::GateOpen);
         }
@@ -222,6 +225,7 @@ impl Executor {
                 correlation_id: request.correlation_id.unwrap_or(request.command_id),
                 causation_id: request.causation_id,
                 traceparent: request.traceparent.clone(),
+                erases: None,
             },
         };
         match self.store.append(append).await {

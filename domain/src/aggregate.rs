@@ -1,74 +1,16 @@
 //! What every aggregate has in common.
 
 use std::fmt;
-use std::str::FromStr;
 
 use chrono::{DateTime, Utc};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use serde_json::Value;
 use uuid::Uuid;
 
-use crate::effect::{Effect, Refusal};
+use crate::StreamId;
+use crate::actor::Actor;
+use crate::effect::{Effect, Precondition, Refusal};
 use crate::error::DomainError;
-use crate::ids::TenantId;
-
-/// A built-in role.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, utoipa::ToSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Role {
-    /// Runs the platform; exists in the system tenant only.
-    SuperAdmin,
-    /// Runs a tenant.
-    #[serde(alias = "admin")]
-    OrgAdmin,
-    /// Works on tickets.
-    #[serde(alias = "agent")]
-    SupportAgent,
-    /// Uses the product.
-    User,
-    /// May look, not touch.
-    Viewer,
-}
-
-impl FromStr for Role {
-    type Err = serde_json::Error;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        serde_json::from_value(Value::String(text.to_owned()))
-    }
-}
-
-impl fmt::Display for Role {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::SuperAdmin => "super_admin",
-            Self::OrgAdmin => "org_admin",
-            Self::SupportAgent => "support_agent",
-            Self::User => "user",
-            Self::Viewer => "viewer",
-        })
-    }
-}
-
-/// Who acts.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "type", rename_all = "snake_case")]
-pub enum Actor {
-    /// Somebody with a token.
-    User {
-        /// The token's subject.
-        id: String,
-        /// The tenant the token is for, which for a platform super admin is not the tenant acted upon.
-        tenant: TenantId,
-        /// The role the token carries.
-        role: Role,
-    },
-    /// Tenure itself: a timer, a policy.
-    System {
-        /// Which part of it.
-        name: String,
-    },
-}
 
 /// What a rule may know besides its own state and the command.
 #[derive(Clone, Debug)]
@@ -78,7 +20,7 @@ pub struct Context {
     /// Who asks.
     pub actor: Actor,
     /// The stream the command is for.
-    pub stream: crate::StreamId,
+    pub stream: StreamId,
     /// A fresh UUIDv7 for whatever the rule creates.
     pub fresh_id: Uuid,
 }
@@ -144,11 +86,20 @@ pub trait Aggregate:
     /// What the event does to the guards, seen from the state before it.
     fn effects(&self, event: &Self::Event) -> Vec<Effect>;
 
+    /// What has to be so elsewhere at the moment `event` is appended to `stream`.
+    fn requires(_event: &Self::Event, _stream: StreamId) -> Vec<Precondition> {
+        vec![]
+    }
+
     /// The command for a timer of this name that is due; `None` when this binary knows no such timer.
-    fn timer(name: &str) -> Option<Self::Ask>;
+    fn timer(_name: &str) -> Option<Self::Ask> {
+        None
+    }
 
     /// This aggregate's own word for a refusal by the guards.
-    fn refused(refusal: &Refusal) -> Option<Self::Error>;
+    fn refused(_refusal: &Refusal) -> Option<Self::Error> {
+        None
+    }
 }
 
 /// Declares an aggregate's `Command` enum from its command structs: `Variant(Struct) "name", "permission";`.
@@ -167,6 +118,17 @@ macro_rules! commands {
 
         $(impl From<$body> for Command { fn from(body: $body) -> Self { Self::$variant(body) } })*
     };
+}
+
+/// Declares command structs that carry nothing.
+#[macro_export]
+macro_rules! bare_commands {
+    ($($(#[$doc:meta])* $name:ident)*) => { $(
+        $(#[$doc])*
+        #[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
+        #[serde(deny_unknown_fields)]
+        pub struct $name {}
+    )* };
 }
 
 /// Declares an aggregate's `Event` enum's stored names: `Variant = "aggregate.name" v"1"`.

@@ -110,6 +110,13 @@ pub enum Precondition {
         /// The version.
         version: i64,
     },
+    /// Another stream of the tenant exists.
+    StreamExists {
+        /// Its aggregate type.
+        aggregate: &'static str,
+        /// Which.
+        stream: StreamId,
+    },
     /// Nobody holds the value.
     ClaimFree {
         /// Which kind of key.
@@ -148,65 +155,58 @@ pub enum Precondition {
     },
 }
 
-/// Why an append was refused although its rules agreed: the guards said no.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Refusal {
-    /// A unique value is held by someone else.
-    #[error("{namespace} is taken")]
-    ClaimTaken {
-        /// The claim's namespace.
-        namespace: String,
-    },
-    /// A value that had to be held by somebody is not.
-    #[error("nobody holds this {namespace}")]
-    ClaimNotHeld {
-        /// The claim's namespace.
-        namespace: String,
-    },
-    /// A counter would leave its bounds.
-    #[error("{counter} is {value}, and may lie between {floor:?} and {ceiling:?}")]
-    CounterOutOfBounds {
-        /// The counter.
-        counter: String,
-        /// Its value before.
-        value: i64,
-        /// Its lower bound.
-        floor: Option<i64>,
-        /// Its upper bound.
-        ceiling: Option<i64>,
-    },
-    /// The tenant's gate is closed.
-    #[error("the tenant is {status}")]
-    GateClosed {
-        /// The tenant's status.
-        status: String,
-    },
-    /// There is no such tenant.
-    #[error("there is no tenant {0}")]
-    NoSuchTenant(TenantId),
-    /// The timer was cancelled, moved or has fired.
-    #[error("the timer {name} is not set for this time")]
-    TimerNotSet {
-        /// Its name.
-        name: String,
-    },
-    /// The data subject was erased; nothing can be sealed for it any more.
-    #[error("the data subject {0} has been erased")]
-    SubjectErased(SubjectId),
-    /// The event would not fit into a message of the bus.
-    #[error("an event of {bytes} bytes is over the limit of {limit}")]
-    TooLarge {
-        /// Its encoded size.
-        bytes: usize,
-        /// The limit.
-        limit: usize,
-    },
-    /// Another stream that had to be at a version is at another one.
-    #[error("the {aggregate} {id} has moved on")]
-    StreamMoved {
-        /// Its type.
-        aggregate: String,
-        /// Its id.
-        id: Uuid,
-    },
+crate::errors! {
+    /// Why an append was refused although its rules agreed: the guards said no.
+    Refusal {
+        /// A unique value is held by someone else.
+        ClaimTaken { /// The claim's namespace.
+            namespace: String }: Conflict "claim.taken", "{namespace} is taken";
+        /// A value that had to be held by somebody is not.
+        ClaimNotHeld { /// The claim's namespace.
+            namespace: String }: Conflict "claim.not_held", "nobody holds this {namespace}";
+        /// A counter would leave its bounds.
+        CounterOutOfBounds {
+            /// The counter.
+            counter: String,
+            /// Its value before.
+            value: i64,
+            /// Its lower bound.
+            floor: Option<i64>,
+            /// Its upper bound.
+            ceiling: Option<i64>,
+        }: Conflict "counter.out_of_bounds", "{counter} is {value}, and may lie between {floor:?} and {ceiling:?}";
+        /// The tenant's gate is closed.
+        GateClosed { /// The tenant's status.
+            status: String }: Conflict "tenant.closed", "the tenant is {status}";
+        /// There is no such tenant.
+        NoSuchTenant { /// Which.
+            tenant: TenantId }: NotFound "tenant.not_found", "there is no tenant {tenant}";
+        /// The timer was cancelled, moved or has fired.
+        TimerNotSet { /// Its name.
+            name: String }: Conflict "timer.not_set", "the timer {name} is not set for this time";
+        /// The data subject was erased; nothing can be sealed for it any more.
+        SubjectErased { /// Whom.
+            subject: SubjectId }: Conflict "subject.erased", "the data subject {subject} has been erased";
+        /// The event would not fit into a message of the bus.
+        TooLarge {
+            /// Its encoded size.
+            bytes: usize,
+            /// The limit.
+            limit: usize,
+        }: Invalid "event.too_large", "an event of {bytes} bytes is over the limit of {limit}";
+        /// Another stream that had to be at a version is at another one.
+        StreamMoved {
+            /// Its type.
+            aggregate: String,
+            /// Its id.
+            id: Uuid,
+        }: Conflict "stream.moved", "the {aggregate} {id} has moved on";
+        /// Another stream that had to exist does not.
+        NoSuchStream {
+            /// Its type.
+            aggregate: String,
+            /// Its id.
+            id: Uuid,
+        }: Invalid "stream.not_found", "there is no {aggregate} {id}";
+    }
 }

@@ -17,16 +17,50 @@ pub enum Kind {
     Exhausted,
 }
 
-/// An aggregate's reason for refusing a command.
+/// A reason for refusing a command. Made by [`crate::errors!`].
 pub trait DomainError: std::error::Error + Send + Sync + 'static {
+    /// The pages under `docs/errors` that explain these errors, with their kinds.
+    const PAGES: &'static [(&'static str, Kind)];
+
     /// Its kind.
     fn kind(&self) -> Kind;
 
-    /// A stable code for programs, `<aggregate>.<reason>`.
-    fn code(&self) -> Cow<'static, str>;
+    /// The page that explains it; a family of codes may share one.
+    fn page(&self) -> &'static str;
 
-    /// The name of the page under `docs/errors` that explains it; a family of codes may share one.
-    fn page(&self) -> Cow<'static, str> {
-        self.code()
-    }
+    /// A stable code for programs, `<aggregate>.<reason>`: the page's name unless it says more.
+    fn code(&self) -> Cow<'static, str>;
+}
+
+/// Declares an enum of errors: each with its kind, the name of the page that explains it (which is its code, unless `code` says otherwise) and its text.
+#[macro_export]
+macro_rules! errors {
+    (
+        $(#[$doc:meta])* $name:ident { $(
+            $(#[$about:meta])*
+            $variant:ident $({ $($(#[$field_doc:meta])* $field:ident: $type:ty),* $(,)? })?: $kind:ident $page:literal, $text:literal;
+        )* }
+        $(code $pattern:pat => $code:expr;)*
+    ) => {
+        $(#[$doc])*
+        #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+        pub enum $name { $($(#[$about])* #[error($text)] $variant $({ $($(#[$field_doc])* $field: $type),* })?,)* }
+
+        impl $crate::DomainError for $name {
+            const PAGES: &'static [(&'static str, $crate::Kind)] = &[$(($page, $crate::Kind::$kind)),*];
+
+            fn kind(&self) -> $crate::Kind {
+                match self { $(Self::$variant { .. } => $crate::Kind::$kind,)* }
+            }
+
+            fn page(&self) -> &'static str {
+                match self { $(Self::$variant { .. } => $page,)* }
+            }
+
+            fn code(&self) -> std::borrow::Cow<'static, str> {
+                $(if let $pattern = self { return $code.into(); })*
+                self.page().into()
+            }
+        }
+    };
 }

@@ -27,8 +27,17 @@ macro_rules! ids {
 ids! {
     /// A tenant; also the first part of every stream id of that tenant.
     TenantId,
+    /// A person in a tenant.
+    UserId,
     /// A data subject: the person whom a sealed value is about. Destroying the subject's key erases all of them.
     SubjectId,
+}
+
+impl From<UserId> for SubjectId {
+    /// A user's personal data is sealed for the user.
+    fn from(user: UserId) -> Self {
+        Self(user.0)
+    }
 }
 
 impl TenantId {

@@ -18,19 +18,22 @@
 //! `decide` sees the folded state of its own stream, the command, and a [`Context`] with the time, the actor and a fresh id. What other streams say is never read
 //! beforehand: it is declared as an [`Effect`] (claims, counters, timers) or a [`Precondition`] and checked inside the append.
 
+pub mod actor;
 pub mod aggregate;
 pub mod effect;
 pub mod error;
 pub mod identity;
 pub mod ids;
 pub mod personal;
+pub mod support;
 pub mod text;
 pub mod time;
 
-pub use aggregate::{Actor, Aggregate, Context, EventKind, Issued, Role};
+pub use actor::{Actor, Role};
+pub use aggregate::{Aggregate, Context, EventKind, Issued};
 pub use effect::{Claim, Effect, Gate, Precondition, Refusal, Scope};
 pub use error::{DomainError, Kind};
-pub use ids::{StreamId, SubjectId, TenantId};
+pub use ids::{StreamId, SubjectId, TenantId, UserId};
 pub use personal::Personal;
 pub use time::{Clock, IdSource, ManualClock, SystemClock};
 
@@ -40,6 +43,7 @@ macro_rules! for_each_aggregate {
     ($callback:ident) => {
         $callback! {
             $crate::identity::tenant::Tenant,
+            $crate::support::ticket::Ticket,
         }
     };
 }

@@ -36,6 +36,26 @@ pub fn line(text: &str, max: usize) -> Result<String, TextError> {
     Ok(text.to_owned())
 }
 
+/// Text of several lines: not empty, at most `max` characters, no control characters but line feeds (made of whatever line ends there were) and tabs.
+pub fn block(text: &str, max: usize) -> Result<String, TextError> {
+    let text = text.replace("\r\n", "\n");
+    if text.trim().is_empty() {
+        return Err(TextError::Empty);
+    }
+    if text.chars().count() > max {
+        return Err(TextError::TooLong(max));
+    }
+    if text.chars().any(|c| c.is_control() && !matches!(c, '\n' | '\t')) {
+        return Err(TextError::Control);
+    }
+    Ok(text)
+}
+
+/// For a field of a merge patch (RFC 7396) that can be changed but not removed: `null` is refused, a missing field leaves things as they are.
+pub fn not_null<'de, T: Deserialize<'de>, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
+    T::deserialize(deserializer).map(Some)
+}
+
 /// Declares string newtypes that can only be made by a parsing function `fn(&str) -> Result<String, TextError>`.
 #[macro_export]
 macro_rules! text_types {

@@ -1,13 +1,16 @@
 //! Folding a whole batch at once: the touched rows are loaded by key, folded in memory and written in bulk.
 
 use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use cqrs_es::Aggregate as _;
+use serde::Deserialize;
 use serde_json::Value;
-use sqlx::PgConnection;
 use sqlx::types::Json;
+use sqlx::{PgConnection, QueryBuilder};
 use store::load::LoadError;
-use store::{RawEvent, Store};
+use store::{Erases, RawEvent, Store};
+use uuid::Uuid;
 
 use crate::model::ReadModel;
 
@@ -23,30 +26,125 @@ pub enum FoldError {
     /// A row or a key has no JSON form.
     #[error(transparent)]
     Json(#[from] serde_json::Error),
+    /// The fold itself gave up.
+    #[error("the fold panicked: {0}")]
+    Panicked(String),
+    /// The checkpoint is somewhere else, or in somebody else's hands.
+    #[error("{model} is no longer at {position} in this process's hands")]
+    Moved {
+        /// The read model.
+        model: &'static str,
+        /// Where it was thought to be.
+        position: i64,
+    },
 }
 
-/// Folds `events` into the table `read.<table>`.
+impl FoldError {
+    /// Whether trying again without a change of the program or of the rows must fail again: it lies in what the event or the row says, not in the weather.
+    pub(crate) fn is_poison(&self) -> bool {
+        match self {
+            Self::Load(LoadError::Corrupt { .. })
+            | Self::Json(_)
+            | Self::Panicked(_)
+            | Self::Database(sqlx::Error::ColumnDecode { .. } | sqlx::Error::Decode(_)) => true,
+            // SQLSTATE classes: 21 cardinality, 22 data, 23 constraint, 54 program limit.
+            Self::Database(sqlx::Error::Database(error)) => {
+                error.code().is_some_and(|code| ["21", "22", "23", "54"].iter().any(|class| code.starts_with(class)))
+            }
+            Self::Load(LoadError::Unavailable(_) | LoadError::UnknownEvent { .. }) | Self::Database(_) | Self::Moved { .. } => false,
+        }
+    }
+}
+
+/// Folds `events` into the table `read.<table>`. Where they erase personal data, also what `copies` of the table still hold of it.
 pub(crate) async fn fold<M: ReadModel>(
     store: &Store,
     connection: &mut PgConnection,
     table: &str,
+    copies: &[String],
     events: &[&RawEvent],
 ) -> Result<(), FoldError> {
-    let mine: Vec<&RawEvent> = events.iter().copied().filter(|e| e.aggregate_type == M::Aggregate::TYPE).collect();
-    if mine.is_empty() {
-        return Ok(());
-    }
-    let events = store.typed::<M::Aggregate>(&mine).await?;
-    let mut rows: HashMap<M::Key, Option<M::Row>> = events.iter().flat_map(M::keys).map(|key| (key, None)).collect();
-    let before = load::<M>(connection, table, &mut rows).await?;
-    for event in &events {
-        for key in M::keys(event) {
-            let row = rows.remove(&key).flatten();
-            let row = M::apply(&key, row, event);
-            rows.insert(key, row);
+    let mut mine: Vec<&RawEvent> = Vec::with_capacity(events.len());
+    for event in events {
+        if event.aggregate_type == M::Aggregate::TYPE {
+            mine.push(event);
+        }
+        if let Some(column) = M::SUBJECT
+            && let Some(erases) = erases(event)?
+        {
+            fold_rows::<M>(store, connection, table, &mine).await?;
+            mine.clear();
+            for table in copies.iter().map(String::as_str).chain([table]) {
+                erase::<M>(connection, table, column, event.tenant_id, &erases).await?;
+            }
         }
     }
-    write::<M>(connection, table, &before, rows).await
+    fold_rows::<M>(store, connection, table, &mine).await
+}
+
+/// What an event erases, by its metadata.
+fn erases(event: &RawEvent) -> Result<Option<Erases>, serde_json::Error> {
+    #[derive(Deserialize)]
+    struct Metadata {
+        erases: Option<Erases>,
+    }
+    Ok(serde_json::from_str::<Metadata>(&event.metadata)?.erases)
+}
+
+/// Forgets what rows say about data subjects.
+async fn erase<M: ReadModel>(
+    connection: &mut PgConnection,
+    table: &str,
+    column: &str,
+    tenant: Uuid,
+    erases: &Erases,
+) -> Result<(), FoldError> {
+    match erases {
+        Erases::Tenant => {
+            sqlx::query(&format!("delete from read.{table} where tenant_id = $1")).bind(tenant).execute(connection).await?;
+        }
+        Erases::Subjects(subjects) => {
+            let subjects: Vec<Uuid> = subjects.iter().map(|subject| subject.0).collect();
+            let rows: Vec<Json<M::Row>> =
+                sqlx::query_scalar(&format!("select to_json(t) from read.{table} t where tenant_id = $1 and {column} = any($2)"))
+                    .bind(tenant)
+                    .bind(subjects)
+                    .fetch_all(&mut *connection)
+                    .await?;
+            let rows = rows.into_iter().map(|Json(row)| serde_json::to_value(M::erased(row))).collect::<Result<Vec<_>, _>>()?;
+            upsert(connection, table, rows).await?;
+        }
+    }
+    Ok(())
+}
+
+async fn fold_rows<M: ReadModel>(store: &Store, connection: &mut PgConnection, table: &str, events: &[&RawEvent]) -> Result<(), FoldError> {
+    if events.is_empty() {
+        return Ok(());
+    }
+    let events = store.typed::<M::Aggregate>(events).await?;
+    let mut rows: HashMap<M::Key, Option<M::Row>> = events.iter().flat_map(M::keys).map(|key| (key, None)).collect();
+    if rows.is_empty() {
+        return Ok(());
+    }
+    let before = load::<M>(connection, table, &mut rows).await?;
+    let folded = catch_unwind(AssertUnwindSafe(|| {
+        for event in &events {
+            for key in M::keys(event) {
+                let row = rows.remove(&key).flatten();
+                let row = M::apply(&key, row, event);
+                rows.insert(key, row);
+            }
+        }
+        rows
+    }));
+    write::<M>(connection, table, &before, folded.map_err(|panic| FoldError::Panicked(words(&*panic)))?).await
+}
+
+/// What a panic said.
+fn words(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
+    text.unwrap_or("without a word").to_owned()
 }
 
 /// Loads the rows of all the keys, and answers them as they were.
@@ -81,36 +179,30 @@ async fn write<M: ReadModel>(
     before: &HashMap<M::Key, M::Row>,
     rows: HashMap<M::Key, Option<M::Row>>,
 ) -> Result<(), FoldError> {
-    let (mut gone, mut changed, mut key_columns) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut gone, mut changed) = (Vec::new(), Vec::new());
     for (key, row) in rows {
-        let document = serde_json::to_value(&key)?;
-        if key_columns.is_empty() {
-            key_columns = columns(&document).map(str::to_owned).collect();
-        }
         match row {
-            None if before.contains_key(&key) => gone.push(document),
+            None if before.contains_key(&key) => gone.push(serde_json::to_value(&key)?),
             Some(row) if before.get(&key) != Some(&row) => changed.push(serde_json::to_value(&row)?),
             None | Some(_) => {}
         }
     }
-    if !gone.is_empty() {
-        let on = key_columns.iter().map(|c| format!("t.{c} = k.{c}")).collect::<Vec<_>>().join(" and ");
+    if let Some(key) = gone.first() {
+        let on = columns(key).map(|c| format!("t.{c} = k.{c}")).collect::<Vec<_>>().join(" and ");
         let sql = format!("delete from read.{table} t using json_populate_recordset(null::read.{table}, $1::json) k where {on}");
         sqlx::query(&sql).bind(Json(gone)).execute(&mut *connection).await?;
     }
-    if let Some(row) = changed.first() {
-        let set = columns(row)
-            .filter(|c| !key_columns.iter().any(|k| k == c))
-            .map(|c| format!("{c} = excluded.{c}"))
-            .collect::<Vec<_>>()
-            .join(", ");
-        let action = if set.is_empty() { "do nothing".to_owned() } else { format!("do update set {set}") };
-        let sql = format!(
-            "insert into read.{table} select * from json_populate_recordset(null::read.{table}, $1::json) on conflict ({}) {action}",
-            key_columns.join(", ")
-        );
-        sqlx::query(&sql).bind(Json(changed)).execute(connection).await?;
-    }
+    upsert(connection, table, changed).await
+}
+
+/// Writes rows, new ones or others in their place.
+async fn upsert(connection: &mut PgConnection, table: &str, rows: Vec<Value>) -> Result<(), FoldError> {
+    let Some(row) = rows.first() else { return Ok(()) };
+    let set = columns(row).map(|c| format!("{c} = excluded.{c}")).collect::<Vec<_>>().join(", ");
+    let mut sql =
+        QueryBuilder::<sqlx::Postgres>::new(format!("insert into read.{table} select * from json_populate_recordset(null::read.{table}, "));
+    sql.push_bind(Json(&rows)).push(format!("::json) on conflict on constraint {table}_pkey do update set {set}"));
+    sql.build().execute(connection).await?;
     Ok(())
 }
 

@@ -14,14 +14,20 @@
 pub mod cursor;
 mod fold;
 pub mod identity;
+pub mod list;
 pub mod model;
+pub mod parking;
 pub mod projector;
 pub mod query;
 pub mod rebuild;
+pub mod status;
+pub mod support;
+pub mod tools;
 
 pub use model::ReadModel;
 pub use projector::{Progress, start_all};
 pub use query::{QueryError, Read, ReadSide, View};
+pub use tools::Tools;
 
 /// Calls a macro once with the list of all read models.
 #[macro_export]
@@ -30,6 +36,9 @@ macro_rules! for_each_read_model {
         $callback! {
             $crate::identity::tenant::Tenants,
             $crate::identity::tenant_timeline::Timeline,
+            $crate::support::ticket::Tickets,
+            $crate::support::ticket_thread::Thread,
+            $crate::support::ticket_statistics::Statistics,
         }
     };
 }

@@ -5,12 +5,37 @@ use std::hash::Hash;
 use domain::Aggregate;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use store::Recorded;
+use store::{RawEvent, Recorded};
+
+/// What waits together when one event of it cannot be folded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Partition {
+    /// The events of one stream.
+    Stream,
+    /// The events of one tenant: for rows that gather what many streams say.
+    Tenant,
+}
+
+impl Partition {
+    /// The partition that an event belongs to: `<tenant uuid>/<id>` or `<tenant uuid>`.
+    pub(crate) fn of(self, event: &RawEvent) -> String {
+        match self {
+            Self::Stream => event.aggregate_id.clone(),
+            Self::Tenant => event.tenant_id.to_string(),
+        }
+    }
+}
 
 /// A fold of the log into rows. Pure: given the same events it makes the same rows, so rebuilt = live.
 pub trait ReadModel: Send + Sync + 'static {
     /// Versioned: `tenants_v1`. Also the name of the view that queries read.
     const NAME: &'static str;
+
+    /// What waits together.
+    const PARTITION: Partition = Partition::Stream;
+
+    /// The column with the data subject whose personal data a row holds, if rows do. The rows of a tenant that is gone are removed, since all of its subjects are.
+    const SUBJECT: Option<&'static str> = None;
 
     /// Whose events it folds.
     type Aggregate: Aggregate;
@@ -30,4 +55,9 @@ pub trait ReadModel: Send + Sync + 'static {
         row: Option<Self::Row>,
         event: &Recorded<<Self::Aggregate as cqrs_es::Aggregate>::Event>,
     ) -> Option<Self::Row>;
+
+    /// What is left of a row once its subject's personal data has been erased: what the fold would have made of the erased values.
+    fn erased(row: Self::Row) -> Self::Row {
+        row
+    }
 }

@@ -1,6 +1,7 @@
 //! Keeping the serving generation of a read model up to date.
 //!
 //! Rows and checkpoint commit in one transaction, guarded by position and epoch: whoever has lost the lease without noticing cannot write, and each event has its effect once.
+//! What cannot be folded is tried again a few times, then its partition is parked.
 
 use std::collections::HashMap;
 use std::marker::PhantomData;
@@ -17,11 +18,14 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::fold::{FoldError, fold};
+use crate::fold::FoldError;
 use crate::model::ReadModel;
+use crate::parking::{Generation, advance};
 
 /// How long a projector that died keeps others waiting.
 const LEASE: Duration = Duration::from_secs(10);
+/// How often a batch that cannot be folded is tried before the partitions at fault are parked.
+const ATTEMPTS: u32 = 3;
 
 /// How far the read models of this process have come. What other processes project is not seen here.
 #[derive(Clone)]
@@ -68,6 +72,8 @@ pub struct Projector<M> {
     lease: String,
     /// The epoch and the generation that were found when the lease was taken.
     turn: (i64, i32),
+    /// How often the next batch has failed.
+    failed: u32,
     model: PhantomData<M>,
 }
 
@@ -75,7 +81,35 @@ impl<M: ReadModel> Projector<M> {
     /// A projector that writes through `pool`, in the projector's role.
     pub fn new(store: Store, pool: PgPool, progress: Progress) -> Self {
         let owner = store.fresh_id();
-        Self { store, pool, progress, owner, lease: format!("projection/{}", M::NAME), turn: (0, 0), model: PhantomData }
+        Self { store, pool, progress, owner, lease: format!("projection/{}", M::NAME), turn: (0, 0), failed: 0, model: PhantomData }
+    }
+}
+
+impl<M: ReadModel> Projector<M> {
+    /// Rows and checkpoint in one transaction.
+    async fn write(&self, events: &[Arc<RawEvent>]) -> Result<(), FoldError> {
+        let (Some(first), Some(last)) = (events.first(), events.last()) else { return Ok(()) };
+        let (epoch, number) = self.turn;
+        let mut tx = self.pool.begin().await?;
+        let moved = sqlx::query(
+            "update read.generations set position = $4, log_hash = $5, epoch = $6
+             where name = $1 and generation = $2 and state = 'serving' and position = $3 and epoch <= $6",
+        )
+        .bind(M::NAME)
+        .bind(number)
+        .bind(first.position - 1)
+        .bind(last.position)
+        .bind(last.log_hash.0)
+        .bind(epoch)
+        .execute(&mut *tx)
+        .await?;
+        if moved.rows_affected() != 1 {
+            return Err(FoldError::Moved { model: M::NAME, position: first.position - 1 });
+        }
+        let events: Vec<&RawEvent> = events.iter().map(Arc::as_ref).collect();
+        let generation = Generation { number, serving: true };
+        advance::<M>(&self.store, &mut tx, generation, &events, self.failed >= ATTEMPTS).await?;
+        Ok(tx.commit().await?)
     }
 }
 
@@ -83,7 +117,9 @@ impl From<FoldError> for HandlerError {
     fn from(error: FoldError) -> Self {
         match error {
             FoldError::Load(unknown @ LoadError::UnknownEvent { .. }) => Self::Unknown(unknown.to_string()),
-            FoldError::Load(_) | FoldError::Database(_) | FoldError::Json(_) => Self::Retry(error.to_string()),
+            FoldError::Load(_) | FoldError::Database(_) | FoldError::Json(_) | FoldError::Panicked(_) | FoldError::Moved { .. } => {
+                Self::Retry(error.to_string())
+            }
         }
     }
 }
@@ -111,28 +147,14 @@ impl<M: ReadModel> Handler for Projector<M> {
     }
 
     async fn handle(&mut self, events: &[Arc<RawEvent>]) -> Result<(), HandlerError> {
-        let (Some(first), Some(last)) = (events.first(), events.last()) else { return Ok(()) };
-        let (epoch, generation) = self.turn;
-        let mut tx = self.pool.begin().await.map_err(retry)?;
-        let moved = sqlx::query(
-            "update read.generations set position = $4, log_hash = $5, epoch = $6
-             where name = $1 and generation = $2 and state = 'serving' and position = $3 and epoch <= $6",
-        )
-        .bind(M::NAME)
-        .bind(generation)
-        .bind(first.position - 1)
-        .bind(last.position)
-        .bind(last.log_hash.0)
-        .bind(epoch)
-        .execute(&mut *tx)
-        .await
-        .map_err(retry)?;
-        if moved.rows_affected() != 1 {
-            return Err(HandlerError::Retry(format!("{} is no longer at {} in this process's hands", M::NAME, first.position - 1)));
+        let Some(last) = events.last() else { return Ok(()) };
+        match self.write(events).await {
+            Ok(()) => self.failed = 0,
+            Err(error) => {
+                self.failed += u32::from(error.is_poison());
+                return Err(error.into());
+            }
         }
-        let events: Vec<&RawEvent> = events.iter().map(Arc::as_ref).collect();
-        fold::<M>(&self.store, &mut tx, &format!("{}_g{generation}", M::NAME), &events).await?;
-        tx.commit().await.map_err(retry)?;
         self.progress.set(M::NAME, last.position);
         #[expect(clippy::cast_precision_loss, reason = "a gauge")]
         metrics::gauge!("tenure_projection_position", "model" => M::NAME).set(last.position as f64);

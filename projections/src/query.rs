@@ -1,10 +1,14 @@
 //! Asking: each query runs in a short transaction of the reader's role, at a position that is at least the one asked for.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use domain::TenantId;
+use futures::future::select_all;
+use sqlx::types::Json;
 use sqlx::{PgConnection, PgPool, Postgres, Transaction};
 use store::{Database, DbRole};
+use tokio::sync::watch;
 
 use crate::cursor::CursorKey;
 use crate::projector::Progress;
@@ -42,15 +46,6 @@ pub enum QueryError {
     Unavailable(#[from] sqlx::Error),
 }
 
-/// One page of a list.
-#[derive(Clone, Debug)]
-pub struct Page<T> {
-    /// Its rows.
-    pub rows: Vec<T>,
-    /// Where the next one begins, if there is one.
-    pub next: Option<String>,
-}
-
 /// The reading side of a process. Cheap to clone.
 #[derive(Clone)]
 pub struct ReadSide {
@@ -64,8 +59,10 @@ pub struct ReadSide {
 /// A query's transaction.
 pub struct Read {
     tx: Transaction<'static, Postgres>,
-    /// The rows reflect at least everything up to here.
+    /// The rows reflect at least everything up to here, but for what is parked.
     pub position: i64,
+    /// The parked partitions that the view may see, with the first event that waits in each.
+    pub parked: BTreeMap<String, i64>,
 }
 
 impl Read {
@@ -81,25 +78,28 @@ impl ReadSide {
         Self { reader: database.pool(DbRole::Reader, 16), platform: database.pool(DbRole::PlatformReader, 8), progress, cursors }
     }
 
-    /// Begins a query over one read model, once it has come as far as `after`.
-    pub async fn begin(&self, view: View, model: &'static str, after: Option<i64>) -> Result<Read, QueryError> {
+    /// Begins a query over read models, once all of them have come as far as `after`.
+    pub async fn begin(&self, view: View, models: &[&'static str], after: Option<i64>) -> Result<Read, QueryError> {
         let deadline = Instant::now() + PATIENCE;
-        let mut progress = self.progress.watch(model);
+        let mut progress: Vec<_> = models.iter().filter_map(|model| self.progress.watch(model)).collect();
+        let (pool, begin) = match view {
+            View::Tenant(tenant) => (&self.reader, format!("begin; set local app.current_tenant_id = '{tenant}'")),
+            View::Platform => (&self.platform, "begin".to_owned()),
+        };
         loop {
-            if let Some(progress) = &mut progress {
+            for progress in &mut progress {
                 progress.borrow_and_update();
             }
-            let (pool, tenant) = match view {
-                View::Tenant(tenant) => (&self.reader, Some(tenant.0.to_string())),
-                View::Platform => (&self.platform, None),
-            };
-            let mut tx = pool.begin().await?;
+            let mut tx = pool.begin_with(begin.clone()).await?;
             // The position is read before the rows, so they are never older than it says.
-            let position: i64 = sqlx::query_scalar(
-                "select position from read.generations where name = $1 and state = 'serving' and set_config('app.current_tenant_id', coalesce($2, ''), true) is not null",
+            let (position, parked): (i64, Json<BTreeMap<String, i64>>) = sqlx::query_as(
+                "select min(g.position), (
+                   select coalesce(json_object_agg(w.partition, w.position), '{}') from (
+                     select p.partition, min(p.position) as position from read.parked p join read.generations s using (name, generation)
+                     where s.state = 'serving' and s.name = any($1) group by p.partition) w)
+                 from read.generations g where g.name = any($1) and g.state = 'serving'",
             )
-            .bind(model)
-            .bind(tenant)
+            .bind(models)
             .fetch_one(&mut *tx)
             .await?;
             match after {
@@ -108,25 +108,30 @@ impl ReadSide {
                     if Instant::now() > deadline {
                         return Err(QueryError::Behind { position, wanted });
                     }
-                    wait(progress.as_mut()).await;
+                    wait(&mut progress).await;
                 }
-                Some(_) | None => return Ok(Read { tx, position }),
+                Some(_) | None => return Ok(Read { tx, position, parked: parked.0 }),
             }
         }
     }
 
-    /// Where each read model stands.
-    pub async fn positions(&self) -> Result<Vec<(String, i64)>, sqlx::Error> {
-        sqlx::query_as("select name, position from read.generations where state = 'serving' order by name").fetch_all(&self.platform).await
+    /// Where each read model stands, and how many of its partitions are parked.
+    pub async fn positions(&self) -> Result<Vec<(String, i64, i64)>, sqlx::Error> {
+        sqlx::query_as(
+            "select g.name, g.position, (select count(*) from read.parked p where (p.name, p.generation) = (g.name, g.generation))
+             from read.generations g where g.state = 'serving' order by g.name",
+        )
+        .fetch_all(&self.platform)
+        .await
     }
 }
 
-/// Until this process's projector moves on, or for a moment.
-async fn wait(progress: Option<&mut tokio::sync::watch::Receiver<i64>>) {
+/// Until one of this process's projectors moves on, or for a moment.
+async fn wait(progress: &mut [watch::Receiver<i64>]) {
     let moved = async {
         match progress {
-            Some(progress) => drop(progress.changed().await),
-            None => std::future::pending().await,
+            [] => std::future::pending().await,
+            models => drop(select_all(models.iter_mut().map(|model| Box::pin(model.changed()))).await),
         }
     };
     let _ = tokio::time::timeout(POLL, moved).await;

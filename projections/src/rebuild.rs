@@ -1,51 +1,68 @@
-//! Rebuilding a read model beside the serving one, and switching to it without a gap.
+//! Rebuilding a read model beside the serving one, comparing the two, and switching without a gap.
 //!
-//! The log is folded into the next generation's table until it has come as far as the serving one. Then both checkpoints are locked and made equal, the rows are
-//! compared, and the view is switched, all in one transaction: a query sees the old rows or the new ones, at the same position, and never less than before.
+//! The log is folded into the next generation's table until it has come as far as the serving one. Then both are brought to one position, a snapshot of that moment is
+//! taken, and the rows are compared in it while both go on. At last the serving checkpoint is locked, the new one catches up on what little is missing, and the view is
+//! switched, in one transaction: a query sees the old rows or the new ones, and never less than before. The generation that served until then stays for a way back.
 
-use std::time::Duration;
+use std::num::NonZeroU32;
+use std::time::{Duration, Instant};
 
-use sqlx::{PgConnection, PgPool};
+use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
+use serde_json::Value;
+use sqlx::{Connection as _, PgConnection, PgPool};
 use store::{Hash, RawEvent, Store, lease};
+use uuid::Uuid;
 
-use crate::fold::{FoldError, fold};
+use crate::fold::FoldError;
 use crate::model::ReadModel;
+use crate::parking::{Generation, advance};
 
 /// Events folded in one transaction.
 const PAGE: i64 = 2000;
 /// How long a rebuild that died keeps the next one waiting.
 const LEASE: Duration = Duration::from_secs(30);
+/// How long the serving generation may take to come to the end of the log, before rows that differ are believed to.
+const CATCH_UP: Duration = Duration::from_secs(10);
+/// How many differing rows are named.
+const SAMPLES: i64 = 5;
 
 /// What a rebuild came to.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Rebuilt {
-    /// The generation that was built.
+    /// The generation that was built, or gone back to.
     pub generation: i32,
     /// Up to where.
     pub position: i64,
-    /// How many rows only one of the two tables had.
-    pub differences: i64,
+    /// How many rows are not the same in both tables; nothing when they were not compared.
+    pub differences: Option<i64>,
+    /// The keys of some of these.
+    pub samples: Vec<Value>,
     /// Whether it serves now.
     pub switched: bool,
 }
 
-/// What to do with a generation once it is built.
+/// What to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Purpose {
-    /// Switch to it if its rows equal those of the serving one.
+    /// Build a generation, and switch to it if its rows equal those of the serving one.
     Switch,
-    /// Switch to it in any case: the serving rows are known to be wrong.
+    /// Build a generation, and switch to it in any case: the serving rows are known to be wrong.
     Replace,
-    /// Compare, then drop it.
+    /// Build a generation, compare, then drop it.
     Verify,
+    /// Bring the generation that served before up to date, and switch to it.
+    Back,
 }
 
 /// Why a rebuild ended early. Whatever it had built is dropped by the next one.
 #[derive(Debug, thiserror::Error)]
 pub enum RebuildError {
     /// Another one is going on.
-    #[error("{0} is being rebuilt by another process")]
+    #[error("{0} is being rebuilt by another process, or was by one that died less than half a minute ago")]
     Busy(&'static str),
+    /// No other generation has ever served.
+    #[error("{0} has no earlier generation to go back to")]
+    NoWayBack(&'static str),
     /// An event could not be folded.
     #[error(transparent)]
     Fold(#[from] FoldError),
@@ -54,100 +71,207 @@ pub enum RebuildError {
     Database(#[from] sqlx::Error),
 }
 
-/// Builds the next generation of a read model from the log. `progress` hears the position reached and the one to reach.
+/// Does it. `rate` bounds the events folded per second; `progress` hears the position reached and the one to reach.
 pub async fn rebuild<M: ReadModel>(
     store: &Store,
     pool: &PgPool,
     purpose: Purpose,
-    progress: &mut (dyn FnMut(i64, i64) + Send),
+    rate: Option<NonZeroU32>,
+    progress: &(dyn Fn(i64, i64) + Send + Sync),
 ) -> Result<Rebuilt, RebuildError> {
-    let (owner, name) = (store.fresh_id(), format!("rebuild/{}", M::NAME));
-    if lease::acquire(pool, &name, owner, LEASE).await?.is_none() {
-        return Err(RebuildError::Busy(M::NAME));
-    }
-    let built = build::<M>(store, pool, purpose, (&name, owner), progress).await;
-    let _ = lease::release(pool, &name, owner).await;
-    built
+    let mut build = Build::<M> {
+        store,
+        pool,
+        owner: store.fresh_id(),
+        lease: format!("rebuild/{}", M::NAME),
+        rate: rate.map(|rate| RateLimiter::direct(Quota::per_second(rate))),
+        page: rate.map_or(PAGE, |rate| PAGE.min(i64::from(rate.get()))),
+        generation: Generation { number: 0, serving: false },
+        position: 0,
+        progress,
+        model: std::marker::PhantomData,
+    };
+    build.renew(LEASE).await?;
+    let outcome = build.run(purpose).await;
+    let _ = lease::release(pool, &build.lease, build.owner).await;
+    outcome
 }
 
-async fn build<M: ReadModel>(
-    store: &Store,
-    pool: &PgPool,
-    purpose: Purpose,
-    lease: (&str, uuid::Uuid),
-    progress: &mut (dyn FnMut(i64, i64) + Send),
-) -> Result<Rebuilt, RebuildError> {
-    let generation: i32 = sqlx::query_scalar("select read.new_generation($1)").bind(M::NAME).fetch_one(pool).await?;
-    let mut position = 0;
-    loop {
-        if lease::acquire(pool, lease.0, lease.1, LEASE).await?.is_none() {
-            return Err(RebuildError::Busy(M::NAME));
-        }
-        // Never past the serving one: the two have to be at the same position when they are compared.
-        let serving: i64 = sqlx::query_scalar("select position from read.generations where name = $1 and state = 'serving'")
-            .bind(M::NAME)
-            .fetch_one(pool)
-            .await?;
-        progress(position, serving);
-        if serving - position < PAGE {
-            break;
-        }
-        let mut tx = pool.begin().await?;
-        position = advance::<M>(store, &mut tx, generation, position, serving).await?;
-        tx.commit().await?;
+struct Build<'a, M> {
+    store: &'a Store,
+    pool: &'a PgPool,
+    owner: Uuid,
+    lease: String,
+    rate: Option<DefaultDirectRateLimiter>,
+    page: i64,
+    generation: Generation,
+    position: i64,
+    progress: &'a (dyn Fn(i64, i64) + Send + Sync),
+    model: std::marker::PhantomData<M>,
+}
+
+impl<M: ReadModel> Build<'_, M> {
+    async fn renew(&self, ttl: Duration) -> Result<(), RebuildError> {
+        lease::acquire(self.pool, &self.lease, self.owner, ttl).await?.map(drop).ok_or(RebuildError::Busy(M::NAME))
     }
-    // The comparison can take a while.
-    lease::acquire(pool, lease.0, lease.1, 20 * LEASE).await?;
-    let mut tx = pool.begin().await?;
-    // Once the serving checkpoint is locked the projector waits, so this part must be short.
-    let serving: (i32, i64) =
-        sqlx::query_as("select generation, position from read.generations where name = $1 and state = 'serving' for update")
+
+    async fn run(&mut self, purpose: Purpose) -> Result<Rebuilt, RebuildError> {
+        (self.generation.number, self.position) = match purpose {
+            Purpose::Switch | Purpose::Replace | Purpose::Verify => {
+                (sqlx::query_scalar("select read.new_generation($1)").bind(M::NAME).fetch_one(self.pool).await?, 0)
+            }
+            Purpose::Back => sqlx::query_as("select generation, position from read.generations where name = $1 and state = 'retired'")
+                .bind(M::NAME)
+                .fetch_optional(self.pool)
+                .await?
+                .ok_or(RebuildError::NoWayBack(M::NAME))?,
+        };
+        self.follow().await?;
+        let (differences, samples) = match purpose {
+            Purpose::Back => (None, vec![]),
+            Purpose::Switch | Purpose::Replace | Purpose::Verify => {
+                let (mut differences, mut samples) = self.compare().await?;
+                // Of what has been erased, but not yet where the serving rows are, only these still know.
+                if differences > 0 && self.serving_reaches_the_end().await? {
+                    (differences, samples) = self.compare().await?;
+                }
+                (Some(differences), samples)
+            }
+        };
+        let switched = match purpose {
+            Purpose::Switch => differences == Some(0),
+            Purpose::Replace | Purpose::Back => true,
+            Purpose::Verify => false,
+        };
+        let position = self.finish(switched).await?;
+        Ok(Rebuilt { generation: self.generation.number, position, differences, samples, switched })
+    }
+
+    async fn serving(&self) -> Result<(i32, i64), sqlx::Error> {
+        sqlx::query_as("select generation, position from read.generations where name = $1 and state = 'serving'")
+            .bind(M::NAME)
+            .fetch_one(self.pool)
+            .await
+    }
+
+    /// Folds until less than a page is missing to the serving generation, and never past it.
+    async fn follow(&mut self) -> Result<(), RebuildError> {
+        loop {
+            self.renew(LEASE).await?;
+            let (_, serving) = self.serving().await?;
+            (self.progress)(self.position, serving);
+            if serving - self.position < self.page {
+                return Ok(());
+            }
+            if let (Some(rate), Some(count)) = (&self.rate, u32::try_from(self.page).ok().and_then(NonZeroU32::new)) {
+                // More than fits at once it never is: a page is no larger than the rate.
+                let _ = rate.until_n_ready(count).await;
+            }
+            self.catch_up(serving).await?;
+        }
+    }
+
+    /// Folds one page in a transaction of its own, but not past `end`.
+    async fn catch_up(&mut self, end: i64) -> Result<(), RebuildError> {
+        let mut tx = self.pool.begin().await?;
+        let reached = self.page(&mut tx, end).await?;
+        tx.commit().await?;
+        self.position = reached;
+        Ok(())
+    }
+
+    /// Folds one page, but not past `end`; answers where it ends.
+    async fn page(&self, connection: &mut PgConnection, end: i64) -> Result<i64, RebuildError> {
+        let events = self.store.read_from(self.position, self.page.min(end - self.position)).await?;
+        let Some(RawEvent { position: reached, log_hash: Hash(log_hash), .. }) = events.last() else {
+            return Err(sqlx::Error::RowNotFound.into());
+        };
+        let events: Vec<&RawEvent> = events.iter().collect();
+        let mut attempt = connection.begin().await?;
+        match advance::<M>(self.store, &mut attempt, self.generation, &events, false).await {
+            Ok(()) => attempt.commit().await?,
+            Err(error) if error.is_poison() => {
+                attempt.rollback().await?;
+                advance::<M>(self.store, connection, self.generation, &events, true).await?;
+            }
+            Err(error) => return Err(error.into()),
+        }
+        sqlx::query("update read.generations set position = $3, log_hash = $4 where name = $1 and generation = $2")
+            .bind(M::NAME)
+            .bind(self.generation.number)
+            .bind(reached)
+            .bind(log_hash)
+            .execute(connection)
+            .await?;
+        Ok(*reached)
+    }
+
+    /// Brings both generations to one position and compares their rows there, while the serving one goes on: how many differ, and the keys of some.
+    async fn compare(&mut self) -> Result<(i64, Vec<Value>), RebuildError> {
+        self.follow().await?;
+        // The comparison can take a while.
+        self.renew(20 * LEASE).await?;
+        let mut held = self.pool.begin().await?;
+        // While this is locked the projector waits, so this part must be short.
+        let (serving, end): (i32, i64) =
+            sqlx::query_as("select generation, position from read.generations where name = $1 and state = 'serving' for update")
+                .bind(M::NAME)
+                .fetch_one(&mut *held)
+                .await?;
+        while self.position < end {
+            self.catch_up(end).await?;
+        }
+        let mut snapshot = self.pool.begin_with("begin isolation level repeatable read read only").await?;
+        let keys: Vec<String> = sqlx::query_scalar(
+            "select a.attname::text from pg_index i join pg_attribute a on a.attrelid = i.indrelid and a.attnum = any(i.indkey)
+             where i.indisprimary and i.indrelid = format('read.%I', $1)::regclass",
+        )
+        .bind(self.generation.table::<M>())
+        .fetch_all(&mut *snapshot)
+        .await?;
+        held.rollback().await?;
+        let (old, new) = (Generation { number: serving, serving: true }.table::<M>(), self.generation.table::<M>());
+        let keys = keys.join(", ");
+        let (differences, samples): (i64, Value) = sqlx::query_as(&format!(
+            "with differing as (select {keys} from read.{old} o full join read.{new} n using ({keys}) where o is distinct from n)
+             select (select count(*) from differing), (select coalesce(json_agg(s), '[]') from (select * from differing order by {keys} limit {SAMPLES}) s)"
+        ))
+        .fetch_one(&mut *snapshot)
+        .await?;
+        Ok((differences, samples.as_array().cloned().unwrap_or_default()))
+    }
+
+    /// Waits until the serving generation is where the log ends now, for a while.
+    async fn serving_reaches_the_end(&self) -> Result<bool, RebuildError> {
+        let head = self.store.head().await?.position;
+        let deadline = Instant::now() + CATCH_UP;
+        while self.serving().await?.1 < head {
+            if Instant::now() > deadline {
+                return Ok(false);
+            }
+            let _ = tokio::time::timeout(Duration::from_millis(20), std::future::pending::<()>()).await;
+        }
+        Ok(true)
+    }
+
+    /// Brings the generation to where the serving one is and serves it, or drops it.
+    async fn finish(&mut self, switch: bool) -> Result<i64, RebuildError> {
+        if !switch {
+            sqlx::query("select read.drop_generation($1, $2)").bind(M::NAME).bind(self.generation.number).execute(self.pool).await?;
+            return Ok(self.position);
+        }
+        self.follow().await?;
+        let mut tx = self.pool.begin().await?;
+        let end: i64 = sqlx::query_scalar("select position from read.generations where name = $1 and state = 'serving' for update")
             .bind(M::NAME)
             .fetch_one(&mut *tx)
             .await?;
-    while position < serving.1 {
-        position = advance::<M>(store, &mut tx, generation, position, serving.1).await?;
+        while self.position < end {
+            self.position = self.page(&mut tx, end).await?;
+        }
+        sqlx::query("select read.serve($1, $2)").bind(M::NAME).bind(self.generation.number).execute(&mut *tx).await?;
+        tx.commit().await?;
+        (self.progress)(end, end);
+        Ok(end)
     }
-    let (old, new) = (format!("read.{}_g{}", M::NAME, serving.0), format!("read.{}_g{generation}", M::NAME));
-    let differences: i64 = sqlx::query_scalar(&format!(
-        "select count(*) from ((table {old} except table {new}) union all (table {new} except table {old})) d"
-    ))
-    .fetch_one(&mut *tx)
-    .await?;
-    let switched = match purpose {
-        Purpose::Switch => differences == 0,
-        Purpose::Replace => true,
-        Purpose::Verify => false,
-    };
-    sqlx::query(if switched { "select read.serve($1, $2)" } else { "select read.drop_generation($1, $2)" })
-        .bind(M::NAME)
-        .bind(generation)
-        .execute(&mut *tx)
-        .await?;
-    tx.commit().await?;
-    progress(position, position);
-    Ok(Rebuilt { generation, position, differences, switched })
-}
-
-/// Folds one page into a generation that is being built, but not past `end`.
-async fn advance<M: ReadModel>(
-    store: &Store,
-    tx: &mut PgConnection,
-    generation: i32,
-    position: i64,
-    end: i64,
-) -> Result<i64, RebuildError> {
-    let events = store.read_from(position, PAGE.min(end - position)).await?;
-    let Some(RawEvent { position: reached, log_hash: Hash(log_hash), .. }) = events.last() else {
-        return Err(sqlx::Error::RowNotFound.into());
-    };
-    fold::<M>(store, tx, &format!("{}_g{generation}", M::NAME), &events.iter().collect::<Vec<_>>()).await?;
-    sqlx::query("update read.generations set position = $3, log_hash = $4 where name = $1 and generation = $2")
-        .bind(M::NAME)
-        .bind(generation)
-        .bind(reached)
-        .bind(log_hash)
-        .execute(tx)
-        .await?;
-    Ok(*reached)
 }

@@ -1,7 +1,7 @@
 //! Events as they are stored, and as rules and folds see them.
 
 use chrono::{DateTime, Utc};
-use domain::{Actor, StreamId};
+use domain::{Actor, Effect, StreamId, SubjectId};
 use serde::{Deserialize, Serialize};
 use sqlx::FromRow;
 use uuid::Uuid;
@@ -124,6 +124,41 @@ pub struct Metadata {
     /// W3C trace context.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub traceparent: Option<String>,
+    /// Whose personal data the request erased; set by the append. Whoever keeps a copy of it has to forget it now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub erases: Option<Erases>,
+}
+
+/// Whose personal data was erased.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Erases {
+    /// That of these data subjects of the event's tenant.
+    Subjects(Vec<SubjectId>),
+    /// That of everybody in the event's tenant, which is gone.
+    Tenant,
+}
+
+impl Erases {
+    /// What the effects of a request erase.
+    pub(crate) fn of<'a>(effects: impl Iterator<Item = &'a Effect>) -> Option<Self> {
+        let mut subjects = Vec::new();
+        for effect in effects {
+            match effect {
+                Effect::EndTenant => return Some(Self::Tenant),
+                Effect::Erase(subject) => subjects.push(*subject),
+                Effect::TakeClaim { .. }
+                | Effect::ReleaseClaim { .. }
+                | Effect::Count { .. }
+                | Effect::Bound { .. }
+                | Effect::Allocate { .. }
+                | Effect::SetTimer { .. }
+                | Effect::CancelTimer { .. }
+                | Effect::Gate(_) => {}
+            }
+        }
+        (!subjects.is_empty()).then_some(Self::Subjects(subjects))
+    }
 }
 
 /// An event as folds see it: its type is known, its personal data unsealed.

@@ -31,7 +31,7 @@ use uuid::Uuid;
 
 pub use append::{Append, AppendError, Appended, Expected, Key, NewEvent, StreamAppend};
 pub use database::{Database, DbRole};
-pub use event::{Metadata, RawEvent, Recorded};
+pub use event::{Erases, Metadata, RawEvent, Recorded};
 pub use hash::Hash;
 pub use seal::MasterKey;
 

@@ -28,6 +28,14 @@ impl Store {
         page(&mut connection, position, limit, filter).await
     }
 
+    /// The events at these positions, in order.
+    pub async fn at_all(&self, positions: &[i64]) -> Result<Vec<RawEvent>, sqlx::Error> {
+        sqlx::query_as(&format!("select {COLUMNS} from events where position = any($1) order by position"))
+            .bind(positions)
+            .fetch_all(&self.inner.pool)
+            .await
+    }
+
     /// The event at a position.
     pub async fn at(&self, position: i64) -> Result<Option<RawEvent>, sqlx::Error> {
         sqlx::query_as(&format!("select {COLUMNS} from events where position = $1")).bind(position).fetch_optional(&self.inner.pool).await

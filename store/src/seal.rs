@@ -114,7 +114,7 @@ impl Keyring {
                 Some((_, key)) => key,
                 None => self.create(name).await.map_err(|_| AppendError::Unavailable)?,
             };
-            let Some(key) = key else { return Err(Refusal::SubjectErased(subject).into()) };
+            let Some(key) = key else { return Err(Refusal::SubjectErased { subject }.into()) };
             let mut result = Ok(());
             marked(payload, PERSONAL, &mut |map| {
                 if subject_of(&map[PERSONAL]) == Some(subject) {

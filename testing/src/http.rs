@@ -78,7 +78,13 @@ impl Client {
     /// As somebody else.
     #[must_use]
     pub fn acting(&self, tenant: TenantId, role: Role) -> Self {
-        let token = self.key.sign("tester", tenant, role, self.clock.now(), TimeDelta::hours(1)).expect("a token");
+        self.acting_as("tester", tenant, role)
+    }
+
+    /// As this user.
+    #[must_use]
+    pub fn acting_as(&self, user: &str, tenant: TenantId, role: Role) -> Self {
+        let token = self.key.sign(user, tenant, role, self.clock.now(), TimeDelta::hours(1)).expect("a token");
         Self { token: Some(token), ..self.clone() }
     }
 

@@ -95,7 +95,7 @@ impl Node {
         })
         .await;
         eventually("the read models are at the log's end", || async {
-            self.reads.positions().await.ok()?.iter().all(|(_, p)| *p >= head).then_some(())
+            self.reads.positions().await.ok()?.iter().all(|(_, position, _)| *position >= head).then_some(())
         })
         .await;
     }

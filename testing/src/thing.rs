@@ -1,9 +1,7 @@
 //! The smallest aggregate that uses what tenants do not: it is gated, draws a number, and has an event that once had another shape.
 
-use std::borrow::Cow;
-
 use domain::aggregate::Upcaster;
-use domain::{Aggregate, DomainError, Effect, EventKind, Issued, Kind, Personal, Refusal, SubjectId};
+use domain::{Aggregate, Effect, EventKind, Issued, Personal, SubjectId};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
@@ -35,21 +33,11 @@ pub enum Event {
 
 domain::event_kinds!(Event: Made => "thing.made" "2");
 
-/// Why it may be refused.
-#[derive(Debug, PartialEq, thiserror::Error)]
-pub enum Error {
-    /// It is there.
-    #[error("it exists")]
-    Exists,
-}
-
-impl DomainError for Error {
-    fn kind(&self) -> Kind {
-        Kind::Conflict
-    }
-
-    fn code(&self) -> Cow<'static, str> {
-        "thing.exists".into()
+domain::errors! {
+    /// Why it may be refused.
+    Error {
+        /// It is there.
+        Exists: Conflict "thing.exists", "it exists";
     }
 }
 
@@ -83,13 +71,5 @@ impl Aggregate for Thing {
 
     fn effects(&self, _: &Event) -> Vec<Effect> {
         vec![Effect::Allocate { sequence: "thing_number", pointer: "/number" }]
-    }
-
-    fn timer(_: &str) -> Option<Command> {
-        None
-    }
-
-    fn refused(_: &Refusal) -> Option<Error> {
-        None
     }
 }

@@ -6,19 +6,20 @@ mod write;
 use axum::extract::FromRequestParts;
 use axum::http::header::AUTHORIZATION;
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use commands::authorize::may_enter;
 use domain::{Actor, TenantId};
 use uuid::Uuid;
 
-pub use query::{After, ListBody, Listed, Paging, Params, Query, Shown};
-pub(crate) use query::{limit, sensible, short, sort};
+pub use query::{After, ListBody, Listed, Listing, Params, Query, Shown};
+pub(crate) use query::{bad_query, paging, sensible, short};
 pub use write::{Body, Write, Written, WrittenBody};
 
 use crate::app::App;
-use crate::problem::Problem;
+use crate::problem::{Problem, code};
 
 const TENURE_POSITION: HeaderName = HeaderName::from_static("tenure-position");
+const TENURE_PARKED: HeaderName = HeaderName::from_static("tenure-parked");
 const TENURE_TENANT: HeaderName = HeaderName::from_static("tenure-tenant");
 
 /// Who asks, and for which tenant.
@@ -49,7 +50,7 @@ impl FromRequestParts<App> for Caller {
                 .to_str()
                 .ok()
                 .and_then(|text| crate::token::tenant::parse(text).ok())
-                .ok_or_else(|| Problem::new(StatusCode::BAD_REQUEST, "request.bad_header", "Tenure-Tenant must be a tenant's id"))?,
+                .ok_or_else(|| Problem::new(code::BAD_HEADER, "Tenure-Tenant must be a tenant's id"))?,
         };
         if may_enter(&actor, tenant) { Ok(Self { actor, tenant }) } else { Err(Problem::not_found()) }
     }

@@ -3,27 +3,26 @@
 use axum::extract::FromRequestParts;
 use axum::http::header::{ETAG, IF_NONE_MATCH, LINK};
 use axum::http::request::Parts;
-use axum::http::{StatusCode, Uri};
+use axum::http::{HeaderMap, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use chrono::{DateTime, Datelike as _, Utc};
 use commands::authorize::authorize;
-use domain::TenantId;
-use projections::query::Page;
-use projections::{Read, ReadModel, View};
+use domain::{StreamId, TenantId};
+use projections::list::{Orders, Page, Paging};
+use projections::{Read, View};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
-use super::{Caller, TENURE_POSITION, etag, set};
+use super::{Caller, TENURE_PARKED, TENURE_POSITION, etag, set};
 use crate::app::App;
-use crate::problem::Problem;
+use crate::problem::{Problem, code};
 
 /// Opens read models for the caller's tenant.
 pub struct Query {
     app: App,
     /// Who asks.
     pub caller: Caller,
-    view: View,
     if_none_match: Option<String>,
     uri: Uri,
 }
@@ -42,35 +41,28 @@ pub struct After {
 #[derive(Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
-pub struct Paging {
+pub struct Listing {
+    /// How to order the rows; `-` in front is descending.
+    pub sort: Option<String>,
     /// How many rows at most.
     #[param(minimum = 1, maximum = 200, default = 50)]
     pub limit: Option<u32>,
     /// Where to go on: the `next_cursor` of the page before.
     pub cursor: Option<String>,
     /// Wait up to 2 s until the answer reflects this position; 504 if it takes longer.
+    #[param(minimum = 0)]
     pub after: Option<i64>,
 }
 
-fn bad_query(detail: impl Into<String>) -> Problem {
-    Problem::new(StatusCode::BAD_REQUEST, "request.bad_query", detail)
+pub(crate) fn bad_query(detail: impl Into<String>) -> Problem {
+    Problem::new(code::BAD_QUERY, detail)
 }
 
-/// How many rows, 50 if nothing else is said.
-pub(crate) fn limit(limit: Option<u32>) -> Result<u32, Problem> {
+/// Which part of a list is wanted: 50 rows in the default order, if nothing else is said.
+pub(crate) fn paging(orders: &Orders, sort: Option<&str>, limit: Option<u32>, cursor: Option<String>) -> Result<Paging, Problem> {
+    let sort = orders.parse(sort).map_err(|names| bad_query(format!("sort must be one of {}", names.join(", "))))?;
     let limit = limit.unwrap_or(50);
-    if (1..=200).contains(&limit) { Ok(limit) } else { Err(bad_query("limit must be between 1 and 200")) }
-}
-
-/// One of the orders that a list knows, the default if nothing else is said.
-pub(crate) fn sort<S: Copy + Default>(name: Option<&str>, known: &[(&str, S)]) -> Result<S, Problem> {
-    let Some(name) = name else { return Ok(S::default()) };
-    let names = || known.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
-    known
-        .iter()
-        .find(|(known, _)| *known == name)
-        .map(|(_, sort)| *sort)
-        .ok_or_else(|| bad_query(format!("sort must be one of {}", names())))
+    if (1..=200).contains(&limit) { Ok(Paging { sort, limit, cursor }) } else { Err(bad_query("limit must be between 1 and 200")) }
 }
 
 /// Times that Postgres can hold, too.
@@ -109,7 +101,6 @@ impl FromRequestParts<App> for Query {
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Problem> {
         let caller = Caller::from_request_parts(parts, app).await?;
         Ok(Self {
-            view: if caller.tenant == TenantId::SYSTEM { View::Platform } else { View::Tenant(caller.tenant) },
             if_none_match: parts.headers.get(IF_NONE_MATCH).and_then(|v| v.to_str().ok()).map(str::to_owned),
             uri: parts.uri.clone(),
             app: app.clone(),
@@ -119,10 +110,20 @@ impl FromRequestParts<App> for Query {
 }
 
 impl Query {
-    /// Opens a read model, if the caller may, once it has come as far as `after`.
-    pub async fn open<M: ReadModel>(&self, permission: &'static str, after: Option<i64>) -> Result<Read, Problem> {
-        authorize(&self.caller.actor, permission)?;
-        Ok(self.app.reads.begin(self.view, M::NAME, after).await?)
+    /// Refuses a caller who lacks the permission.
+    pub fn require(&self, permission: &'static str) -> Result<(), Problem> {
+        Ok(authorize(&self.caller.actor, permission)?)
+    }
+
+    /// Opens read models for the caller's tenant once all of them have come as far as `after`.
+    pub async fn open(&self, models: &[&'static str], after: Option<i64>) -> Result<Read, Problem> {
+        Ok(self.app.reads.begin(View::Tenant(self.caller.tenant), models, after).await?)
+    }
+
+    /// The same for all tenants, where the caller is the platform and names none.
+    pub async fn open_all(&self, models: &[&'static str], after: Option<i64>) -> Result<Read, Problem> {
+        let view = if self.caller.tenant == TenantId::SYSTEM { View::Platform } else { View::Tenant(self.caller.tenant) };
+        Ok(self.app.reads.begin(view, models, after).await?)
     }
 
     /// Signs and checks cursors.
@@ -130,35 +131,74 @@ impl Query {
         &self.app.reads.cursors
     }
 
-    /// Answers one row.
-    pub fn show<T: Serialize>(self, read: &Read, row: Option<T>, version: impl FnOnce(&T) -> i64) -> Result<Shown<T>, Problem> {
+    /// Answers one row of `stream`.
+    pub fn show<T: Serialize>(
+        self,
+        read: &Read,
+        stream: StreamId,
+        row: Option<T>,
+        version: impl FnOnce(&T) -> i64,
+    ) -> Result<Shown<T>, Problem> {
         let row = row.ok_or_else(Problem::not_found)?;
         let etag = etag(version(&row));
         let unchanged = self
             .if_none_match
             .is_some_and(|tags| tags.split(',').any(|tag| tag.trim() == "*" || tag.trim().trim_start_matches("W/") == etag));
-        Ok(Shown { row, etag, unchanged, position: read.position })
+        Ok(Shown { row, etag, unchanged, reflects: Reflects::stream(read, stream) })
     }
 
     /// Answers one page.
     pub fn page<T>(self, read: &Read, page: Page<T>) -> Listed<T> {
-        Listed { position: read.position, data: page.rows, next: page.next, uri: self.uri }
+        Listed { data: page.rows, next: page.next, uri: self.uri, reflects: Reflects::all(read) }
+    }
+
+    /// Answers one page of what belongs to `stream`; every stream has something, so where there is nothing at all there is no such stream for the caller.
+    pub fn page_of<T>(self, read: &Read, stream: StreamId, page: Page<T>, cursor: Option<&String>) -> Result<Listed<T>, Problem> {
+        if page.rows.is_empty() && cursor.is_none() {
+            return Err(Problem::not_found());
+        }
+        Ok(Listed { data: page.rows, next: page.next, uri: self.uri, reflects: Reflects::stream(read, stream) })
     }
 }
 
-/// One row with its version, or the word that it has not changed.
+/// How far an answer is up to date.
+struct Reflects {
+    position: i64,
+    /// What the answer shows, or a part of it, waits from this event on: it could not be folded.
+    parked: Option<i64>,
+}
+
+impl Reflects {
+    fn all(read: &Read) -> Self {
+        Self { position: read.position, parked: read.parked.values().min().copied() }
+    }
+
+    fn stream(read: &Read, stream: StreamId) -> Self {
+        let partitions = [stream.to_string(), stream.tenant.to_string()];
+        Self { position: read.position, parked: partitions.iter().filter_map(|partition| read.parked.get(partition)).min().copied() }
+    }
+
+    fn tell(&self, headers: &mut HeaderMap) {
+        set(headers, TENURE_POSITION, &self.position.to_string());
+        if let Some(position) = self.parked {
+            set(headers, TENURE_PARKED, &position.to_string());
+        }
+    }
+}
+
+/// One row.
 pub struct Shown<T> {
     row: T,
     etag: String,
     unchanged: bool,
-    position: i64,
+    reflects: Reflects,
 }
 
 impl<T: Serialize> IntoResponse for Shown<T> {
     fn into_response(self) -> Response {
         let mut response = if self.unchanged { StatusCode::NOT_MODIFIED.into_response() } else { axum::Json(self.row).into_response() };
         set(response.headers_mut(), ETAG, &self.etag);
-        set(response.headers_mut(), TENURE_POSITION, &self.position.to_string());
+        self.reflects.tell(response.headers_mut());
         response
     }
 }
@@ -172,8 +212,8 @@ fn ascii(query: &str) -> String {
 pub struct Listed<T> {
     data: Vec<T>,
     next: Option<String>,
-    position: i64,
     uri: Uri,
+    reflects: Reflects,
 }
 
 /// The body of a list.
@@ -182,6 +222,7 @@ pub struct ListBody<T> {
     /// The rows.
     data: Vec<T>,
     /// The cursor of the next page; none on the last.
+    #[schema(example = "qN5QEy0lRmZkUeC3F1FQ5VsiMjAyNi0wMS0wMSIsIjAxOTAiXQ")]
     next_cursor: Option<String>,
 }
 
@@ -198,7 +239,7 @@ impl<T: Serialize> IntoResponse for Listed<T> {
             format!("<{}?{}>; rel=\"next\"", self.uri.path(), ascii(&query.join("&")))
         });
         let mut response = axum::Json(ListBody { data: self.data, next_cursor: self.next }).into_response();
-        set(response.headers_mut(), TENURE_POSITION, &self.position.to_string());
+        self.reflects.tell(response.headers_mut());
         if let Some(link) = link {
             set(response.headers_mut(), LINK, &link);
         }

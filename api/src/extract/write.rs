@@ -21,7 +21,7 @@ use uuid::Uuid;
 
 use super::{Caller, TENURE_POSITION, etag, set};
 use crate::app::App;
-use crate::problem::Problem;
+use crate::problem::{Problem, code};
 
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 const IDEMPOTENT_REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
@@ -46,9 +46,9 @@ impl<C: DeserializeOwned> FromRequest<App> for Body<C> {
             .map(|v| v.split(';').next().unwrap_or(v).trim().to_ascii_lowercase());
         let bytes = Bytes::from_request(request, app).await.map_err(|rejection| {
             if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE {
-                Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "request.too_large", "a body may be 1 MiB at most")
+                Problem::new(code::TOO_LARGE, "a body may be 1 MiB at most")
             } else {
-                Problem::new(StatusCode::BAD_REQUEST, "request.malformed", rejection.to_string())
+                Problem::new(code::MALFORMED, rejection.to_string())
             }
         })?;
         if bytes.iter().all(u8::is_ascii_whitespace) {
@@ -56,26 +56,29 @@ impl<C: DeserializeOwned> FromRequest<App> for Body<C> {
         }
         match content_type.as_deref() {
             Some("application/json" | "application/merge-patch+json") => Self::parse(&bytes),
-            Some(_) | None => Err(Problem::new(
-                StatusCode::UNSUPPORTED_MEDIA_TYPE,
-                "request.media_type",
-                "the body must be application/json, or application/merge-patch+json for an edit",
-            )),
+            Some(_) | None => {
+                Err(Problem::new(code::MEDIA_TYPE, "the body must be application/json, or application/merge-patch+json for an edit"))
+            }
         }
     }
 }
 
 impl<C: DeserializeOwned> Body<C> {
     fn parse(bytes: &[u8]) -> Result<Self, Problem> {
-        let value: Value = serde_json::from_slice(bytes)
-            .map_err(|e| Problem::new(StatusCode::BAD_REQUEST, "request.malformed", format!("the body is not JSON: {e}")))?;
+        let value: Value =
+            serde_json::from_slice(bytes).map_err(|e| Problem::new(code::MALFORMED, format!("the body is not JSON: {e}")))?;
         if !value.is_object() {
             return Err(Problem::invalid(String::new(), "the body must be an object".into()));
         }
         let canonical = value.to_string();
         let command = serde_path_to_error::deserialize(value).map_err(|error| {
-            let pointer = pointer(error.path());
-            Problem::invalid(pointer, error.into_inner().to_string())
+            let mut pointer = pointer(error.path());
+            let detail = error.into_inner().to_string();
+            // serde names the object that lacks the field; the client looks for the field.
+            if let Some((field, _)) = detail.strip_prefix("missing field `").and_then(|rest| rest.split_once('`')) {
+                pointer = format!("{pointer}/{field}");
+            }
+            Problem::invalid(pointer, detail)
         })?;
         Ok(Self { command, canonical })
     }
@@ -133,9 +136,7 @@ fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Problem> {
     let Some(value) = headers.get(IDEMPOTENCY_KEY) else { return Ok(None) };
     match value.to_str().map(str::trim) {
         Ok(key) if !key.is_empty() && key.len() <= 255 => Ok(Some(key.to_owned())),
-        Ok(_) | Err(_) => {
-            Err(Problem::new(StatusCode::BAD_REQUEST, "request.bad_header", "Idempotency-Key must be 1 to 255 visible ASCII characters"))
-        }
+        Ok(_) | Err(_) => Err(Problem::new(code::BAD_HEADER, "Idempotency-Key must be 1 to 255 visible ASCII characters")),
     }
 }
 
@@ -147,9 +148,7 @@ fn if_match(headers: &HeaderMap) -> Result<Option<i64>, Problem> {
         return Ok(None);
     }
     let version = text.strip_prefix("\"v").and_then(|t| t.strip_suffix('"')).and_then(|t| t.parse().ok());
-    version
-        .map(Some)
-        .ok_or_else(|| Problem::new(StatusCode::BAD_REQUEST, "request.bad_header", "If-Match must be one version, such as \"v3\""))
+    version.map(Some).ok_or_else(|| Problem::new(code::BAD_HEADER, "If-Match must be one version, such as \"v3\""))
 }
 
 /// W3C Trace Context: `00-<32 hex>-<16 hex>-<2 hex>`.
@@ -206,8 +205,10 @@ pub struct WrittenBody {
     /// The aggregate's id.
     id: Uuid,
     /// Its version now; also the `ETag`.
+    #[schema(example = 3)]
     version: i64,
     /// A position at which a query sees the change: `?after=<position>`.
+    #[schema(example = 42)]
     position: i64,
 }
 

@@ -1,9 +1,11 @@
 //! All routes. This file only lists them.
 
+mod examples;
 pub mod identity;
+pub mod support;
 
-use utoipa::OpenApi;
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
+use utoipa::{Modify as _, OpenApi};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -30,7 +32,7 @@ impl utoipa::Modify for Bearer {
 
 /// Everything under `/v1`.
 pub(crate) fn all() -> OpenApiRouter<App> {
-    OpenApiRouter::with_openapi(Description::openapi()).merge(identity::tenant::routes())
+    OpenApiRouter::with_openapi(Description::openapi()).merge(identity::tenant::routes()).merge(support::ticket::routes())
 }
 
 /// What operators ask; never refused for load.
@@ -42,11 +44,18 @@ pub(crate) fn operations() -> OpenApiRouter<App> {
         .routes(routes!(health::metrics))
 }
 
-/// The description of the whole interface.
-pub fn openapi() -> utoipa::openapi::OpenApi {
+/// The description of the whole interface, and of `more` routes.
+pub(crate) fn described(more: OpenApiRouter<App>) -> utoipa::openapi::OpenApi {
     let mut openapi = all().into_openapi();
     openapi.merge(operations().into_openapi());
+    openapi.merge(more.into_openapi());
+    examples::Examples.modify(&mut openapi);
     openapi
+}
+
+/// The description of the whole interface.
+pub fn openapi() -> utoipa::openapi::OpenApi {
+    described(OpenApiRouter::new())
 }
 
 /// Declares the routes of commands on an existing aggregate: `name(Body) METHOD "path" "what it does";`. `$stream` says which stream an id is, for a caller.

@@ -87,6 +87,10 @@ async fn malformed_requests_are_4xx_problems_and_nothing_is_written() {
     let owner = r#"{"slug": "other", "name": "x", "owner": {"email": "ada", "name": "Ada"}}"#;
     assert_eq!(client.send(Method::POST, "/v1/tenants", &[json_type], owner).await.json["errors"][0]["pointer"], "/owner/email");
 
+    for (body, pointer) in [(r#"{"name": "x", "nmae": "y"}"#, "/nmae"), ("{}", "/name")] {
+        let answer = client.send(Method::POST, &rename, &[json_type], body).await;
+        assert_eq!(answer.json["errors"][0]["pointer"], pointer, "{}", answer.text);
+    }
     let settings = format!("{base}/settings");
     let merge = ("content-type", "application/merge-patch+json");
     for (what, body) in [

@@ -1,28 +1,41 @@
 //! Whatever is forgotten when an aggregate is added is named here.
 
-use std::collections::BTreeSet;
-use std::path::Path;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
 
-use domain::Aggregate;
+use api::problem::{code, status_of};
+use axum::http::{Method, StatusCode};
+use domain::{Aggregate, DomainError, Kind, Refusal, Role};
 use projections::ReadModel;
+use serde_json::{Value, json};
+use testing::Env;
+use testing::http::Client;
+use testing::node::Node;
 
-fn tags_and_commands() -> (BTreeSet<String>, BTreeSet<String>) {
+/// An operation of the description.
+struct Operation {
+    method: Method,
+    path: String,
+    description: Value,
+}
+
+/// All operations, by id.
+fn operations() -> BTreeMap<String, Operation> {
     let openapi = serde_json::to_value(api::routes::openapi()).unwrap();
-    let operations = openapi["paths"].as_object().unwrap().values().flat_map(|path| path.as_object().unwrap().values());
-    let mut tags = BTreeSet::new();
-    let mut bodies = BTreeSet::new();
-    for operation in operations {
-        tags.extend(operation["tags"].as_array().into_iter().flatten().map(|tag| tag.as_str().unwrap().to_owned()));
-        let content = operation["requestBody"]["content"].as_object();
-        bodies.extend(
-            content
-                .into_iter()
-                .flat_map(|c| c.values())
-                .filter_map(|c| c["schema"]["$ref"].as_str())
-                .map(|r| r.rsplit('/').next().unwrap().to_owned()),
-        );
+    let mut operations = BTreeMap::new();
+    for (path, methods) in openapi["paths"].as_object().unwrap() {
+        for (method, description) in methods.as_object().unwrap() {
+            let operation =
+                Operation { method: method.to_uppercase().parse().unwrap(), path: path.clone(), description: description.clone() };
+            operations.insert(description["operationId"].as_str().unwrap().to_owned(), operation);
+        }
     }
-    (tags, bodies)
+    operations
+}
+
+fn tags() -> BTreeSet<String> {
+    operations().values().map(|operation| operation.description["tags"][0].as_str().unwrap().to_owned()).collect()
 }
 
 fn read_models_of(aggregate: &str) -> Vec<&'static str> {
@@ -51,7 +64,7 @@ fn missing<A: Aggregate>() -> Vec<String> {
         need(golden.exists(), format!("no golden file {}", golden.display()));
     }
     need(!read_models_of(name).is_empty(), "no read model".into());
-    need(tags_and_commands().0.contains(&format!("{name}s")), format!("no OpenAPI tag `{name}s`"));
+    need(tags().contains(&format!("{name}s")), format!("no OpenAPI tag `{name}s`"));
     missing
 }
 
@@ -68,26 +81,139 @@ fn every_aggregate_has_its_subjects_read_model_openapi_tag_and_golden_files() {
 fn the_completeness_test_can_fail() {
     // An aggregate that nobody registered anything for.
     assert!(read_models_of("nothing").is_empty());
-    assert!(!tags_and_commands().0.contains("nothings"));
+    assert!(!tags().contains("nothings"));
 }
 
 #[test]
-fn every_command_of_a_tenant_that_people_may_send_is_an_operation() {
-    let (_, bodies) = tags_and_commands();
-    let wanted = [
-        "ProvisionTenant",
-        "CompleteProvisioning",
-        "RenameTenant",
-        "ChangeSlug",
-        "UpdateSettings",
-        "SetLlmConfig",
-        "SetBranding",
-        "SuspendTenant",
-        "FreezeTenant",
-        "DeactivateTenant",
-        "CancelTenant",
-        "ReactivateTenant",
-        "DeleteTenant",
+fn the_description_of_the_interface_changes_only_on_purpose() {
+    insta::assert_snapshot!("openapi", serde_json::to_string_pretty(&api::routes::openapi()).unwrap());
+}
+
+/// Every problem that can be returned: the page that explains it, and its status.
+fn problems() -> BTreeMap<&'static str, StatusCode> {
+    macro_rules! all {
+        ($($aggregate:ty,)*) => { [Refusal::PAGES, $(<$aggregate as cqrs_es::Aggregate>::Error::PAGES),*].concat() };
+    }
+    let refusals: Vec<(&'static str, Kind)> = domain::for_each_aggregate!(all);
+    let of_commands = refusals.into_iter().map(|(page, kind)| (page, status_of(kind)));
+    of_commands.chain(code::ALL.iter().map(|code| (code.name, code.status))).collect()
+}
+
+#[test]
+fn every_problem_that_can_be_returned_has_its_page_and_every_page_its_problem() {
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../docs/errors");
+    let mut index = "# Problems\n\nWhat `code` and `type` of a problem (RFC 9457) can be. A running installation serves these pages at `/errors/<name>`. This list is made from the program: \
+                     `UPDATE_GOLDEN=1` writes it anew.\n\n| problem | status | when |\n|---|---|---|\n"
+        .to_owned();
+    for (page, status) in problems() {
+        let text =
+            std::fs::read_to_string(folder.join(format!("{page}.md"))).unwrap_or_else(|_| panic!("docs/errors/{page}.md is missing"));
+        assert!(text.starts_with(&format!("# `{page}` ({})\n\n", status.as_u16())), "the heading of docs/errors/{page}.md");
+        assert!(text.contains("\n**What to do.** "), "docs/errors/{page}.md does not say what to do");
+        let when = text.split("\n\n").nth(1).unwrap().replace('\n', " ").replace('|', "\\|");
+        writeln!(index, "| [`{page}`]({page}.md) | {} | {when} |", status.as_u16()).unwrap();
+    }
+    let there: BTreeSet<String> = std::fs::read_dir(&folder)
+        .unwrap()
+        .map(|file| file.unwrap().file_name().into_string().unwrap())
+        .filter(|name| name != "README.md")
+        .map(|name| name.trim_end_matches(".md").to_owned())
+        .collect();
+    assert_eq!(there, problems().keys().map(|page| (*page).to_owned()).collect(), "pages of nothing");
+    let readme = folder.join("README.md");
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        std::fs::write(&readme, &index).unwrap();
+    }
+    assert_eq!(std::fs::read_to_string(readme).unwrap_or_default(), index, "docs/errors/README.md: run with UPDATE_GOLDEN=1");
+}
+
+/// Whether `real` has no field that `described` has not, at any depth.
+fn fits(real: &Value, described: &Value, at: &str) -> Result<(), String> {
+    match (real, described) {
+        (Value::Object(real), Value::Object(described)) if !described.is_empty() => real.iter().try_for_each(|(name, value)| {
+            let field = described.get(name).ok_or_else(|| format!("{at}/{name} is not described"))?;
+            fits(value, field, &format!("{at}/{name}"))
+        }),
+        (Value::Array(real), Value::Array(described)) => real
+            .iter()
+            .try_for_each(|value| described.first().map_or_else(|| Err(format!("{at} is described as empty")), |one| fits(value, one, at))),
+        (Value::Array(_), other) if !other.is_null() => Err(format!("{at} is described as {other}")),
+        _ => Ok(()),
+    }
+}
+
+/// Calls an operation with the example of its description.
+async fn call(client: &Client, operation: &Operation, id: &str) {
+    let description = &operation.description;
+    let uri = operation.path.replace("{id}", id);
+    let (media, body) = match description["requestBody"]["content"].as_object().and_then(|content| content.iter().next()) {
+        Some((media, content)) => (media.as_str(), content["example"].to_string()),
+        None => ("", String::new()),
+    };
+    let headers = [("content-type", media)];
+    let answer = client.send(operation.method.clone(), &uri, if media.is_empty() { &[] } else { &headers }, body.clone()).await;
+    let said = format!("{} {uri} {body}: {} {}", operation.method, answer.status, answer.text);
+    assert!(answer.status.is_success(), "{said}");
+    let described = &description["responses"][answer.status.as_str()];
+    assert!(described.is_object(), "{said}: not described");
+    let Some(content) = described["content"]["application/json"].as_object() else { return };
+    assert!(content["example"].is_object(), "{said}: no example");
+    fits(&answer.json, &content["example"], "").unwrap_or_else(|error| panic!("{said}: {error}"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_operation_of_the_description_was_called_with_its_example_and_answers_as_described() {
+    let env = Env::new().await;
+    let node = Node::start(&env).await;
+    let platform = Client::new(&env, &node);
+    let agent = platform.acting(platform.provision("desk").await, Role::SupportAgent);
+    let example = "01900000-0000-7000-8000-000000000001";
+    let ticket = agent.post("/v1/tickets", json!({"subject": "Mine", "body": "Another one."})).await.field("id").to_owned();
+    let operations = operations();
+    let mut called = BTreeSet::new();
+    // In an order in which each of them is allowed.
+    let tickets = [
+        "open_ticket edit_ticket change_status add_comment redact_comment assign_ticket unassign_ticket change_priority link_ticket unlink_ticket",
+        "tag_ticket untag_ticket attach_file detach_file add_follower remove_follower resolve_ticket reopen_ticket resolve_ticket close_ticket",
+        "list_tickets get_ticket list_ticket_thread list_ticket_statistics",
     ];
-    assert_eq!(bodies, wanted.into_iter().map(str::to_owned).collect());
+    for name in tickets.iter().flat_map(|line| line.split(' ')) {
+        if name == "list_tickets" {
+            node.settled().await;
+        }
+        call(&agent, &operations[name], &ticket).await;
+        called.insert(name.to_owned());
+    }
+    call(&agent, &operations["delete_ticket"], example).await;
+    called.insert("delete_ticket".to_owned());
+    let tenants = [
+        "provision_tenant complete_provisioning rename_tenant change_slug update_settings set_llm_config set_branding suspend_tenant reactivate_tenant",
+        "freeze_tenant reactivate_tenant deactivate_tenant reactivate_tenant cancel_tenant list_tenants get_tenant list_tenant_timeline delete_tenant",
+        "livez readyz health metrics",
+    ];
+    for name in tenants.iter().flat_map(|line| line.split(' ')) {
+        if name == "list_tenants" {
+            node.settled().await;
+        }
+        call(&platform, &operations[name], example).await;
+        called.insert(name.to_owned());
+    }
+    let all: BTreeSet<String> = operations.keys().cloned().collect();
+    assert_eq!(called, all);
+}
+
+#[test]
+fn every_operation_has_an_example_of_each_body_that_says_something() {
+    for (name, operation) in operations() {
+        let bodies =
+            [&operation.description["requestBody"]].into_iter().chain(operation.description["responses"].as_object().unwrap().values());
+        for (media, content) in bodies.filter_map(|body| body["content"].as_object()).flatten() {
+            // What nobody gave an example for is called so.
+            let example = &content["example"];
+            assert!(
+                media.starts_with("text/") || !(example.is_null() || example.to_string().contains("\"text\"")),
+                "{name}: {media} has no example: {example}"
+            );
+        }
+    }
 }

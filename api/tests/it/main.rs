@@ -4,3 +4,4 @@
 mod bad_input;
 mod completeness;
 mod tenant;
+mod ticket;

@@ -34,6 +34,7 @@ pub async fn append(store: &Store, count: usize) {
             correlation_id: id(),
             causation_id: None,
             traceparent: Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".into()),
+            erases: None,
         },
     };
     store.append(request).await.unwrap();

@@ -5,15 +5,15 @@ use domain::TenantId;
 use domain::identity::tenant::{Event, Status, Tenant};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use sqlx::QueryBuilder;
 use sqlx::types::Json;
 use store::Recorded;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
 use crate::cursor::CursorKey;
+use crate::list::{self, Column, Orders, Page, Paging};
 use crate::model::ReadModel;
-use crate::query::{Page, QueryError, Read};
+use crate::query::{QueryError, Read};
 
 /// The read model.
 pub struct Tenants;
@@ -34,27 +34,33 @@ pub struct Row {
     /// Its id.
     pub id: Uuid,
     /// Its version, as in the `ETag`.
+    #[schema(example = 3)]
     pub version: i64,
     /// Its short name in URLs.
+    #[schema(example = "acme-ag")]
     pub slug: String,
     /// Its earlier slugs that still lead to it.
+    #[schema(example = json!(["acme"]))]
     pub aliases: Vec<String>,
     /// What people call it.
+    #[schema(example = "Acme GmbH")]
     pub name: String,
     /// Where it stands in its life.
     pub status: Status,
     /// Why, if a reason was given.
+    #[schema(example = "invoice 2041 unpaid")]
     pub status_reason: Option<String>,
     /// The plan asked for when it was made.
+    #[schema(example = "growth")]
     pub plan: Option<String>,
     /// Its settings.
-    #[schema(value_type = Object)]
+    #[schema(value_type = Object, example = json!({"theme": "dark"}))]
     pub settings: Value,
     /// The language model it uses; the provider's key by reference only.
-    #[schema(value_type = Option<Object>)]
+    #[schema(value_type = Option<Object>, example = json!({"provider": "openai", "model": "gpt-4o", "secret_ref": "vault:llm/acme"}))]
     pub llm: Option<Value>,
     /// How it looks.
-    #[schema(value_type = Option<Object>)]
+    #[schema(value_type = Option<Object>, example = json!({"primary_color": "#0a7cff", "logo_url": null}))]
     pub branding: Option<Value>,
     /// When it was made.
     pub created_at: DateTime<Utc>,
@@ -146,38 +152,13 @@ pub struct Filter {
 }
 
 /// In which order.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-pub enum Sort {
-    /// Newest first.
-    #[default]
-    #[serde(rename = "-created_at")]
-    Newest,
-    /// Oldest first.
-    #[serde(rename = "created_at")]
-    Oldest,
-    /// By name.
-    #[serde(rename = "name")]
-    Name,
-    /// By name, backwards.
-    #[serde(rename = "-name")]
-    NameBackwards,
-}
-
-impl Sort {
-    /// The names that a request may use.
-    pub const ALL: [(&'static str, Self); 4] =
-        [("-created_at", Self::Newest), ("created_at", Self::Oldest), ("name", Self::Name), ("-name", Self::NameBackwards)];
-
-    /// (column expression, its type, comparison for what comes next, direction).
-    fn sql(self) -> (&'static str, &'static str, &'static str, &'static str) {
-        match self {
-            Self::Newest => ("created_at", "timestamptz", "<", "desc"),
-            Self::Oldest => ("created_at", "timestamptz", ">", "asc"),
-            Self::Name => ("lower(name)", "text", ">", "asc"),
-            Self::NameBackwards => ("lower(name)", "text", "<", "desc"),
-        }
-    }
-}
+pub const ORDERS: Orders = Orders {
+    columns: &[
+        Column { name: "created_at", sql: "created_at", kind: "timestamptz" },
+        Column { name: "name", sql: "lower(name)", kind: "text" },
+    ],
+    tie: ("id", "uuid"),
+};
 
 /// One tenant, if it exists and the view may see it.
 pub async fn by_id(read: &mut Read, id: Uuid) -> Result<Option<Row>, QueryError> {
@@ -189,18 +170,8 @@ pub async fn by_id(read: &mut Read, id: Uuid) -> Result<Option<Row>, QueryError>
 }
 
 /// One page of the tenants that the view may see and the filter lets pass.
-pub async fn list(
-    read: &mut Read,
-    cursors: &CursorKey,
-    filter: &Filter,
-    sort: Sort,
-    limit: u32,
-    cursor: Option<&str>,
-) -> Result<Page<Row>, QueryError> {
-    let list = format!("tenants_v1 {}", json!({"filter": filter, "sort": sort}));
-    let place: Option<(String, Uuid)> = cursor.map(|cursor| cursors.open(&list, cursor)).transpose()?;
-    let (column, kind, beyond, direction) = sort.sql();
-    let mut query = QueryBuilder::new(format!("select to_json(t), ({column})::text from read.tenants_v1 t where true"));
+pub async fn list(read: &mut Read, cursors: &CursorKey, filter: &Filter, paging: &Paging) -> Result<Page<Row>, QueryError> {
+    let mut query = list::select(Tenants::NAME, paging);
     match filter.status {
         Some(status) => query.push(" and status = ").push_bind(status.as_str()),
         None => query.push(" and status <> 'deleted'"),
@@ -221,13 +192,5 @@ pub async fn list(
     if let Some(to) = filter.created_to {
         query.push(" and created_at < ").push_bind(to);
     }
-    if let Some((value, id)) = place {
-        query.push(format!(" and ({column}, id) {beyond} (")).push_bind(value).push(format!("::{kind}, ")).push_bind(id).push(")");
-    }
-    query.push(format!(" order by {column} {direction}, id {direction} limit ")).push_bind(i64::from(limit) + 1);
-    let mut rows: Vec<(Json<Row>, String)> = query.build_query_as().fetch_all(read.connection()).await?;
-    let more = rows.len() > limit as usize;
-    rows.truncate(limit as usize);
-    let next = rows.last().filter(|_| more).map(|(Json(row), value)| cursors.sign(&list, &(value, row.id)));
-    Ok(Page { rows: rows.into_iter().map(|(Json(row), _)| row).collect(), next })
+    list::page(read, cursors, query, &json!([Tenants::NAME, filter]).to_string(), paging).await
 }

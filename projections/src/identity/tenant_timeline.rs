@@ -5,13 +5,13 @@ use domain::identity::tenant::{Event, Tenant};
 use domain::{Actor, TenantId};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use sqlx::types::Json;
 use store::Recorded;
 use utoipa::ToSchema;
 
 use crate::cursor::CursorKey;
+use crate::list::{self, Column, Orders, Page, Paging};
 use crate::model::ReadModel;
-use crate::query::{Page, QueryError, Read};
+use crate::query::{QueryError, Read};
 
 /// The read model.
 pub struct Timeline;
@@ -32,12 +32,13 @@ pub struct Row {
     /// Its place in the log.
     pub position: i64,
     /// What happened: `tenant.renamed`.
+    #[schema(example = "tenant.renamed")]
     pub event: String,
     /// What it says.
-    #[schema(value_type = Object)]
+    #[schema(value_type = Object, example = json!({"name": "Acme GmbH"}))]
     pub detail: Value,
     /// Who did it.
-    #[schema(value_type = Object)]
+    #[schema(value_type = Object, example = json!({"type": "user", "id": "dev", "tenant": "00000000-0000-0000-0000-000000000000", "role": "super_admin"}))]
     pub actor: Actor,
     /// When.
     pub occurred_at: DateTime<Utc>,
@@ -81,27 +82,12 @@ fn detail(event: &Event) -> Value {
     }
 }
 
+/// In which order: that of the log.
+pub const ORDERS: Orders = Orders { columns: &[Column { name: "position", sql: "position", kind: "bigint" }], tie: ("position", "bigint") };
+
 /// One page of a tenant's history.
-pub async fn list(
-    read: &mut Read,
-    cursors: &CursorKey,
-    tenant: TenantId,
-    limit: u32,
-    cursor: Option<&str>,
-) -> Result<Page<Row>, QueryError> {
-    let list = format!("tenant_timeline_v1 {tenant}");
-    let before: Option<i64> = cursor.map(|cursor| cursors.open(&list, cursor)).transpose()?;
-    let rows: Vec<Json<Row>> = sqlx::query_scalar(
-        "select to_json(t) from read.tenant_timeline_v1 t where tenant_id = $1 and position < coalesce($2, 9223372036854775807) order by position desc limit $3",
-    )
-    .bind(tenant.0)
-    .bind(before)
-    .bind(i64::from(limit) + 1)
-    .fetch_all(read.connection())
-    .await?;
-    let mut rows: Vec<Row> = rows.into_iter().map(|Json(row)| row).collect();
-    let more = rows.len() > limit as usize;
-    rows.truncate(limit as usize);
-    let next = rows.last().filter(|_| more).map(|row| cursors.sign(&list, &row.position));
-    Ok(Page { rows, next })
+pub async fn list(read: &mut Read, cursors: &CursorKey, tenant: TenantId, paging: &Paging) -> Result<Page<Row>, QueryError> {
+    let mut query = list::select(Timeline::NAME, paging);
+    query.push(" and tenant_id = ").push_bind(tenant.0);
+    list::page(read, cursors, query, &json!([Timeline::NAME, tenant]).to_string(), paging).await
 }

@@ -11,8 +11,9 @@ use domain::identity::tenant::{
 use domain::text::{DisplayName, JsonObject};
 use domain::{StreamId, TenantId};
 use projections::cursor::CursorKey;
-use projections::identity::tenant::{self, Filter, Sort, Tenants};
+use projections::identity::tenant::{self, Filter, Tenants};
 use projections::identity::tenant_timeline::Timeline;
+use projections::list::Paging;
 use projections::projector::Projector;
 use projections::rebuild::{Purpose, RebuildError, rebuild};
 use projections::{Progress, QueryError, ReadModel, View};
@@ -46,9 +47,13 @@ async fn change(node: &Node, tenants: &[TenantId], rounds: usize) {
     }
 }
 
+fn paging(sort: &str, limit: u32, cursor: Option<&str>) -> Paging {
+    Paging { sort: tenant::ORDERS.parse(Some(sort)).unwrap(), limit, cursor: cursor.map(str::to_owned) }
+}
+
 async fn assert_equals_a_rebuild<M: ReadModel>(env: &Env, node: &Node) {
-    let built = rebuild::<M>(&node.store, &env.database.pool(DbRole::Projector, 2), Purpose::Verify, &mut |_, _| {}).await.unwrap();
-    assert_eq!(built.differences, 0, "{}", M::NAME);
+    let built = rebuild::<M>(&node.store, &env.database.pool(DbRole::Projector, 2), Purpose::Verify, None, &|_, _| {}).await.unwrap();
+    assert_eq!(built.differences, Some(0), "{}: {:?}", M::NAME, built.samples);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -86,8 +91,8 @@ async fn rows_fed_from_the_log_in_random_batches_and_twice_equal_a_rebuild() {
         from += batch.len();
         size = (size * 7 + 3) % 23 + 1;
     }
-    let built = rebuild::<Tenants>(&store, &pool, Purpose::Verify, &mut |_, _| {}).await.unwrap();
-    assert_eq!(built.differences, 0);
+    let built = rebuild::<Tenants>(&store, &pool, Purpose::Verify, None, &|_, _| {}).await.unwrap();
+    assert_eq!(built.differences, Some(0), "{:?}", built.samples);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -130,7 +135,7 @@ async fn a_rebuild_under_live_writes_switches_without_a_wrong_or_missing_row_and
         async move {
             let (mut position, mut versions, mut asked) = (0, vec![0; tenants.len()], 0);
             loop {
-                let mut read = node.reads.begin(View::Platform, Tenants::NAME, Some(position)).await.expect("no query fails");
+                let mut read = node.reads.begin(View::Platform, &[Tenants::NAME], Some(position)).await.expect("no query fails");
                 position = read.position;
                 for (tenant, version) in tenants.iter().zip(&mut versions) {
                     let row = tenant::by_id(&mut read, tenant.0).await.expect("no query fails").expect("no row is missing");
@@ -147,8 +152,8 @@ async fn a_rebuild_under_live_writes_switches_without_a_wrong_or_missing_row_and
     let pool = env.database.pool(DbRole::Projector, 3);
     let mut switched = 0;
     while !writing.is_finished() {
-        let built = rebuild::<Tenants>(&node.store, &pool, Purpose::Switch, &mut |_, _| {}).await.unwrap();
-        assert_eq!(built.differences, 0);
+        let built = rebuild::<Tenants>(&node.store, &pool, Purpose::Switch, None, &|_, _| {}).await.unwrap();
+        assert_eq!(built.differences, Some(0), "{:?}", built.samples);
         switched += i32::from(built.switched);
     }
     writing.await.unwrap();
@@ -172,9 +177,9 @@ async fn a_rebuild_that_finds_other_rows_does_not_switch_unless_told_to() {
         .await
         .unwrap();
     let pool = env.database.pool(DbRole::Projector, 2);
-    let built = rebuild::<Tenants>(&node.store, &pool, Purpose::Switch, &mut |_, _| {}).await.unwrap();
-    assert_eq!((built.differences, built.switched), (2, false), "the forged row and the right one");
-    let built = rebuild::<Tenants>(&node.store, &pool, Purpose::Replace, &mut |_, _| {}).await.unwrap();
+    let built = rebuild::<Tenants>(&node.store, &pool, Purpose::Switch, None, &|_, _| {}).await.unwrap();
+    assert_eq!((built.differences, built.samples.len(), built.switched), (Some(1), 1, false));
+    let built = rebuild::<Tenants>(&node.store, &pool, Purpose::Replace, None, &|_, _| {}).await.unwrap();
     assert!(built.switched);
     let forged: i64 = sqlx::query_scalar("select count(*) from read.tenants_v1 where name = 'forged'").fetch_one(&env.owner).await.unwrap();
     assert_eq!(forged, 0);
@@ -193,10 +198,10 @@ async fn two_rebuilds_at_once_and_one_that_was_killed_leave_nothing_behind_that_
     let pool = env.database.pool(DbRole::Projector, 4);
     // As a killed one leaves it: a half-built generation and a lease.
     env.owner.execute("select read.new_generation('tenants_v1')").await.unwrap();
-    let (mut quiet, mut silent) = (|_: i64, _: i64| {}, |_: i64, _: i64| {});
+
     let (a, b) = tokio::join!(
-        rebuild::<Tenants>(&node.store, &pool, Purpose::Switch, &mut quiet),
-        rebuild::<Tenants>(&node.store, &pool, Purpose::Switch, &mut silent)
+        rebuild::<Tenants>(&node.store, &pool, Purpose::Switch, None, &|_, _| {}),
+        rebuild::<Tenants>(&node.store, &pool, Purpose::Switch, None, &|_, _| {})
     );
     assert!([&a, &b].iter().any(|r| r.as_ref().is_ok_and(|built| built.switched)), "{a:?} {b:?}");
     assert!([&a, &b].iter().all(|r| matches!(r, Ok(_) | Err(RebuildError::Busy(_)))), "{a:?} {b:?}");
@@ -213,11 +218,11 @@ async fn a_query_right_after_a_command_always_sees_it() {
     for n in 0..100 {
         let name = format!("name {n}");
         let done = node.execute(tenant, RenameTenant { name: DisplayName::parse(&name).unwrap() }).await.unwrap();
-        let mut read = node.reads.begin(View::Tenant(tenant), Tenants::NAME, Some(done.position)).await.unwrap();
+        let mut read = node.reads.begin(View::Tenant(tenant), &[Tenants::NAME], Some(done.position)).await.unwrap();
         assert!(read.position >= done.position);
         assert_eq!(tenant::by_id(&mut read, tenant.0).await.unwrap().unwrap().name, name);
     }
-    let beyond = node.reads.begin(View::Platform, Tenants::NAME, Some(1_000_000)).await;
+    let beyond = node.reads.begin(View::Platform, &[Tenants::NAME], Some(1_000_000)).await;
     assert!(matches!(beyond, Err(QueryError::Behind { wanted: 1_000_000, .. })));
 }
 
@@ -255,11 +260,11 @@ async fn every_page_of_every_sort_gives_each_tenant_exactly_once_also_while_more
     }
     node.settled().await;
     let key = CursorKey([7; 32]);
-    for (name, sort) in Sort::ALL {
+    for name in tenant::ORDERS.names() {
         let (mut seen, mut cursor) = (Vec::new(), None);
         loop {
-            let mut read = node.reads.begin(View::Platform, Tenants::NAME, None).await.unwrap();
-            let page = tenant::list(&mut read, &key, &Filter::default(), sort, 5, cursor.as_deref()).await.unwrap();
+            let mut read = node.reads.begin(View::Platform, &[Tenants::NAME], None).await.unwrap();
+            let page = tenant::list(&mut read, &key, &Filter::default(), &paging(&name, 5, cursor.as_deref())).await.unwrap();
             seen.extend(page.rows.iter().map(|row| row.id));
             node.provision(&format!(
                 "{}-{}",
@@ -290,20 +295,23 @@ async fn a_cursor_that_was_tampered_with_or_made_for_another_list_is_refused() {
     history(&node, 5).await;
     node.settled().await;
     let key = CursorKey([7; 32]);
-    let mut read = node.reads.begin(View::Platform, Tenants::NAME, None).await.unwrap();
-    let next = tenant::list(&mut read, &key, &Filter::default(), Sort::Newest, 2, None).await.unwrap().next.unwrap();
+    let mut read = node.reads.begin(View::Platform, &[Tenants::NAME], None).await.unwrap();
+    let next = tenant::list(&mut read, &key, &Filter::default(), &paging("-created_at", 2, None)).await.unwrap().next.unwrap();
     let other = Filter { q: Some("x".into()), ..Filter::default() };
     let mut flipped = next.clone().into_bytes();
     flipped[30] = if flipped[30] == b'A' { b'B' } else { b'A' };
     let flipped = String::from_utf8(flipped).unwrap();
     for (cursor, filter, sort, key) in [
-        (next.as_str(), &other, Sort::Newest, &key),
-        (next.as_str(), &Filter::default(), Sort::Oldest, &key),
-        (next.as_str(), &Filter::default(), Sort::Newest, &CursorKey([8; 32])),
-        (flipped.as_str(), &Filter::default(), Sort::Newest, &key),
-        ("", &Filter::default(), Sort::Newest, &key),
-        ("!", &Filter::default(), Sort::Newest, &key),
+        (next.as_str(), &other, "-created_at", &key),
+        (next.as_str(), &Filter::default(), "created_at", &key),
+        (next.as_str(), &Filter::default(), "-created_at", &CursorKey([8; 32])),
+        (flipped.as_str(), &Filter::default(), "-created_at", &key),
+        ("", &Filter::default(), "-created_at", &key),
+        ("!", &Filter::default(), "-created_at", &key),
     ] {
-        assert!(matches!(tenant::list(&mut read, key, filter, sort, 2, Some(cursor)).await, Err(QueryError::BadCursor)), "{cursor}");
+        assert!(
+            matches!(tenant::list(&mut read, key, filter, &paging(sort, 2, Some(cursor))).await, Err(QueryError::BadCursor)),
+            "{cursor}"
+        );
     }
 }

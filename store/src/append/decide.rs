@@ -212,7 +212,9 @@ fn fill(payload: &Payload, drawn: &[(&str, i64)]) -> Result<String, AppendError>
 /// All streams whose version a request speaks of.
 pub(crate) fn streams_of(request: &Prepared) -> impl Iterator<Item = (&'static str, StreamId)> + '_ {
     let named = request.preconditions.iter().filter_map(|p| match p {
-        domain::Precondition::StreamAt { aggregate, stream, .. } => Some((*aggregate, *stream)),
+        domain::Precondition::StreamAt { aggregate, stream, .. } | domain::Precondition::StreamExists { aggregate, stream } => {
+            Some((*aggregate, *stream))
+        }
         domain::Precondition::ClaimFree { .. }
         | domain::Precondition::ClaimHeld { .. }
         | domain::Precondition::CounterWithin { .. }

@@ -158,6 +158,10 @@ impl Guards {
                 let actual = self.versions.get(&(aggregate, *stream)).copied().unwrap_or(0);
                 if actual == *version { Ok(()) } else { Err(Refusal::StreamMoved { aggregate: (*aggregate).to_owned(), id: stream.id }) }
             }
+            Precondition::StreamExists { aggregate, stream } => {
+                let exists = self.versions.get(&(aggregate, *stream)).is_some_and(|version| *version > 0);
+                if exists { Ok(()) } else { Err(Refusal::NoSuchStream { aggregate: (*aggregate).to_owned(), id: stream.id }) }
+            }
             Precondition::ClaimFree { claim, value } => match self.claims.get(&claim_key(claim, tenant, value)) {
                 None => Ok(()),
                 Some(_) => Err(Refusal::ClaimTaken { namespace: claim.namespace.to_owned() }),
@@ -176,7 +180,7 @@ impl Guards {
             }
             Precondition::GateOpen if tenant == TenantId::SYSTEM => Ok(()),
             Precondition::GateOpen => match self.tenants.get(&tenant).and_then(|t| t.gate.as_deref()) {
-                None => Err(Refusal::NoSuchTenant(tenant)),
+                None => Err(Refusal::NoSuchTenant { tenant }),
                 Some("open") => Ok(()),
                 Some(status) => Err(Refusal::GateClosed { status: status.to_owned() }),
             },

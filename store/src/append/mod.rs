@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 use uuid::Uuid;
 
 use crate::Store;
-use crate::event::Metadata;
+use crate::event::{Erases, Metadata};
 use crate::seal;
 
 /// The most that one event may take as a message of the bus, headers included. A `nats-server` refuses 1 MiB by default; half of it leaves room.
@@ -186,16 +186,12 @@ impl Store {
     /// Appends all of the request or nothing. Returns when it is durable.
     pub async fn append(&self, request: Append) -> Result<Appended, AppendError> {
         let (reply, answer) = oneshot::channel();
-        let erases = request
-            .streams
-            .iter()
-            .flat_map(|s| &s.events)
-            .flat_map(|e| &e.effects)
-            .any(|e| matches!(e, Effect::Erase(_) | Effect::EndTenant));
+        let erases = Erases::of(request.streams.iter().flat_map(|s| &s.events).flat_map(|e| &e.effects));
+        let request = Append { metadata: Metadata { erases: erases.clone(), ..request.metadata }, ..request };
         let prepared = self.prepare(request, reply).await?;
         self.inner.queue.push(prepared)?;
         let answered = async move { answer.await.map_err(|_| AppendError::Unavailable)? };
-        if !erases {
+        if erases.is_none() {
             return answered.await;
         }
         // What was unsealed for this process must not outlive the key, whether or not the caller is still there, and whatever it was told.

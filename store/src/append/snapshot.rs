@@ -93,7 +93,7 @@ impl Wanted {
                         let aggregate = wanted.name(aggregate);
                         wanted.timers.insert((aggregate, *stream, name.clone()));
                     }
-                    Precondition::StreamAt { .. } | Precondition::GateOpen => {}
+                    Precondition::StreamAt { .. } | Precondition::StreamExists { .. } | Precondition::GateOpen => {}
                 }
             }
             for part in &request.streams {

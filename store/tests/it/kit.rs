@@ -6,7 +6,14 @@ use store::{Append, AppendError, Appended, Expected, Key, Metadata, NewEvent, St
 use testing::id;
 
 pub fn metadata() -> Metadata {
-    Metadata { actor: Actor::System { name: "test".into() }, command_id: id(), correlation_id: id(), causation_id: None, traceparent: None }
+    Metadata {
+        actor: Actor::System { name: "test".into() },
+        command_id: id(),
+        correlation_id: id(),
+        causation_id: None,
+        traceparent: None,
+        erases: None,
+    }
 }
 
 pub fn event(effects: Vec<Effect>) -> NewEvent {

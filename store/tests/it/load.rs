@@ -79,7 +79,7 @@ async fn a_subject_that_is_erased_before_anything_was_sealed_for_it_stays_erased
             vec![made("2", json!({"type": "made", "number": 1, "words": words}))],
         ))
         .await;
-    assert!(matches!(late, Err(store::AppendError::Refused(domain::Refusal::SubjectErased(_)))), "{late:?}");
+    assert!(matches!(late, Err(store::AppendError::Refused(domain::Refusal::SubjectErased { .. }))), "{late:?}");
 }
 
 #[tokio::test]

@@ -1,13 +1,14 @@
 //! `/v1/tenants`.
 
 use chrono::{DateTime, Utc};
-use domain::StreamId;
-use domain::TenantId;
 use domain::identity::tenant::{
     CancelTenant, ChangeSlug, CompleteProvisioning, DeactivateTenant, DeleteTenant, FreezeTenant, ProvisionTenant, ReactivateTenant,
     RenameTenant, SetBranding, SetLlmConfig, Status, SuspendTenant, Tenant, UpdateSettings,
 };
-use projections::identity::{tenant, tenant_timeline};
+use domain::{StreamId, TenantId};
+use projections::ReadModel as _;
+use projections::identity::tenant::{self, Tenants};
+use projections::identity::tenant_timeline::{self, Timeline};
 use serde::Deserialize;
 use utoipa::IntoParams;
 use utoipa_axum::router::OpenApiRouter;
@@ -15,7 +16,9 @@ use utoipa_axum::routes;
 use uuid::Uuid;
 
 use crate::app::App;
-use crate::extract::{After, Body, Caller, Id, ListBody, Listed, Paging, Params, Query, Shown, Write, Written, WrittenBody};
+use crate::extract::{
+    After, Body, Caller, Id, ListBody, Listed, Listing, Params, Query, Shown, Write, Written, WrittenBody, paging, sensible, short,
+};
 use crate::problem::Problem;
 
 pub(crate) fn routes() -> OpenApiRouter<App> {
@@ -80,9 +83,10 @@ async fn provision_tenant(write: Write<Tenant>, body: Body<ProvisionTenant>) -> 
     responses((status = 200, body = tenant::Row), (status = 304, description = "It has not changed."), (status = "4XX", body = Problem, content_type = "application/problem+json", description = "Refused."))
 )]
 async fn get_tenant(query: Query, Id(id): Id, Params(p): Params<After>) -> Result<Shown<tenant::Row>, Problem> {
-    let mut read = query.open::<tenant::Tenants>("tenant:read", p.after).await?;
+    query.require("tenant:read")?;
+    let mut read = query.open_all(&[Tenants::NAME], p.after).await?;
     let row = tenant::by_id(&mut read, id).await?;
-    query.show(&read, row, |row| row.version)
+    query.show(&read, StreamId::new(TenantId(id), id), row, |row| row.version)
 }
 
 /// Which tenants, in which order.
@@ -120,30 +124,27 @@ struct ListTenants {
     responses((status = 200, body = ListBody<tenant::Row>), (status = "4XX", body = Problem, content_type = "application/problem+json", description = "Refused."))
 )]
 async fn list_tenants(query: Query, Params(p): Params<ListTenants>) -> Result<Listed<tenant::Row>, Problem> {
-    let sort = crate::extract::sort(p.sort.as_deref(), &tenant::Sort::ALL)?;
-    let limit = crate::extract::limit(p.limit)?;
-    crate::extract::short(&[&p.plan, &p.q, &p.slug])?;
-    crate::extract::sensible(&[p.created_from, p.created_to])?;
+    query.require("tenant:read")?;
+    let paging = paging(&tenant::ORDERS, p.sort.as_deref(), p.limit, p.cursor)?;
+    short(&[&p.plan, &p.q, &p.slug])?;
+    sensible(&[p.created_from, p.created_to])?;
     let filter =
         tenant::Filter { status: p.status, plan: p.plan, q: p.q, slug: p.slug, created_from: p.created_from, created_to: p.created_to };
-    let mut read = query.open::<tenant::Tenants>("tenant:read", p.after).await?;
-    let page = tenant::list(&mut read, query.cursors(), &filter, sort, limit, p.cursor.as_deref()).await?;
+    let mut read = query.open_all(&[Tenants::NAME], p.after).await?;
+    let page = tenant::list(&mut read, query.cursors(), &filter, &paging).await?;
     Ok(query.page(&read, page))
 }
 
 /// What has happened to a tenant, newest first.
 #[utoipa::path(
     get, path = "/v1/tenants/{id}/timeline", tag = "tenants",
-    params(("id" = Uuid, Path, description = "Which one."), Paging),
+    params(("id" = Uuid, Path, description = "Which one."), Listing),
     responses((status = 200, body = ListBody<tenant_timeline::Row>), (status = "4XX", body = Problem, content_type = "application/problem+json", description = "Refused."))
 )]
-async fn list_tenant_timeline(query: Query, Id(id): Id, Params(p): Params<Paging>) -> Result<Listed<tenant_timeline::Row>, Problem> {
-    let limit = crate::extract::limit(p.limit)?;
-    let mut read = query.open::<tenant_timeline::Timeline>("tenant:read", p.after).await?;
-    let page = tenant_timeline::list(&mut read, query.cursors(), TenantId(id), limit, p.cursor.as_deref()).await?;
-    // Every tenant has a history, so one without is none that the caller may see.
-    if page.rows.is_empty() && p.cursor.is_none() {
-        return Err(Problem::not_found());
-    }
-    Ok(query.page(&read, page))
+async fn list_tenant_timeline(query: Query, Id(id): Id, Params(p): Params<Listing>) -> Result<Listed<tenant_timeline::Row>, Problem> {
+    query.require("tenant:read")?;
+    let paging = paging(&tenant_timeline::ORDERS, p.sort.as_deref(), p.limit, p.cursor)?;
+    let mut read = query.open_all(&[Timeline::NAME], p.after).await?;
+    let page = tenant_timeline::list(&mut read, query.cursors(), TenantId(id), &paging).await?;
+    query.page_of(&read, StreamId::new(TenantId(id), id), page, paging.cursor.as_ref())
 }

@@ -1,13 +1,10 @@
 //! What may be asked of a tenant, and why it may be refused.
 
-use std::borrow::Cow;
-
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::Status;
-use crate::error::{DomainError, Kind};
 use crate::text::{DisplayName, Email, JsonObject, PlanCode, Reason, SecretRef, TextError, line, slug};
 
 crate::text_types! {
@@ -131,6 +128,7 @@ pub struct ExpireSlugAlias {
 /// Changes a tenant's settings by a JSON merge patch (RFC 7396).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(transparent)]
+#[schema(example = json!({"theme": "dark", "beta": null}))]
 pub struct UpdateSettings(pub JsonObject);
 
 /// Sets the language model a tenant uses.
@@ -165,16 +163,7 @@ pub struct SuspendTenant {
     pub reason: Reason,
 }
 
-macro_rules! bare {
-    ($($(#[$doc:meta])* $name:ident)*) => { $(
-        $(#[$doc])*
-        #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
-        #[serde(deny_unknown_fields)]
-        pub struct $name {}
-    )* };
-}
-
-bare! {
+crate::bare_commands! {
     /// Makes a tenant read only.
     FreezeTenant
     /// Switches a tenant off.
@@ -204,74 +193,30 @@ crate::commands! { "tenant":
     Delete(DeleteTenant) "delete", "delete";
 }
 
-/// Why a tenant refuses.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Error {
-    /// There is none, or no longer.
-    #[error("there is no such tenant")]
-    NotFound,
-    /// The id is in use.
-    #[error("a tenant with this id exists already")]
-    AlreadyExists,
-    /// The platform's own id.
-    #[error("this id is reserved for the platform")]
-    ReservedId,
-    /// Another tenant has or recently had this slug.
-    #[error("the slug is taken by another tenant")]
-    SlugTaken,
-    /// The status does not allow the command.
-    #[error("a tenant that is {status} cannot {command}")]
-    NotWhile {
-        /// The command's name.
-        command: &'static str,
-        /// The tenant's status.
-        status: Status,
-    },
-    /// It was cancelled too long ago.
-    #[error("a cancelled tenant can come back within 30 days only")]
-    ReactivationWindowPassed,
-    /// The slug is not an alias of this tenant, or its time has not come.
-    #[error("this slug is not an alias that has expired")]
-    AliasNotExpired,
-    /// The settings would become too large.
-    #[error("the settings would be larger than 64 KiB")]
-    SettingsTooLarge,
-}
-
-impl DomainError for Error {
-    fn kind(&self) -> Kind {
-        match self {
-            Self::NotFound => Kind::NotFound,
-            Self::AlreadyExists | Self::SlugTaken | Self::NotWhile { .. } | Self::ReactivationWindowPassed | Self::AliasNotExpired => {
-                Kind::Conflict
-            }
-            Self::SettingsTooLarge | Self::ReservedId => Kind::Invalid,
-        }
+crate::errors! {
+    /// Why a tenant refuses.
+    Error {
+        /// There is none, or no longer.
+        NotFound: NotFound "tenant.not_found", "there is no such tenant";
+        /// The id is in use.
+        AlreadyExists: Conflict "tenant.already_exists", "a tenant with this id exists already";
+        /// The platform's own id.
+        ReservedId: Invalid "tenant.reserved_id", "this id is reserved for the platform";
+        /// Another tenant has or recently had this slug.
+        SlugTaken: Conflict "tenant.slug_taken", "the slug is taken by another tenant";
+        /// The status does not allow the command.
+        NotWhile {
+            /// The command's name.
+            command: &'static str,
+            /// The tenant's status.
+            status: Status,
+        }: Conflict "tenant.cannot_while", "a tenant that is {status} cannot {command}";
+        /// It was cancelled too long ago.
+        ReactivationWindowPassed: Conflict "tenant.reactivation_window_passed", "a cancelled tenant can come back within 30 days only";
+        /// The slug is not an alias of this tenant, or its time has not come.
+        AliasNotExpired: Conflict "tenant.alias_not_expired", "this slug is not an alias that has expired";
+        /// The settings would become too large.
+        SettingsTooLarge: Invalid "tenant.settings_too_large", "the settings would be larger than 64 KiB";
     }
-
-    fn code(&self) -> Cow<'static, str> {
-        match self {
-            Self::NotFound => "tenant.not_found".into(),
-            Self::AlreadyExists => "tenant.already_exists".into(),
-            Self::ReservedId => "tenant.reserved_id".into(),
-            Self::SlugTaken => "tenant.slug_taken".into(),
-            Self::NotWhile { command, status } => format!("tenant.cannot_{command}_while_{status}").into(),
-            Self::ReactivationWindowPassed => "tenant.reactivation_window_passed".into(),
-            Self::AliasNotExpired => "tenant.alias_not_expired".into(),
-            Self::SettingsTooLarge => "tenant.settings_too_large".into(),
-        }
-    }
-
-    fn page(&self) -> Cow<'static, str> {
-        match self {
-            Self::NotWhile { .. } => "tenant.cannot_while".into(),
-            Self::NotFound
-            | Self::AlreadyExists
-            | Self::ReservedId
-            | Self::SlugTaken
-            | Self::ReactivationWindowPassed
-            | Self::AliasNotExpired
-            | Self::SettingsTooLarge => self.code(),
-        }
-    }
+    code Self::NotWhile { command, status } => format!("tenant.cannot_{command}_while_{status}");
 }

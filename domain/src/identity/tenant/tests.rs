@@ -7,7 +7,8 @@ use proptest::prelude::*;
 use uuid::Uuid;
 
 use super::*;
-use crate::aggregate::{Actor, Aggregate as _, Context};
+use crate::Actor;
+use crate::aggregate::{Aggregate as _, Context};
 use crate::text::{DisplayName, Email, JsonObject, Reason, SecretRef};
 use crate::{StreamId, TenantId};
 

@@ -1,0 +1,3 @@
+//! Helping people.
+
+pub mod ticket;

@@ -1,0 +1,234 @@
+//! `/v1/tickets`.
+
+use chrono::{DateTime, NaiveDate, Utc};
+use domain::support::ticket::{
+    AddComment, AddFollower, AssignTicket, AttachFile, ChangePriority, ChangeStatus, Channel, CloseTicket, DeleteTicket, DetachFile,
+    EditTicket, LinkTicket, OpenTicket, Priority, RedactComment, RemoveFollower, ReopenTicket, ResolveTicket, Status, TagTicket, Ticket,
+    UnassignTicket, UnlinkTicket, UntagTicket,
+};
+use domain::{StreamId, UserId};
+use projections::ReadModel as _;
+use projections::support::Audience;
+use projections::support::ticket::{self, Tickets};
+use projections::support::ticket_statistics::{self, Statistics};
+use projections::support::ticket_thread::{self, Thread};
+use serde::Deserialize;
+use utoipa::IntoParams;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+use uuid::Uuid;
+
+use crate::app::App;
+use crate::extract::{
+    After, Body, Caller, Id, ListBody, Listed, Listing, Params, Query, Shown, Write, Written, WrittenBody, bad_query, paging, sensible,
+    short,
+};
+use crate::problem::Problem;
+
+pub(crate) fn routes() -> OpenApiRouter<App> {
+    OpenApiRouter::new()
+        .routes(routes!(open_ticket, list_tickets))
+        .routes(routes!(get_ticket, edit_ticket))
+        .routes(routes!(list_ticket_thread))
+        .routes(routes!(list_ticket_statistics))
+        .routes(routes!(add_comment))
+        .routes(routes!(redact_comment))
+        .routes(routes!(assign_ticket))
+        .routes(routes!(unassign_ticket))
+        .routes(routes!(change_priority))
+        .routes(routes!(change_status))
+        .routes(routes!(resolve_ticket))
+        .routes(routes!(close_ticket))
+        .routes(routes!(reopen_ticket))
+        .routes(routes!(delete_ticket))
+        .routes(routes!(link_ticket))
+        .routes(routes!(unlink_ticket))
+        .routes(routes!(tag_ticket))
+        .routes(routes!(untag_ticket))
+        .routes(routes!(attach_file))
+        .routes(routes!(detach_file))
+        .routes(routes!(add_follower))
+        .routes(routes!(remove_follower))
+}
+
+fn stream(id: Uuid, caller: &Caller) -> StreamId {
+    StreamId::new(caller.tenant, id)
+}
+
+crate::commands! { Ticket, "tickets", stream:
+    edit_ticket(EditTicket) patch "/v1/tickets/{id}" "application/merge-patch+json";
+    add_comment(AddComment) post "/v1/tickets/{id}/comments" "application/json";
+    redact_comment(RedactComment) post "/v1/tickets/{id}/redact-comment" "application/json";
+    assign_ticket(AssignTicket) post "/v1/tickets/{id}/assign" "application/json";
+    unassign_ticket(UnassignTicket) post "/v1/tickets/{id}/unassign" "application/json";
+    change_priority(ChangePriority) post "/v1/tickets/{id}/change-priority" "application/json";
+    change_status(ChangeStatus) post "/v1/tickets/{id}/change-status" "application/json";
+    resolve_ticket(ResolveTicket) post "/v1/tickets/{id}/resolve" "application/json";
+    close_ticket(CloseTicket) post "/v1/tickets/{id}/close" "application/json";
+    reopen_ticket(ReopenTicket) post "/v1/tickets/{id}/reopen" "application/json";
+    delete_ticket(DeleteTicket) post "/v1/tickets/{id}/delete" "application/json";
+    link_ticket(LinkTicket) post "/v1/tickets/{id}/link" "application/json";
+    unlink_ticket(UnlinkTicket) post "/v1/tickets/{id}/unlink" "application/json";
+    tag_ticket(TagTicket) post "/v1/tickets/{id}/tag" "application/json";
+    untag_ticket(UntagTicket) post "/v1/tickets/{id}/untag" "application/json";
+    attach_file(AttachFile) post "/v1/tickets/{id}/attach" "application/json";
+    detach_file(DetachFile) post "/v1/tickets/{id}/detach" "application/json";
+    add_follower(AddFollower) post "/v1/tickets/{id}/add-follower" "application/json";
+    remove_follower(RemoveFollower) post "/v1/tickets/{id}/remove-follower" "application/json";
+}
+
+/// Asks for help.
+#[utoipa::path(
+    post, path = "/v1/tickets", tag = "tickets",
+    params(("Idempotency-Key" = Option<String>, Header, description = "The same key and request get the first answer again, for at least 35 days.")),
+    request_body = OpenTicket,
+    responses(
+        (status = 201, description = "Opened.", body = WrittenBody),
+        (status = "4XX", description = "Refused.", body = Problem, content_type = "application/problem+json"),
+        (status = "5XX", description = "Not now.", body = Problem, content_type = "application/problem+json")
+    )
+)]
+async fn open_ticket(write: Write<Ticket>, body: Body<OpenTicket>) -> Result<Written, Problem> {
+    let stream = stream(write.id_for(body.command.id), write.caller());
+    write.create(stream, body).await
+}
+
+/// One ticket.
+#[utoipa::path(
+    get, path = "/v1/tickets/{id}", tag = "tickets",
+    params(("id" = Uuid, Path, description = "Which one."), After),
+    responses((status = 200, body = ticket::Row), (status = 304, description = "It has not changed."), (status = "4XX", body = Problem, content_type = "application/problem+json", description = "Refused."))
+)]
+async fn get_ticket(query: Query, Id(id): Id, Params(p): Params<After>) -> Result<Shown<ticket::Row>, Problem> {
+    query.require("ticket:read")?;
+    let mut read = query.open(&[Tickets::NAME], p.after).await?;
+    let row = ticket::by_id(&mut read, Audience::of(&query.caller.actor), id).await?;
+    let stream = stream(id, &query.caller);
+    query.show(&read, stream, row, |row| row.version)
+}
+
+/// Which tickets, in which order.
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+struct ListTickets {
+    /// In this status. Deleted ones are shown only when asked for.
+    status: Option<Status>,
+    /// Of this priority.
+    priority: Option<Priority>,
+    /// That came in this way.
+    channel: Option<Channel>,
+    /// That this user works on; `none`: that nobody works on.
+    assignee: Option<String>,
+    /// Of this requester.
+    requester: Option<Uuid>,
+    /// Filed under this word; needs `ticket:work`.
+    tag: Option<String>,
+    /// With this number.
+    number: Option<i64>,
+    /// In which the subject or one message has all these words: `invoice wrong`, `"wrong amount"`, `invoice -paid`.
+    #[param(max_length = 200)]
+    q: Option<String>,
+    /// Opened at or after this time.
+    created_from: Option<DateTime<Utc>>,
+    /// Opened before this time.
+    created_to: Option<DateTime<Utc>>,
+    /// `-created_at` (the default), `created_at`, and so on for `updated_at`, `number` and `priority`.
+    sort: Option<String>,
+    /// How many rows at most.
+    #[param(minimum = 1, maximum = 200, default = 50)]
+    limit: Option<u32>,
+    /// Where to go on: the `next_cursor` of the page before.
+    cursor: Option<String>,
+    /// Wait up to 2 s until the answer reflects this position; 504 if it takes longer.
+    #[param(minimum = 0)]
+    after: Option<i64>,
+}
+
+/// Tickets: all of the tenant's for those who work on them or only look, one's own for everybody else.
+#[utoipa::path(
+    get, path = "/v1/tickets", tag = "tickets", params(ListTickets),
+    responses((status = 200, body = ListBody<ticket::Row>), (status = "4XX", body = Problem, content_type = "application/problem+json", description = "Refused."))
+)]
+async fn list_tickets(query: Query, Params(p): Params<ListTickets>) -> Result<Listed<ticket::Row>, Problem> {
+    query.require("ticket:read")?;
+    if p.tag.is_some() {
+        query.require("ticket:work")?;
+    }
+    let audience = Audience::of(&query.caller.actor);
+    let paging = paging(&audience.ticket_orders(), p.sort.as_deref(), p.limit, p.cursor)?;
+    short(&[&p.q, &p.tag])?;
+    sensible(&[p.created_from, p.created_to])?;
+    let assignee = match p.assignee.as_deref() {
+        None => None,
+        Some("none") => Some(None),
+        Some(id) => Some(Some(id.parse().map_err(|_| bad_query("assignee must be a user's id, or none"))?)),
+    };
+    let filter = ticket::Filter {
+        status: p.status,
+        priority: p.priority,
+        channel: p.channel,
+        assignee,
+        requester: p.requester.map(UserId),
+        tag: p.tag,
+        number: p.number,
+        q: p.q,
+        created_from: p.created_from,
+        created_to: p.created_to,
+    };
+    let mut read = query.open(&[Tickets::NAME, Thread::NAME], p.after).await?;
+    let page = ticket::list(&mut read, query.cursors(), audience, &filter, &paging).await?;
+    Ok(query.page(&read, page))
+}
+
+/// What is said in a ticket, as far as the caller may read it: the opening, then the comments; newest first, or with `sort=created_at` oldest first.
+#[utoipa::path(
+    get, path = "/v1/tickets/{id}/thread", tag = "tickets",
+    params(("id" = Uuid, Path, description = "Which one."), Listing),
+    responses((status = 200, body = ListBody<ticket_thread::Row>), (status = "4XX", body = Problem, content_type = "application/problem+json", description = "Refused."))
+)]
+async fn list_ticket_thread(query: Query, Id(id): Id, Params(p): Params<Listing>) -> Result<Listed<ticket_thread::Row>, Problem> {
+    query.require("ticket:read")?;
+    let paging = paging(&ticket_thread::ORDERS, p.sort.as_deref(), p.limit, p.cursor)?;
+    let mut read = query.open(&[Thread::NAME], p.after).await?;
+    let page = ticket_thread::list(&mut read, query.cursors(), Audience::of(&query.caller.actor), id, &paging).await?;
+    let stream = stream(id, &query.caller);
+    query.page_of(&read, stream, page, paging.cursor.as_ref())
+}
+
+/// Which days.
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+struct ListStatistics {
+    /// From this day on, UTC.
+    from: Option<NaiveDate>,
+    /// To this day, which is included.
+    to: Option<NaiveDate>,
+    /// `-day` (the default) or `day`.
+    sort: Option<String>,
+    /// How many rows at most.
+    #[param(minimum = 1, maximum = 200, default = 50)]
+    limit: Option<u32>,
+    /// Where to go on: the `next_cursor` of the page before.
+    cursor: Option<String>,
+    /// Wait up to 2 s until the answer reflects this position; 504 if it takes longer.
+    #[param(minimum = 0)]
+    after: Option<i64>,
+}
+
+/// What happened to the tenant's tickets, day by day (UTC). Days on which nothing did are left out.
+#[utoipa::path(
+    get, path = "/v1/tickets/statistics", tag = "tickets", params(ListStatistics),
+    responses((status = 200, body = ListBody<ticket_statistics::Row>), (status = "4XX", body = Problem, content_type = "application/problem+json", description = "Refused."))
+)]
+async fn list_ticket_statistics(query: Query, Params(p): Params<ListStatistics>) -> Result<Listed<ticket_statistics::Row>, Problem> {
+    query.require("ticket:report")?;
+    let paging = paging(&ticket_statistics::ORDERS, p.sort.as_deref(), p.limit, p.cursor)?;
+    let midnight = |day: Option<NaiveDate>| day.map(|day| day.and_time(chrono::NaiveTime::MIN).and_utc());
+    sensible(&[midnight(p.from), midnight(p.to)])?;
+    let mut read = query.open(&[Statistics::NAME], p.after).await?;
+    let audience = Audience::of(&query.caller.actor);
+    let page = ticket_statistics::list(&mut read, query.cursors(), audience, p.from, p.to, &paging).await?;
+    Ok(query.page(&read, page))
+}

@@ -1,0 +1,3 @@
+//! Helping people: tickets.
+
+pub mod ticket;

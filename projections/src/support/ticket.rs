@@ -1,0 +1,366 @@
+//! Tickets: by id, listed by status, priority, channel, assignee, requester, tag, number, time and what is said in them.
+
+use chrono::{DateTime, Utc};
+use domain::support::ticket::{Channel, Event, Priority, Relation, Status, Ticket, Visibility};
+use domain::{TenantId, UserId};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use sqlx::types::Json;
+use store::Recorded;
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+use super::Audience;
+use crate::cursor::CursorKey;
+use crate::list::{self, Column, Orders, Page, Paging};
+use crate::model::ReadModel;
+use crate::query::{QueryError, Read};
+
+/// The read model.
+pub struct Tickets;
+
+/// The key of a row.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+pub struct Key {
+    tenant_id: TenantId,
+    id: Uuid,
+}
+
+/// A ticket as it is shown. What is internal is empty for all but those who work on tickets.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[schema(as = Ticket)]
+pub struct Row {
+    /// Whose.
+    pub tenant_id: TenantId,
+    /// Its id.
+    pub id: Uuid,
+    /// Its version, as in the `ETag`: one for each event, internal ones too.
+    #[schema(example = 7)]
+    pub version: i64,
+    /// Its number among the tenant's tickets, from 1 without a gap.
+    #[schema(example = 42)]
+    pub number: i64,
+    /// What it is about; nothing once the requester's personal data has been erased.
+    #[schema(example = "The invoice shows the wrong amount")]
+    pub subject: Option<String>,
+    /// Where it stands.
+    pub status: Status,
+    /// How soon it matters.
+    pub priority: Priority,
+    /// How it came in.
+    pub channel: Channel,
+    /// Who needs help.
+    pub requester_id: UserId,
+    /// Who works on it.
+    pub assignee_id: Option<UserId>,
+    /// What it is filed under. Internal.
+    #[schema(example = json!(["billing"]))]
+    pub tags: Vec<String>,
+    /// Who wants to know how it goes on. Internal.
+    pub followers: Vec<UserId>,
+    /// The tickets that it has to do with. Internal.
+    pub links: Vec<Link>,
+    /// The files that belong to it.
+    pub attachments: Vec<Attachment>,
+    /// How many public comments it has.
+    #[schema(example = 3)]
+    pub public_comments: i64,
+    /// How many internal comments it has. Internal.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(example = 1)]
+    pub internal_comments: Option<i64>,
+    /// When one of those who work on tickets first said something public.
+    pub first_response_at: Option<DateTime<Utc>>,
+    /// When it was resolved, unless it was reopened since.
+    pub resolved_at: Option<DateTime<Utc>>,
+    /// When it was opened.
+    pub created_at: DateTime<Utc>,
+    /// When anything of what the reader may see last changed.
+    pub updated_at: DateTime<Utc>,
+    /// When anything public last changed. Internal.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub public_updated_at: Option<DateTime<Utc>>,
+}
+
+/// What a ticket has to do with another one.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Link {
+    /// The other one.
+    pub ticket: Uuid,
+    /// What this one is to it.
+    pub relation: Relation,
+}
+
+/// A file that belongs to a ticket.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Attachment {
+    /// Its id.
+    pub id: Uuid,
+    /// Its name; nothing once the requester's personal data has been erased.
+    #[schema(example = "invoice-2041.pdf")]
+    pub name: Option<String>,
+    /// Its size in bytes.
+    #[schema(example = 48_213)]
+    pub size: u64,
+    /// The SHA-256 of its content.
+    #[schema(example = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08")]
+    pub sha256: String,
+    /// Who may see it.
+    pub visibility: Visibility,
+    /// Who attached it, if a person did.
+    pub by: Option<UserId>,
+    /// When.
+    pub at: DateTime<Utc>,
+}
+
+impl ReadModel for Tickets {
+    const NAME: &'static str = "tickets_v1";
+    const SUBJECT: Option<&'static str> = Some("requester_id");
+    type Aggregate = Ticket;
+    type Key = Key;
+    type Row = Row;
+
+    fn keys(event: &Recorded<Event>) -> Vec<Key> {
+        vec![Key { tenant_id: event.stream.tenant, id: event.stream.id }]
+    }
+
+    fn apply(key: &Key, row: Option<Row>, event: &Recorded<Event>) -> Option<Row> {
+        let at = event.recorded_at;
+        let mut row = match (&event.event, row) {
+            (Event::Opened { number, subject, body: _, priority, channel, requester, opened_by: _, tags }, _) => Row {
+                tenant_id: key.tenant_id,
+                id: key.id,
+                version: 0,
+                number: *number,
+                subject: subject.known().cloned(),
+                status: Status::New,
+                priority: *priority,
+                channel: *channel,
+                requester_id: *requester,
+                assignee_id: None,
+                tags: tags.clone(),
+                followers: vec![],
+                links: vec![],
+                attachments: vec![],
+                public_comments: 0,
+                internal_comments: Some(0),
+                first_response_at: None,
+                resolved_at: None,
+                created_at: at,
+                updated_at: at,
+                public_updated_at: Some(at),
+            },
+            (_, row) => row?,
+        };
+        row.version = event.version;
+        row.updated_at = at;
+        if evolve(&mut row, &event.event, at) == Visibility::Public {
+            row.public_updated_at = Some(at);
+        }
+        Some(row)
+    }
+
+    fn erased(row: Row) -> Row {
+        let attachments = row.attachments.into_iter().map(|attachment| Attachment { name: None, ..attachment }).collect();
+        Row { subject: None, attachments, ..row }
+    }
+}
+
+/// Changes the row, and says who may see the change.
+fn evolve(row: &mut Row, event: &Event, at: DateTime<Utc>) -> Visibility {
+    use Visibility::{Internal, Public};
+    match event {
+        Event::Opened { .. } => {}
+        Event::SubjectChanged { subject } => row.subject = subject.known().cloned(),
+        Event::CommentAdded { visibility: Internal, .. } => {
+            row.internal_comments = row.internal_comments.map(|count| count + 1);
+            return Internal;
+        }
+        Event::CommentAdded { first_response, .. } => {
+            row.public_comments += 1;
+            if *first_response {
+                row.first_response_at = Some(at);
+            }
+        }
+        Event::CommentRedacted { comment: _, visibility } => return *visibility,
+        Event::Assigned { from: _, to } => row.assignee_id = Some(*to),
+        Event::Unassigned { from: _ } => row.assignee_id = None,
+        Event::PriorityChanged { from: _, to } => row.priority = *to,
+        Event::StatusChanged { from: _, to } => row.status = *to,
+        Event::Resolved { at } => {
+            row.status = Status::Resolved;
+            row.resolved_at = Some(*at);
+        }
+        Event::Closed => row.status = Status::Closed,
+        Event::Reopened => {
+            row.status = Status::Open;
+            row.resolved_at = None;
+        }
+        Event::Deleted => row.status = Status::Deleted,
+        Event::Linked { ticket, relation } => {
+            row.links.retain(|link| link.ticket != *ticket);
+            row.links.push(Link { ticket: *ticket, relation: *relation });
+            return Internal;
+        }
+        Event::Unlinked { ticket } => {
+            row.links.retain(|link| link.ticket != *ticket);
+            return Internal;
+        }
+        Event::Tagged { tag } => {
+            row.tags.push(tag.clone());
+            return Internal;
+        }
+        Event::Untagged { tag } => {
+            row.tags.retain(|has| has != tag);
+            return Internal;
+        }
+        Event::Attached { attachment, name, size, sha256, visibility, by } => {
+            let name = name.known().cloned();
+            row.attachments.push(Attachment {
+                id: *attachment,
+                name,
+                size: *size,
+                sha256: sha256.clone(),
+                visibility: *visibility,
+                by: *by,
+                at,
+            });
+            return *visibility;
+        }
+        Event::Detached { attachment, visibility } => {
+            row.attachments.retain(|has| has.id != *attachment);
+            return *visibility;
+        }
+        Event::FollowerAdded { user } => {
+            row.followers.push(*user);
+            return Internal;
+        }
+        Event::FollowerRemoved { user } => {
+            row.followers.retain(|has| has != user);
+            return Internal;
+        }
+    }
+    Public
+}
+
+impl Row {
+    /// The row as the audience may see it.
+    fn seen_by(self, audience: Audience) -> Self {
+        if audience.sees_internal() {
+            return self;
+        }
+        Self {
+            tags: vec![],
+            followers: vec![],
+            links: vec![],
+            attachments: self.attachments.into_iter().filter(|attachment| attachment.visibility == Visibility::Public).collect(),
+            internal_comments: None,
+            updated_at: self.public_updated_at.unwrap_or(self.created_at),
+            public_updated_at: None,
+            ..self
+        }
+    }
+}
+
+/// Which tickets a list shows; all that is given must hold. Deleted ones are shown only when asked for by status.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Filter {
+    /// In this status.
+    pub status: Option<Status>,
+    /// Of this priority.
+    pub priority: Option<Priority>,
+    /// That came in this way.
+    pub channel: Option<Channel>,
+    /// That this one works on; `Some(None)`: that nobody works on.
+    pub assignee: Option<Option<UserId>>,
+    /// Of this requester.
+    pub requester: Option<UserId>,
+    /// Filed under this word. Only those who see what is internal may ask.
+    pub tag: Option<String>,
+    /// With this number.
+    pub number: Option<i64>,
+    /// In which somebody says this, as far as the audience may read it: words, "phrases", -exclusions.
+    pub q: Option<String>,
+    /// Opened at or after.
+    pub created_from: Option<DateTime<Utc>>,
+    /// Opened before.
+    pub created_to: Option<DateTime<Utc>>,
+}
+
+const fn orders(updated_at: &'static str) -> [Column; 4] {
+    [
+        Column { name: "created_at", sql: "created_at", kind: "timestamptz" },
+        Column { name: "updated_at", sql: updated_at, kind: "timestamptz" },
+        Column { name: "number", sql: "number", kind: "bigint" },
+        Column { name: "priority", sql: "array_position(array['low', 'normal', 'high', 'urgent'], priority)", kind: "int" },
+    ]
+}
+
+impl Audience {
+    /// In which order. When a ticket was last changed is another time for those who do not see everything.
+    pub fn ticket_orders(self) -> Orders {
+        const INTERNAL: [Column; 4] = orders("updated_at");
+        const PUBLIC: [Column; 4] = orders("public_updated_at");
+        Orders { columns: if self.sees_internal() { &INTERNAL } else { &PUBLIC }, tie: ("id", "uuid") }
+    }
+}
+
+/// One ticket, if it exists and the audience may see it.
+pub async fn by_id(read: &mut Read, audience: Audience, id: Uuid) -> Result<Option<Row>, QueryError> {
+    let row: Option<Json<Row>> =
+        sqlx::query_scalar("select to_json(t) from read.tickets_v1 t where id = $1 and requester_id = coalesce($2, requester_id)")
+            .bind(id)
+            .bind(audience.only().map(|user| user.0))
+            .fetch_optional(read.connection())
+            .await?;
+    Ok(row.map(|Json(row)| row.seen_by(audience)))
+}
+
+/// One page of the tickets that the audience may see and the filter lets pass. Reads the thread too.
+pub async fn list(
+    read: &mut Read,
+    cursors: &CursorKey,
+    audience: Audience,
+    filter: &Filter,
+    paging: &Paging,
+) -> Result<Page<Row>, QueryError> {
+    let mut query = list::select(Tickets::NAME, paging);
+    if let Some(user) = audience.only() {
+        query.push(" and requester_id = ").push_bind(user.0);
+    }
+    match filter.status {
+        Some(status) => query.push(" and status = ").push_bind(status.as_str()),
+        None => query.push(" and status <> 'deleted'"),
+    };
+    if let Some(priority) = filter.priority {
+        query.push(" and priority = ").push_bind(priority.as_str());
+    }
+    if let Some(channel) = filter.channel {
+        query.push(" and channel = ").push_bind(channel.as_str());
+    }
+    match filter.assignee {
+        Some(Some(user)) => drop(query.push(" and assignee_id = ").push_bind(user.0)),
+        Some(None) => drop(query.push(" and assignee_id is null")),
+        None => {}
+    }
+    if let Some(user) = filter.requester {
+        query.push(" and requester_id = ").push_bind(user.0);
+    }
+    if let Some(tag) = &filter.tag {
+        query.push(" and tags @> array[").push_bind(tag).push("]");
+    }
+    if let Some(number) = filter.number {
+        query.push(" and number = ").push_bind(number);
+    }
+    if let Some(q) = &filter.q {
+        query.push(" and id in (select read.tickets_saying(").push_bind(q).push(", ").push_bind(audience.sees_internal()).push("))");
+    }
+    if let Some(from) = filter.created_from {
+        query.push(" and created_at >= ").push_bind(from);
+    }
+    if let Some(to) = filter.created_to {
+        query.push(" and created_at < ").push_bind(to);
+    }
+    let identity = json!([Tickets::NAME, filter, audience.only(), audience.sees_internal()]).to_string();
+    Ok(list::page::<Row>(read, cursors, query, &identity, paging).await?.map(|row| row.seen_by(audience)))
+}
