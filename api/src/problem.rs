@@ -70,6 +70,7 @@ codes! {
     CONTENDED SERVICE_UNAVAILABLE "request.contended";
     OVERLOADED SERVICE_UNAVAILABLE "overloaded";
     UNAVAILABLE SERVICE_UNAVAILABLE "unavailable";
+    PARKED SERVICE_UNAVAILABLE "projection-parked";
     BEHIND GATEWAY_TIMEOUT "projection-behind";
 }
 

@@ -1,6 +1,6 @@
 //! Folding a whole batch at once: the touched rows are loaded by key, folded in memory and written in bulk.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use cqrs_es::Aggregate as _;
@@ -56,17 +56,18 @@ impl FoldError {
     }
 }
 
-/// Folds `events` into the table `read.<table>`. Where they erase personal data, also what `copies` of the table still hold of it.
+/// Folds `events` into the table `read.<table>`, but for those at the positions `held`. What an event erases is erased all the same, and in `copies` of the table too.
 pub(crate) async fn fold<M: ReadModel>(
     store: &Store,
     connection: &mut PgConnection,
     table: &str,
     copies: &[String],
     events: &[&RawEvent],
+    held: &HashSet<i64>,
 ) -> Result<(), FoldError> {
     let mut mine: Vec<&RawEvent> = Vec::with_capacity(events.len());
     for event in events {
-        if event.aggregate_type == M::Aggregate::TYPE {
+        if event.aggregate_type == M::Aggregate::TYPE && !held.contains(&event.position) {
             mine.push(event);
         }
         if let Some(column) = M::SUBJECT

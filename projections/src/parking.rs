@@ -62,29 +62,32 @@ pub(crate) async fn advance<M: ReadModel>(
     };
     let table = generation.table::<M>();
     let mine = |event: &RawEvent| event.aggregate_type == <M::Aggregate as cqrs_es::Aggregate>::TYPE;
-    let (mut ready, mut waiting) = (Vec::with_capacity(events.len()), Vec::new());
-    for event in events.iter().filter(|event| !discarded.contains(&event.position)) {
-        if mine(event) && parked.contains(&M::PARTITION.of(event)) { waiting.push(*event) } else { ready.push(*event) }
-    }
+    let mut waiting: Vec<&RawEvent> =
+        events.iter().copied().filter(|event| mine(event) && parked.contains(&M::PARTITION.of(event))).collect();
+    waiting.retain(|event| !discarded.contains(&event.position));
+    let mut held: HashSet<i64> = discarded.iter().copied().chain(waiting.iter().map(|event| event.position)).collect();
     if !one_by_one {
-        fold::<M>(store, connection, &table, &copies, &ready).await?;
+        fold::<M>(store, connection, &table, &copies, events, &held).await?;
         return wait::<M>(connection, generation, &waiting).await;
     }
-    for event in ready {
+    for event in events {
         let partition = M::PARTITION.of(event);
-        if mine(event) && parked.contains(&partition) {
+        if mine(event) && parked.contains(&partition) && held.insert(event.position) {
             waiting.push(event);
-            continue;
         }
         let mut attempt = connection.begin().await?;
-        match fold::<M>(store, &mut attempt, &table, &copies, &[event]).await {
+        let folded = fold::<M>(store, &mut attempt, &table, &copies, &[event], &held).await;
+        match folded {
             Ok(()) => attempt.commit().await?,
             Err(error) if error.is_poison() => {
                 attempt.rollback().await?;
                 tracing::error!(model = M::NAME, %partition, position = event.position, %error, "the partition is parked");
                 park::<M>(connection, generation, event, &partition, &error.to_string(), store.clock().now()).await?;
                 parked.insert(partition);
+                held.insert(event.position);
                 waiting.push(event);
+                // What it erases does not wait with it.
+                fold::<M>(store, connection, &table, &copies, &[event], &held).await?;
             }
             Err(error) => return Err(error),
         }
@@ -228,7 +231,7 @@ pub async fn retry<M: ReadModel>(store: &Store, pool: &PgPool, partition: &str) 
         let table = generation.table::<M>();
         for event in &events {
             let mut attempt = tx.begin().await?;
-            match fold::<M>(store, &mut attempt, &table, &[], &[event]).await {
+            match fold::<M>(store, &mut attempt, &table, &[], &[event], &HashSet::new()).await {
                 Ok(()) => attempt.commit().await?,
                 Err(error) if error.is_poison() => {
                     attempt.rollback().await?;

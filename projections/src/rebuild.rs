@@ -11,7 +11,6 @@ use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use serde_json::Value;
 use sqlx::{Connection as _, PgConnection, PgPool};
 use store::{Hash, RawEvent, Store, lease};
-use uuid::Uuid;
 
 use crate::fold::FoldError;
 use crate::model::ReadModel;
@@ -20,7 +19,7 @@ use crate::parking::{Generation, advance};
 /// Events folded in one transaction.
 const PAGE: i64 = 2000;
 /// How long a rebuild that died keeps the next one waiting.
-const LEASE: Duration = Duration::from_secs(30);
+const LEASE: Duration = Duration::from_secs(15);
 /// How long the serving generation may take to come to the end of the log, before rows that differ are believed to.
 const CATCH_UP: Duration = Duration::from_secs(10);
 /// How many differing rows are named.
@@ -58,7 +57,7 @@ pub enum Purpose {
 #[derive(Debug, thiserror::Error)]
 pub enum RebuildError {
     /// Another one is going on.
-    #[error("{0} is being rebuilt by another process, or was by one that died less than half a minute ago")]
+    #[error("{0} is being rebuilt by another process, or was by one that died within the last 15 s")]
     Busy(&'static str),
     /// No other generation has ever served.
     #[error("{0} has no earlier generation to go back to")]
@@ -82,8 +81,6 @@ pub async fn rebuild<M: ReadModel>(
     let mut build = Build::<M> {
         store,
         pool,
-        owner: store.fresh_id(),
-        lease: format!("rebuild/{}", M::NAME),
         rate: rate.map(|rate| RateLimiter::direct(Quota::per_second(rate))),
         page: rate.map_or(PAGE, |rate| PAGE.min(i64::from(rate.get()))),
         generation: Generation { number: 0, serving: false },
@@ -91,17 +88,26 @@ pub async fn rebuild<M: ReadModel>(
         progress,
         model: std::marker::PhantomData,
     };
-    build.renew(LEASE).await?;
-    let outcome = build.run(purpose).await;
-    let _ = lease::release(pool, &build.lease, build.owner).await;
+    let (name, owner) = (format!("rebuild/{}", M::NAME), store.fresh_id());
+    lease::acquire(pool, &name, owner, LEASE).await?.ok_or(RebuildError::Busy(M::NAME))?;
+    // Should it be lost all the same, the next rebuild drops what this one has built, which then fails.
+    let renewing = async {
+        loop {
+            let _ = tokio::time::timeout(LEASE / 3, std::future::pending::<()>()).await;
+            let _ = lease::acquire(pool, &name, owner, LEASE).await;
+        }
+    };
+    let outcome = tokio::select! {
+        outcome = build.run(purpose) => outcome,
+        () = renewing => unreachable!("for ever"),
+    };
+    let _ = lease::release(pool, &name, owner).await;
     outcome
 }
 
 struct Build<'a, M> {
     store: &'a Store,
     pool: &'a PgPool,
-    owner: Uuid,
-    lease: String,
     rate: Option<DefaultDirectRateLimiter>,
     page: i64,
     generation: Generation,
@@ -111,10 +117,6 @@ struct Build<'a, M> {
 }
 
 impl<M: ReadModel> Build<'_, M> {
-    async fn renew(&self, ttl: Duration) -> Result<(), RebuildError> {
-        lease::acquire(self.pool, &self.lease, self.owner, ttl).await?.map(drop).ok_or(RebuildError::Busy(M::NAME))
-    }
-
     async fn run(&mut self, purpose: Purpose) -> Result<Rebuilt, RebuildError> {
         (self.generation.number, self.position) = match purpose {
             Purpose::Switch | Purpose::Replace | Purpose::Verify => {
@@ -157,7 +159,6 @@ impl<M: ReadModel> Build<'_, M> {
     /// Folds until less than a page is missing to the serving generation, and never past it.
     async fn follow(&mut self) -> Result<(), RebuildError> {
         loop {
-            self.renew(LEASE).await?;
             let (_, serving) = self.serving().await?;
             (self.progress)(self.position, serving);
             if serving - self.position < self.page {
@@ -209,8 +210,6 @@ impl<M: ReadModel> Build<'_, M> {
     /// Brings both generations to one position and compares their rows there, while the serving one goes on: how many differ, and the keys of some.
     async fn compare(&mut self) -> Result<(i64, Vec<Value>), RebuildError> {
         self.follow().await?;
-        // The comparison can take a while.
-        self.renew(20 * LEASE).await?;
         let mut held = self.pool.begin().await?;
         // While this is locked the projector waits, so this part must be short.
         let (serving, end): (i32, i64) =

@@ -13,6 +13,7 @@ use domain::{Clock as _, Role, TenantId};
 use futures::FutureExt as _;
 use serde_json::Value;
 use tower::ServiceExt as _;
+use utoipa_axum::router::OpenApiRouter;
 
 use crate::Env;
 use crate::node::Node;
@@ -62,6 +63,11 @@ impl Client {
 
     /// As the platform's super_admin, with these limits.
     pub fn with_limits(env: &Env, node: &Node, limits: Limits) -> Self {
+        Self::with(env, node, limits, OpenApiRouter::new())
+    }
+
+    /// As the platform's super_admin, with these limits and `more` routes.
+    pub fn with(env: &Env, node: &Node, limits: Limits, more: OpenApiRouter<App>) -> Self {
         let key = TokenKey::from_pem(&TokenKey::generate()).expect("a key");
         let probe: Probe = std::sync::Arc::new(|| async { Health { status: Level::Ok, components: BTreeMap::new() } }.boxed());
         let app = App {
@@ -71,7 +77,7 @@ impl Client {
             probe,
             metrics: api::app::recorder(),
         };
-        let client = Self { router: api::router(app, limits), key, token: None, clock: env.clock.clone() };
+        let client = Self { router: api::app::router_with(app, limits, more), key, token: None, clock: env.clock.clone() };
         client.acting(TenantId::SYSTEM, Role::SuperAdmin)
     }
 
@@ -111,7 +117,12 @@ impl Client {
 
     /// Asks.
     pub async fn get(&self, uri: &str) -> Answer {
-        self.send(Method::GET, uri, &[], Body::empty()).await
+        self.get_with(uri, &[]).await
+    }
+
+    /// Asks, with headers.
+    pub async fn get_with(&self, uri: &str, headers: &[(&str, &str)]) -> Answer {
+        self.send(Method::GET, uri, headers, Body::empty()).await
     }
 
     /// Commands.

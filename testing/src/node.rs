@@ -3,13 +3,16 @@
 use bus::Bus;
 use bus::feed::Feed;
 use bus::relay::{Relay, Status, hint};
+use bus::subscription::run;
 use commands::Executor;
 use commands::timers::TimerPoller;
 use domain::identity::tenant::{ProvisionTenant, Slug, Tenant};
 use domain::text::DisplayName;
-use domain::{Actor, StreamId, TenantId};
+use domain::{Actor, Aggregate, StreamId, TenantId};
 use projections::cursor::CursorKey;
-use projections::{Progress, ReadSide, start_all};
+use projections::projector::Projector;
+use projections::{Progress, ReadModel, ReadSide, start_all};
+use sqlx::PgPool;
 use store::{DbRole, Store};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -31,6 +34,8 @@ pub struct Node {
     pub reads: ReadSide,
     /// What the relay does.
     pub relay: watch::Receiver<Status>,
+    projectors: PgPool,
+    progress: Progress,
     cancel: CancellationToken,
 }
 
@@ -52,11 +57,17 @@ impl Node {
         tokio::spawn(relay.run(cancel.clone()));
         let feed = Feed::start(store.clone(), bus.clone(), cancel.clone());
         let progress = Progress::default();
-        let mut projectors = JoinSet::new();
-        start_all(&mut projectors, &store, &env.database.pool(DbRole::Projector, 6), &feed, &progress, &cancel);
-        projectors.detach_all();
-        let reads = ReadSide::new(&env.database, progress, CursorKey([7; 32]));
-        Self { executor: Executor::new(store.clone()), store, bus, feed, reads, relay: status, cancel }
+        let (mut tasks, projectors) = (JoinSet::new(), env.database.pool(DbRole::Projector, 8));
+        start_all(&mut tasks, &store, &projectors, &feed, &progress, &cancel);
+        tasks.detach_all();
+        let reads = ReadSide::new(&env.database, progress.clone(), CursorKey([7; 32]));
+        Self { executor: Executor::new(store.clone()), store, bus, feed, reads, relay: status, projectors, progress, cancel }
+    }
+
+    /// Starts the projector of one more read model.
+    pub fn project<M: ReadModel>(&self) {
+        let projector = Projector::<M>::new(self.store.clone(), self.projectors.clone(), self.progress.clone());
+        tokio::spawn(run(projector, self.store.clone(), self.feed.clone(), self.cancel.clone()));
     }
 
     /// A poller of this node.
@@ -64,13 +75,22 @@ impl Node {
         TimerPoller::new(self.executor.clone())
     }
 
-    /// Executes a command as the platform.
+    /// Executes a command on a tenant as the platform.
     pub async fn execute(
         &self,
         tenant: TenantId,
         command: impl Into<domain::identity::tenant::Command>,
     ) -> Result<commands::Outcome, commands::CommandError> {
-        self.executor.execute(commands::Request::<Tenant>::new(StreamId::new(tenant, tenant.0), command, system(), id())).await
+        self.execute_on::<Tenant>(StreamId::new(tenant, tenant.0), command).await
+    }
+
+    /// Executes a command as the platform.
+    pub async fn execute_on<A: Aggregate>(
+        &self,
+        stream: StreamId,
+        command: impl Into<A::Ask>,
+    ) -> Result<commands::Outcome, commands::CommandError> {
+        self.executor.execute(commands::Request::<A>::new(stream, command, system(), id())).await
     }
 
     /// Makes a tenant.

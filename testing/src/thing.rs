@@ -1,12 +1,30 @@
-//! The smallest aggregate that uses what tenants do not: it is gated, draws a number, and has an event that once had another shape.
+//! The smallest aggregate that uses what tenants do not: it is gated, draws a number, erases, and has an event that once had another shape. All that an aggregate of the
+//! product has in its rooms stands in this one file: rules, read model, table, route.
 
+use std::collections::HashSet;
+use std::sync::Mutex;
+
+use api::App;
+use api::extract::{After, Body, Id, Params, Query, Shown, Write, Written, WrittenBody};
+use api::problem::Problem;
 use domain::aggregate::Upcaster;
-use domain::{Aggregate, Effect, EventKind, Issued, Personal, SubjectId};
+use domain::{Aggregate, Effect, EventKind, Issued, Personal, StreamId, SubjectId, TenantId};
+use projections::{QueryError, Read, ReadModel};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
+use sqlx::PgPool;
+use sqlx::types::Json;
+use store::Recorded;
+use utoipa::ToSchema;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+use uuid::Uuid;
 
-/// What may be asked.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+// What domain/src/<context>/<noun>/ has.
+
+/// Makes a thing.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
 pub struct Make {
     /// Whom it is about.
     pub subject: SubjectId,
@@ -14,8 +32,23 @@ pub struct Make {
     pub words: String,
 }
 
+/// Has a thing say more.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Say {
+    /// What.
+    pub words: String,
+}
+
+domain::bare_commands! {
+    /// Forgets whom it is about.
+    Forget
+}
+
 domain::commands! { "thing":
     Make(Make) "make", "make";
+    Say(Say) "say", "say";
+    Forget(Forget) "forget", "forget";
 }
 
 /// What has happened.
@@ -29,25 +62,37 @@ pub enum Event {
         /// What it says.
         words: Personal<String>,
     },
+    /// It said more.
+    Said {
+        /// What.
+        words: Personal<String>,
+    },
+    /// Whom it was about was erased.
+    Forgotten {
+        /// Whom.
+        subject: SubjectId,
+    },
 }
 
-domain::event_kinds!(Event: Made => "thing.made" "2");
+domain::event_kinds!(Event: Made => "thing.made" "2", Said => "thing.said" "1", Forgotten => "thing.forgotten" "1");
 
 domain::errors! {
     /// Why it may be refused.
     Error {
         /// It is there.
         Exists: Conflict "thing.exists", "it exists";
+        /// It is not there.
+        NotFound: NotFound "thing.not_found", "there is no such thing";
     }
 }
 
-/// Its state: what the event said.
+/// Its state: what the first event said.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Thing(pub Option<Event>);
 
 impl Thing {
     fn evolve(&mut self, event: Event) {
-        self.0 = Some(event);
+        self.0.get_or_insert(event);
     }
 }
 
@@ -62,14 +107,151 @@ impl Aggregate for Thing {
         event: "thing.made",
         from: "1",
         to: "2",
-        upcast: |old| json!({"type": "made", "number": null, "words": Personal::new(SubjectId(uuid::Uuid::nil()), old["text"].as_str().unwrap_or_default())}),
+        upcast: |old| json!({"type": "made", "number": null, "words": Personal::new(SubjectId(Uuid::nil()), old["text"].as_str().unwrap_or_default())}),
     }];
 
-    fn decide(&self, Issued { command: Command::Make(c), .. }: Issued<Command>) -> Result<Vec<Event>, Error> {
-        if self.0.is_some() { Err(Error::Exists) } else { Ok(vec![Event::Made { number: None, words: Personal::new(c.subject, c.words) }]) }
+    fn decide(&self, Issued { command, .. }: Issued<Command>) -> Result<Vec<Event>, Error> {
+        match (&self.0, command) {
+            (None, Command::Make(c)) => Ok(vec![Event::Made { number: None, words: Personal::new(c.subject, c.words) }]),
+            (Some(_), Command::Make(_)) => Err(Error::Exists),
+            (Some(Event::Made { words, .. }), Command::Say(c)) => Ok(vec![Event::Said { words: Personal::new(words.subject(), c.words) }]),
+            (Some(Event::Made { words, .. }), Command::Forget(_)) => Ok(vec![Event::Forgotten { subject: words.subject() }]),
+            (_, Command::Say(_) | Command::Forget(_)) => Err(Error::NotFound),
+        }
     }
 
-    fn effects(&self, _: &Event) -> Vec<Effect> {
-        vec![Effect::Allocate { sequence: "thing_number", pointer: "/number" }]
+    fn effects(&self, event: &Event) -> Vec<Effect> {
+        match event {
+            Event::Made { .. } => vec![Effect::Allocate { sequence: "thing_number", pointer: "/number" }],
+            Event::Said { .. } => vec![],
+            Event::Forgotten { subject } => vec![Effect::Erase(*subject)],
+        }
     }
+}
+
+// What projections/src/<context>/<noun>.rs has.
+
+/// The read model.
+pub struct Things;
+
+/// The key of a row.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+pub struct Key {
+    tenant_id: TenantId,
+    id: Uuid,
+}
+
+/// A thing as it is shown.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[schema(as = Thing)]
+pub struct Row {
+    /// Whose.
+    pub tenant_id: TenantId,
+    /// Its id.
+    pub id: Uuid,
+    /// Its version.
+    pub version: i64,
+    /// Its number.
+    pub number: Option<i64>,
+    /// Whom it is about.
+    pub subject_id: SubjectId,
+    /// What it says, as far as that was not erased.
+    pub words: Vec<String>,
+}
+
+/// Words that begin with `poison` cannot be folded, unless they are in here.
+static CURED: Mutex<Option<HashSet<String>>> = Mutex::new(None);
+
+/// Mends the fold: these words can be folded from now on.
+pub fn cure(words: &str) {
+    CURED.lock().expect("no panic while locked").get_or_insert_default().insert(words.to_owned());
+}
+
+fn swallow(words: &Personal<String>) -> Option<String> {
+    let words = words.known()?;
+    let cured = CURED.lock().expect("no panic while locked").as_ref().is_some_and(|cured| cured.contains(words));
+    assert!(cured || !words.starts_with("poison"), "cannot swallow this");
+    Some(words.clone())
+}
+
+impl ReadModel for Things {
+    const NAME: &'static str = "things_v1";
+    const SUBJECT: Option<&'static str> = Some("subject_id");
+    type Aggregate = Thing;
+    type Key = Key;
+    type Row = Row;
+
+    fn keys(event: &Recorded<Event>) -> Vec<Key> {
+        vec![Key { tenant_id: event.stream.tenant, id: event.stream.id }]
+    }
+
+    fn apply(key: &Key, row: Option<Row>, event: &Recorded<Event>) -> Option<Row> {
+        let mut row = match (&event.event, row) {
+            (Event::Made { number, words }, _) => {
+                Row { tenant_id: key.tenant_id, id: key.id, version: 0, number: *number, subject_id: words.subject(), words: vec![] }
+            }
+            (_, row) => row?,
+        };
+        if let Event::Made { words, .. } | Event::Said { words } = &event.event {
+            row.words.extend(swallow(words));
+        }
+        Some(Row { version: event.version, ..row })
+    }
+
+    fn erased(row: Row) -> Row {
+        Row { words: vec![], ..row }
+    }
+}
+
+/// One thing.
+pub async fn by_id(read: &mut Read, id: Uuid) -> Result<Option<Row>, QueryError> {
+    let row: Option<Json<Row>> =
+        sqlx::query_scalar("select to_json(t) from read.things_v1 t where id = $1").bind(id).fetch_optional(read.connection()).await?;
+    Ok(row.map(|Json(row)| row))
+}
+
+// What migrations/…_<noun>s.sql has.
+
+/// Makes its read table.
+pub async fn migrate(owner: &PgPool) {
+    let table = "create table read.things_v1_g1 (
+          tenant_id uuid not null, id uuid not null, version bigint not null, number bigint, subject_id uuid not null, words text[] not null,
+          primary key (tenant_id, id)
+        );
+        create index on read.things_v1_g1 (tenant_id, subject_id);
+        select read.register('things_v1');";
+    sqlx::raw_sql(table).execute(owner).await.expect("a table");
+}
+
+// What api/src/routes/<context>/<noun>.rs has.
+
+/// `/v1/things`.
+pub fn routes() -> OpenApiRouter<App> {
+    OpenApiRouter::new().routes(routes!(make_thing)).routes(routes!(get_thing)).routes(routes!(say)).routes(routes!(forget))
+}
+
+fn stream(id: Uuid, caller: &api::extract::Caller) -> StreamId {
+    StreamId::new(caller.tenant, id)
+}
+
+api::commands! { Thing, "things", stream:
+    say(Say) post "/v1/things/{id}/say" "application/json";
+    forget(Forget) post "/v1/things/{id}/forget" "application/json";
+}
+
+/// Makes a thing.
+#[utoipa::path(post, path = "/v1/things", tag = "things", request_body = Make, responses((status = 201, body = WrittenBody)))]
+async fn make_thing(write: Write<Thing>, body: Body<Make>) -> Result<Written, Problem> {
+    let stream = stream(write.id_for(None), write.caller());
+    write.create(stream, body).await
+}
+
+/// One thing.
+#[utoipa::path(get, path = "/v1/things/{id}", tag = "things", params(("id" = Uuid, Path), After), responses((status = 200, body = Row)))]
+async fn get_thing(query: Query, Id(id): Id, Params(p): Params<After>) -> Result<Shown<Row>, Problem> {
+    query.require("thing:read")?;
+    let mut read = query.open(&[Things::NAME], p.after).await?;
+    let row = by_id(&mut read, id).await?;
+    let stream = stream(id, &query.caller);
+    query.show(&read, stream, row, |row| row.version)
 }

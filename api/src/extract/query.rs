@@ -139,12 +139,13 @@ impl Query {
         row: Option<T>,
         version: impl FnOnce(&T) -> i64,
     ) -> Result<Shown<T>, Problem> {
-        let row = row.ok_or_else(Problem::not_found)?;
+        let reflects = Reflects::stream(read, stream);
+        let row = row.ok_or_else(|| reflects.nothing())?;
         let etag = etag(version(&row));
         let unchanged = self
             .if_none_match
             .is_some_and(|tags| tags.split(',').any(|tag| tag.trim() == "*" || tag.trim().trim_start_matches("W/") == etag));
-        Ok(Shown { row, etag, unchanged, reflects: Reflects::stream(read, stream) })
+        Ok(Shown { row, etag, unchanged, reflects })
     }
 
     /// Answers one page.
@@ -154,10 +155,11 @@ impl Query {
 
     /// Answers one page of what belongs to `stream`; every stream has something, so where there is nothing at all there is no such stream for the caller.
     pub fn page_of<T>(self, read: &Read, stream: StreamId, page: Page<T>, cursor: Option<&String>) -> Result<Listed<T>, Problem> {
+        let reflects = Reflects::stream(read, stream);
         if page.rows.is_empty() && cursor.is_none() {
-            return Err(Problem::not_found());
+            return Err(reflects.nothing());
         }
-        Ok(Listed { data: page.rows, next: page.next, uri: self.uri, reflects: Reflects::stream(read, stream) })
+        Ok(Listed { data: page.rows, next: page.next, uri: self.uri, reflects })
     }
 }
 
@@ -176,6 +178,14 @@ impl Reflects {
     fn stream(read: &Read, stream: StreamId) -> Self {
         let partitions = [stream.to_string(), stream.tenant.to_string()];
         Self { position: read.position, parked: partitions.iter().filter_map(|partition| read.parked.get(partition)).min().copied() }
+    }
+
+    /// Why there is nothing: there may be something that waits.
+    fn nothing(&self) -> Problem {
+        match self.parked {
+            Some(position) => Problem::new(code::PARKED, format!("what was asked for is held up: position {position} could not be folded")),
+            None => Problem::not_found(),
+        }
     }
 
     fn tell(&self, headers: &mut HeaderMap) {

@@ -124,7 +124,7 @@ fn every_problem_that_can_be_returned_has_its_page_and_every_page_its_problem() 
     if std::env::var_os("UPDATE_GOLDEN").is_some() {
         std::fs::write(&readme, &index).unwrap();
     }
-    assert_eq!(std::fs::read_to_string(readme).unwrap_or_default(), index, "docs/errors/README.md: run with UPDATE_GOLDEN=1");
+    assert!(std::fs::read_to_string(readme).unwrap_or_default() == index, "docs/errors/README.md is behind: run with UPDATE_GOLDEN=1");
 }
 
 /// Whether `real` has no field that `described` has not, at any depth.

@@ -4,4 +4,5 @@
 mod bad_input;
 mod completeness;
 mod tenant;
+mod third;
 mod ticket;

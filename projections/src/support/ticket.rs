@@ -2,7 +2,7 @@
 
 use chrono::{DateTime, Utc};
 use domain::support::ticket::{Channel, Event, Priority, Relation, Status, Ticket, Visibility};
-use domain::{TenantId, UserId};
+use domain::{Actor, TenantId, UserId};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use sqlx::types::Json;
@@ -10,7 +10,6 @@ use store::Recorded;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use super::Audience;
 use crate::cursor::CursorKey;
 use crate::list::{self, Column, Orders, Page, Paging};
 use crate::model::ReadModel;
@@ -262,6 +261,48 @@ impl Row {
     }
 }
 
+/// What of the tickets somebody may see.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Audience {
+    /// Those who work on tickets: everything.
+    Agent,
+    /// Those who only look: everybody's tickets, but nothing internal.
+    Viewer,
+    /// A requester: their own tickets, but nothing internal.
+    Requester(UserId),
+}
+
+impl Audience {
+    /// What the actor may see, by permission.
+    pub fn of(actor: &Actor) -> Self {
+        match actor.user() {
+            Some(user) if !actor.may("ticket:read_all") => Self::Requester(user),
+            Some(_) if !actor.may("ticket:work") => Self::Viewer,
+            Some(_) | None => Self::Agent,
+        }
+    }
+
+    /// Whether that includes what is internal.
+    pub fn sees_internal(self) -> bool {
+        self == Self::Agent
+    }
+
+    /// The one whose tickets they see, if not everybody's.
+    pub(crate) fn only(self) -> Option<UserId> {
+        match self {
+            Self::Agent | Self::Viewer => None,
+            Self::Requester(user) => Some(user),
+        }
+    }
+
+    /// In which order. When a ticket was last changed is another time for those who do not see everything.
+    pub fn ticket_orders(self) -> Orders {
+        const INTERNAL: [Column; 4] = orders("updated_at");
+        const PUBLIC: [Column; 4] = orders("public_updated_at");
+        Orders { columns: if self.sees_internal() { &INTERNAL } else { &PUBLIC }, tie: ("id", "uuid") }
+    }
+}
+
 /// Which tickets a list shows; all that is given must hold. Deleted ones are shown only when asked for by status.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Filter {
@@ -294,15 +335,6 @@ const fn orders(updated_at: &'static str) -> [Column; 4] {
         Column { name: "number", sql: "number", kind: "bigint" },
         Column { name: "priority", sql: "array_position(array['low', 'normal', 'high', 'urgent'], priority)", kind: "int" },
     ]
-}
-
-impl Audience {
-    /// In which order. When a ticket was last changed is another time for those who do not see everything.
-    pub fn ticket_orders(self) -> Orders {
-        const INTERNAL: [Column; 4] = orders("updated_at");
-        const PUBLIC: [Column; 4] = orders("public_updated_at");
-        Orders { columns: if self.sees_internal() { &INTERNAL } else { &PUBLIC }, tie: ("id", "uuid") }
-    }
 }
 
 /// One ticket, if it exists and the audience may see it.

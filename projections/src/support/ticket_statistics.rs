@@ -8,7 +8,7 @@ use serde_json::json;
 use store::Recorded;
 use utoipa::ToSchema;
 
-use super::Audience;
+use super::ticket::Audience;
 use crate::cursor::CursorKey;
 use crate::list::{self, Column, Orders, Page, Paging};
 use crate::model::{Partition, ReadModel};

@@ -9,7 +9,7 @@ use store::Recorded;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use super::Audience;
+use super::ticket::Audience;
 use crate::cursor::CursorKey;
 use crate::list::{self, Column, Orders, Page, Paging};
 use crate::model::ReadModel;

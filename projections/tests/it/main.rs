@@ -1,6 +1,9 @@
 //! Read models against real servers.
 #![expect(clippy::unwrap_used, reason = "tests may")]
 
+mod parking;
+mod rebuild_under_load;
+
 use std::sync::Arc;
 
 use bus::subscription::{Handler as _, HandlerError};

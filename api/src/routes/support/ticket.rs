@@ -8,8 +8,7 @@ use domain::support::ticket::{
 };
 use domain::{StreamId, UserId};
 use projections::ReadModel as _;
-use projections::support::Audience;
-use projections::support::ticket::{self, Tickets};
+use projections::support::ticket::{self, Audience, Tickets};
 use projections::support::ticket_statistics::{self, Statistics};
 use projections::support::ticket_thread::{self, Thread};
 use serde::Deserialize;

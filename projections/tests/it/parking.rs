@@ -1,0 +1,155 @@
+//! One event that cannot be folded stops its own partition and no other.
+
+use domain::{StreamId, SubjectId, TenantId};
+use projections::parking::{ParkingError, discard, discarded, parked, retry};
+use projections::rebuild::{Purpose, rebuild};
+use projections::{ReadModel as _, View};
+use sqlx::PgPool;
+use store::DbRole;
+use testing::node::Node;
+use testing::thing::{self, Forget, Make, Say, Thing, Things};
+use testing::{Env, id};
+
+/// A tenant with things.
+struct Shelf {
+    env: Env,
+    node: Node,
+    pool: PgPool,
+    tenant: TenantId,
+}
+
+impl Shelf {
+    async fn new() -> Self {
+        let env = Env::new().await;
+        thing::migrate(&env.owner).await;
+        let node = Node::start(&env).await;
+        node.project::<Things>();
+        let tenant = node.provision("acme").await;
+        let pool = env.database.pool(DbRole::Projector, 4);
+        Self { env, node, pool, tenant }
+    }
+
+    async fn make(&self, words: &str) -> StreamId {
+        let stream = StreamId::new(self.tenant, id());
+        self.node.execute_on::<Thing>(stream, Make { subject: SubjectId(stream.id), words: words.into() }).await.unwrap();
+        stream
+    }
+
+    async fn say(&self, stream: StreamId, words: &str) -> i64 {
+        self.node.execute_on::<Thing>(stream, Say { words: words.into() }).await.unwrap().position
+    }
+
+    /// What the read model has of a thing.
+    async fn words(&self, stream: StreamId) -> Option<Vec<String>> {
+        let mut read = self.node.reads.begin(View::Tenant(self.tenant), &[Things::NAME], None).await.unwrap();
+        thing::by_id(&mut read, stream.id).await.unwrap().map(|row| row.words)
+    }
+
+    async fn parked(&self) -> Vec<(String, i64, i64)> {
+        parked(&self.pool).await.unwrap().into_iter().map(|p| (p.partition, p.position, p.waiting)).collect()
+    }
+
+    async fn assert_equals_a_rebuild(&self) {
+        let built = rebuild::<Things>(&self.node.store, &self.pool, Purpose::Verify, None, &|_, _| {}).await.unwrap();
+        assert_eq!(built.differences, Some(0), "{:?}", built.samples);
+    }
+}
+
+/// Words that no fold can swallow until they are cured; of this test alone.
+fn poison() -> String {
+    format!("poison {}", id())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fold_that_fails_for_one_stream_parks_that_partition_only_and_its_later_events_wait_in_order() {
+    let shelf = Shelf::new().await;
+    let poison = poison();
+    let (sick, well) = (shelf.make("one").await, shelf.make("eins").await);
+    let at = shelf.say(sick, &poison).await;
+    shelf.say(well, "zwei").await;
+    for words in ["three", "four"] {
+        shelf.say(sick, words).await;
+    }
+    let born_sick = shelf.make(&poison).await;
+    shelf.say(well, "drei").await;
+    shelf.node.settled().await;
+    assert_eq!(shelf.words(well).await.unwrap(), ["eins", "zwei", "drei"], "all others go on");
+    assert_eq!(shelf.words(sick).await.unwrap(), ["one"]);
+    assert_eq!(shelf.words(born_sick).await, None);
+    assert_eq!(shelf.parked().await, [(sick.to_string(), at, 3), (born_sick.to_string(), at + 4, 1)]);
+    // A query says so, to this tenant and to no other.
+    let read = shelf.node.reads.begin(View::Tenant(shelf.tenant), &[Things::NAME], None).await.unwrap();
+    assert_eq!(read.parked.get(&sick.to_string()), Some(&at));
+    let other = shelf.node.provision("other").await;
+    let read = shelf.node.reads.begin(View::Tenant(other), &[Things::NAME], None).await.unwrap();
+    assert!(read.parked.is_empty());
+    // A rebuild comes across the same.
+    shelf.assert_equals_a_rebuild().await;
+    let built = rebuild::<Things>(&shelf.node.store, &shelf.pool, Purpose::Switch, None, &|_, _| {}).await.unwrap();
+    assert!(built.switched);
+    assert_eq!(shelf.parked().await.len(), 2, "the next generation has its own");
+    // Retried too early, it stays where it is.
+    let retried = retry::<Things>(&shelf.node.store, &shelf.pool, &sick.to_string()).await.unwrap();
+    assert_eq!((retried.folded, retried.stuck.unwrap().0), (0, at));
+    // What comes meanwhile waits behind.
+    shelf.say(sick, "five").await;
+    shelf.node.settled().await;
+    thing::cure(&poison);
+    let retried = retry::<Things>(&shelf.node.store, &shelf.pool, &sick.to_string()).await.unwrap();
+    assert_eq!((retried.folded, retried.stuck), (4, None));
+    assert_eq!(shelf.words(sick).await.unwrap(), ["one", poison.as_str(), "three", "four", "five"], "in order");
+    retry::<Things>(&shelf.node.store, &shelf.pool, &born_sick.to_string()).await.unwrap();
+    assert_eq!(shelf.parked().await, []);
+    shelf.say(sick, "six").await;
+    shelf.node.settled().await;
+    assert_eq!(shelf.words(sick).await.unwrap().len(), 6, "it goes on by itself");
+    shelf.assert_equals_a_rebuild().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_discarded_event_is_left_out_for_good_and_that_is_recorded() {
+    let shelf = Shelf::new().await;
+    let poison = poison();
+    let sick = shelf.make("one").await;
+    let at = shelf.say(sick, &poison).await;
+    shelf.say(sick, "three").await;
+    shelf.node.settled().await;
+    let nothing = discard::<Things>(&shelf.node.store, &shelf.pool, "nothing", "why not").await;
+    assert!(matches!(nothing, Err(ParkingError::NotParked(..))));
+    let done = discard::<Things>(&shelf.node.store, &shelf.pool, &sick.to_string(), "known to be bad").await.unwrap();
+    assert_eq!((done.position, done.reason.as_str(), done.tenant_id), (at, "known to be bad", shelf.tenant.0));
+    assert!(done.failure.contains("cannot swallow this"), "{}", done.failure);
+    retry::<Things>(&shelf.node.store, &shelf.pool, &sick.to_string()).await.unwrap();
+    assert_eq!(shelf.words(sick).await.unwrap(), ["one", "three"]);
+    assert_eq!(shelf.parked().await, []);
+    assert_eq!(discarded(&shelf.pool).await.unwrap(), [done], "it is recorded");
+    // Every later fold leaves it out too, also one that could swallow it by now.
+    thing::cure(&poison);
+    shelf.assert_equals_a_rebuild().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_erased_is_forgotten_by_live_rows_rebuilt_rows_and_parked_partitions_alike() {
+    let shelf = Shelf::new().await;
+    let (known, sick) = (shelf.make("marmalade").await, shelf.make("one").await);
+    shelf.say(sick, &poison()).await;
+    shelf.say(sick, "marmalade").await;
+    shelf.node.settled().await;
+    // A generation that is kept for a way back.
+    let built = rebuild::<Things>(&shelf.node.store, &shelf.pool, Purpose::Switch, None, &|_, _| {}).await.unwrap();
+    assert!(built.switched);
+    for stream in [known, sick] {
+        shelf.node.execute_on::<Thing>(stream, Forget {}).await.unwrap();
+    }
+    shelf.node.settled().await;
+    for table in ["things_v1_g1", "things_v1_g2"] {
+        let rows: Vec<String> =
+            sqlx::query_scalar(&format!("select t::text from read.{table} t")).fetch_all(&shelf.env.owner).await.unwrap();
+        assert!(rows.len() == 2 && !rows.iter().any(|row| row.contains("marmalade") || row.contains("one")), "{table}: {rows:?}");
+    }
+    // What cannot be read can be swallowed.
+    let retried = retry::<Things>(&shelf.node.store, &shelf.pool, &sick.to_string()).await.unwrap();
+    assert_eq!((retried.folded, retried.stuck), (3, None));
+    assert_eq!(shelf.words(sick).await.unwrap(), [""; 0]);
+    shelf.assert_equals_a_rebuild().await;
+}
