@@ -2,5 +2,6 @@
 #![expect(clippy::unwrap_used, reason = "tests may")]
 
 mod process;
+mod projections;
 mod serve;
 mod up;

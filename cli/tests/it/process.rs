@@ -53,6 +53,18 @@ pub async fn tool(dir: &Path, environment: &[(&str, String)], arguments: &[&str]
     tokio::time::timeout(Duration::from_secs(60), tenure(dir, environment, arguments).output()).await.expect("it ends").unwrap()
 }
 
+/// What `tenure up` remembers of its servers.
+pub fn servers(dir: &Path) -> Value {
+    serde_json::from_str(&std::fs::read_to_string(dir.join("servers.json")).unwrap()).unwrap()
+}
+
+/// The database of `tenure up`, as its owner.
+pub fn owner(dir: &Path) -> String {
+    let remembered = servers(dir);
+    let password = remembered["owner_password"].as_str().unwrap();
+    format!("postgres://tenure_owner:{password}@127.0.0.1:{}/tenure", remembered["postgres_port"])
+}
+
 pub fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }

@@ -7,11 +7,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
-use crate::process::{Tenure, text, tool};
-
-fn servers(dir: &Path) -> Value {
-    serde_json::from_str(&std::fs::read_to_string(dir.join("servers.json")).unwrap()).unwrap()
-}
+use crate::process::{Tenure, owner, servers, text, tool};
 
 fn pid_in(file: &Path) -> Pid {
     Pid::from_raw(std::fs::read_to_string(file).unwrap().lines().next().unwrap().trim().parse().unwrap())
@@ -120,13 +116,7 @@ async fn the_tools_list_verify_rebuild_and_make_tokens() {
     assert!(tool(&dir, &[], &["audit", "verify"]).await.status.success());
 
     // Somebody with the owner's password changes history.
-    let remembered = servers(&dir);
-    let owner = format!(
-        "postgres://tenure_owner:{}@127.0.0.1:{}/tenure",
-        remembered["owner_password"].as_str().unwrap(),
-        remembered["postgres_port"]
-    );
-    let pool = sqlx::PgPool::connect(&owner).await.unwrap();
+    let pool = sqlx::PgPool::connect(&owner(&dir)).await.unwrap();
     sqlx::raw_sql("alter table events disable trigger all; update events set payload = replace(payload::text, 'acme', 'evil')::json where position = 1").execute(&pool).await.unwrap();
     let verified = tool(&dir, &[], &["audit", "verify"]).await;
     let said = text(&verified.stdout);
