@@ -2,10 +2,11 @@
 
 use std::hash::Hash;
 
-use domain::Aggregate;
+use domain::{Aggregate, TenantId};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use store::{RawEvent, Recorded};
+use uuid::Uuid;
 
 /// What waits together when one event of it cannot be folded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,6 +24,22 @@ impl Partition {
             Self::Stream => event.aggregate_id.clone(),
             Self::Tenant => event.tenant_id.to_string(),
         }
+    }
+}
+
+/// The key of a read model with one row for each stream.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+pub struct StreamKey {
+    /// Whose.
+    pub tenant_id: TenantId,
+    /// The aggregate's own id.
+    pub id: Uuid,
+}
+
+impl StreamKey {
+    /// The row of the event's stream.
+    pub fn of<E>(event: &Recorded<E>) -> Vec<Self> {
+        vec![Self { tenant_id: event.stream.tenant, id: event.stream.id }]
     }
 }
 

@@ -5,10 +5,12 @@ use std::collections::HashSet;
 use std::sync::Mutex;
 
 use api::App;
-use api::extract::{After, Body, Id, Params, Query, Shown, Write, Written, WrittenBody};
+use api::extract::{After, Caller, Id, Params, Query, Shown};
 use api::problem::Problem;
+use api::routes::Refusals;
 use domain::aggregate::Upcaster;
 use domain::{Aggregate, Effect, EventKind, Issued, Personal, StreamId, SubjectId, TenantId};
+use projections::model::StreamKey;
 use projections::{QueryError, Read, ReadModel};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -26,6 +28,9 @@ use uuid::Uuid;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Make {
+    /// Its id, if the client chooses one.
+    #[serde(default)]
+    pub id: Option<Uuid>,
     /// Whom it is about.
     pub subject: SubjectId,
     /// What it says.
@@ -134,13 +139,6 @@ impl Aggregate for Thing {
 /// The read model.
 pub struct Things;
 
-/// The key of a row.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
-pub struct Key {
-    tenant_id: TenantId,
-    id: Uuid,
-}
-
 /// A thing as it is shown.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 #[schema(as = Thing)]
@@ -178,14 +176,14 @@ impl ReadModel for Things {
     const NAME: &'static str = "things_v1";
     const SUBJECT: Option<&'static str> = Some("subject_id");
     type Aggregate = Thing;
-    type Key = Key;
+    type Key = StreamKey;
     type Row = Row;
 
-    fn keys(event: &Recorded<Event>) -> Vec<Key> {
-        vec![Key { tenant_id: event.stream.tenant, id: event.stream.id }]
+    fn keys(event: &Recorded<Event>) -> Vec<StreamKey> {
+        StreamKey::of(event)
     }
 
-    fn apply(key: &Key, row: Option<Row>, event: &Recorded<Event>) -> Option<Row> {
+    fn apply(key: &StreamKey, row: Option<Row>, event: &Recorded<Event>) -> Option<Row> {
         let mut row = match (&event.event, row) {
             (Event::Made { number, words }, _) => {
                 Row { tenant_id: key.tenant_id, id: key.id, version: 0, number: *number, subject_id: words.subject(), words: vec![] }
@@ -227,27 +225,21 @@ pub async fn migrate(owner: &PgPool) {
 
 /// `/v1/things`.
 pub fn routes() -> OpenApiRouter<App> {
-    OpenApiRouter::new().routes(routes!(make_thing)).routes(routes!(get_thing)).routes(routes!(say)).routes(routes!(forget))
+    commands().routes(routes!(get_thing))
 }
 
-fn stream(id: Uuid, caller: &api::extract::Caller) -> StreamId {
+fn stream(id: Uuid, caller: &Caller) -> StreamId {
     StreamId::new(caller.tenant, id)
 }
 
 api::commands! { Thing, "things", stream:
+    create make_thing(Make) "/v1/things";
     say(Say) post "/v1/things/{id}/say" "application/json";
     forget(Forget) post "/v1/things/{id}/forget" "application/json";
 }
 
-/// Makes a thing.
-#[utoipa::path(post, path = "/v1/things", tag = "things", request_body = Make, responses((status = 201, body = WrittenBody)))]
-async fn make_thing(write: Write<Thing>, body: Body<Make>) -> Result<Written, Problem> {
-    let stream = stream(write.id_for(None), write.caller());
-    write.create(stream, body).await
-}
-
 /// One thing.
-#[utoipa::path(get, path = "/v1/things/{id}", tag = "things", params(("id" = Uuid, Path), After), responses((status = 200, body = Row)))]
+#[utoipa::path(get, path = "/v1/things/{id}", tag = "things", params(("id" = Uuid, Path), After), responses((status = 200, body = Row), Refusals))]
 async fn get_thing(query: Query, Id(id): Id, Params(p): Params<After>) -> Result<Shown<Row>, Problem> {
     query.require("thing:read")?;
     let mut read = query.open(&[Things::NAME], p.after).await?;

@@ -4,8 +4,12 @@ mod examples;
 pub mod identity;
 pub mod support;
 
+use std::collections::BTreeMap;
+use utoipa::openapi::response::{Response, ResponseBuilder};
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
-use utoipa::{Modify as _, OpenApi};
+use utoipa::openapi::{ContentBuilder, Ref, RefOr};
+
+use utoipa::{IntoResponses, Modify as _, OpenApi};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -17,6 +21,7 @@ use crate::health;
 #[openapi(
     info(title = "Tenure", description = "Tenants, users, subscriptions, tickets and devices for multi-tenant SaaS products, event-sourced.", license(name = "Apache-2.0", identifier = "Apache-2.0")),
     modifiers(&Bearer),
+    components(schemas(crate::Problem)),
     security(("bearer" = []))
 )]
 struct Description;
@@ -58,29 +63,58 @@ pub fn openapi() -> utoipa::openapi::OpenApi {
     described(OpenApiRouter::new())
 }
 
-/// Declares the routes of commands on an existing aggregate: `name(Body) METHOD "path" "what it does";`. `$stream` says which stream an id is, for a caller.
+/// What every operation may answer instead.
+pub struct Refusals;
+
+impl IntoResponses for Refusals {
+    fn responses() -> BTreeMap<String, RefOr<Response>> {
+        let problem = || ContentBuilder::new().schema(Some(Ref::from_schema_name("Problem"))).build();
+        let response = |what: &str| ResponseBuilder::new().description(what).content("application/problem+json", problem()).build().into();
+        BTreeMap::from([("4XX".to_owned(), response("Refused.")), ("5XX".to_owned(), response("Not now."))])
+    }
+}
+
+/// Declares the routes of an aggregate's commands, and `commands()` that answers them all: first the creating one, `create name(Body) "path";`, then those on an existing
+/// aggregate, `name(Body) METHOD "path" "media type";`. `$stream` says which stream an id is, for a caller.
 #[macro_export]
 macro_rules! commands {
-    ($aggregate:ty, $tag:tt, $stream:path: $($name:ident($body:ident) $method:tt $path:tt $media:tt;)*) => { $(
-        #[doc = concat!("See [`", stringify!($body), "`].")]
+    ($aggregate:ty, $tag:tt, $stream:path: create $create:ident($made:ident) $at:tt; $($name:ident($body:ident) $method:tt $path:tt $media:tt;)*) => {
+        fn commands() -> utoipa_axum::router::OpenApiRouter<$crate::App> {
+            utoipa_axum::router::OpenApiRouter::new().routes(utoipa_axum::routes!($create))$(.routes(utoipa_axum::routes!($name)))*
+        }
+
+        #[doc = concat!("See [`", stringify!($made), "`].")]
         #[utoipa::path(
-            $method, path = $path, tag = $tag, operation_id = stringify!($name),
+            post, path = $at, tag = $tag, operation_id = stringify!($create),
             params(
-                ("id" = uuid::Uuid, Path, description = "Which one."),
-                ("If-Match" = Option<String>, Header, description = "The version that the caller has seen, such as `\"v3\"`; 412 when it is not the current one."),
                 ("Idempotency-Key" = Option<String>, Header, description = "The same key and request get the first answer again, for at least 35 days."),
                 ("Tenure-Tenant" = Option<String>, Header, description = "For which tenant a platform super_admin acts.")
             ),
-            request_body(content = $body, content_type = $media),
-            responses(
-                (status = 200, description = "Done, or already so.", body = $crate::extract::WrittenBody),
-                (status = "4XX", description = "Refused.", body = $crate::Problem, content_type = "application/problem+json"),
-                (status = "5XX", description = "Not now.", body = $crate::Problem, content_type = "application/problem+json")
-            )
+            request_body = $made,
+            responses((status = 201, description = "Made.", body = $crate::extract::WrittenBody), $crate::routes::Refusals)
         )]
-        async fn $name(write: $crate::extract::Write<$aggregate>, $crate::extract::Id(id): $crate::extract::Id, body: $crate::extract::Body<$body>) -> Result<$crate::extract::Written, $crate::Problem> {
-            let stream = $stream(id, write.caller());
-            write.execute(stream, body).await
+        async fn $create(write: $crate::extract::Write<$aggregate>, body: $crate::extract::Body<$made>) -> Result<$crate::extract::Written, $crate::Problem> {
+            let stream = $stream(write.id_for(body.command.id), write.caller());
+            write.create(stream, body).await
         }
-    )* };
+
+        $(
+            #[doc = concat!("See [`", stringify!($body), "`].")]
+            #[utoipa::path(
+                $method, path = $path, tag = $tag, operation_id = stringify!($name),
+                params(
+                    ("id" = uuid::Uuid, Path, description = "Which one."),
+                    ("If-Match" = Option<String>, Header, description = "The version that the caller has seen, such as `\"v3\"`; 412 when it is not the current one."),
+                    ("Idempotency-Key" = Option<String>, Header, description = "The same key and request get the first answer again, for at least 35 days."),
+                    ("Tenure-Tenant" = Option<String>, Header, description = "For which tenant a platform super_admin acts.")
+                ),
+                request_body(content = $body, content_type = $media),
+                responses((status = 200, description = "Done, or already so.", body = $crate::extract::WrittenBody), $crate::routes::Refusals)
+            )]
+            async fn $name(write: $crate::extract::Write<$aggregate>, $crate::extract::Id(id): $crate::extract::Id, body: $crate::extract::Body<$body>) -> Result<$crate::extract::Written, $crate::Problem> {
+                let stream = $stream(id, write.caller());
+                write.execute(stream, body).await
+            }
+        )*
+    };
 }

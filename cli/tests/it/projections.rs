@@ -121,12 +121,12 @@ async fn a_rebuild_killed_with_kill_9_leaves_nothing_behind_that_matters() {
     // Queries and commands have not noticed.
     up.provision("afterwards").await;
     assert_eq!(up.get("/v1/tenants?slug=afterwards&after=641").await.json::<Value>().await.unwrap()["data"].as_array().unwrap().len(), 1);
-    let rebuilt = eventually("the next one may", || async {
+    let output = eventually("the next one may", || async {
         let output = tool(&dir, &[], &["projections", "rebuild", "tenants_v1"]).await;
         output.status.success().then_some(output)
     })
     .await;
-    assert!(text(&rebuilt.stdout).contains("at position 641: every row is the same, serves now"), "{}", text(&rebuilt.stdout));
+    assert!(text(&output.stdout).contains("at position 641: every row is the same, serves now"), "{}", text(&output.stdout));
     let states = async || {
         let status = lines(&dir, &["projections", "status", "--json"]).await;
         let mine = status.iter().filter(|line| line["name"] == "tenants_v1");

@@ -201,8 +201,14 @@ async fn a_tenant_that_is_closed_or_unknown_refuses_every_changing_command_of_it
     let env = Env::new().await;
     let [a, _] = two_processes(&env).await;
     let tenant = TenantId(id());
-    let make =
-        || Request::<Thing>::new(StreamId::new(tenant, id()), Make { subject: SubjectId(id()), words: "hello".into() }, system(), id());
+    let make = || {
+        Request::<Thing>::new(
+            StreamId::new(tenant, id()),
+            Make { id: None, subject: SubjectId(id()), words: "hello".into() },
+            system(),
+            id(),
+        )
+    };
     let code = |answer: Result<commands::Outcome, CommandError>| match answer {
         Err(CommandError::Rejected { code, .. }) => code.into_owned(),
         other => format!("{other:?}"),

@@ -12,18 +12,11 @@ use uuid::Uuid;
 
 use crate::cursor::CursorKey;
 use crate::list::{self, Column, Orders, Page, Paging};
-use crate::model::ReadModel;
+use crate::model::{ReadModel, StreamKey};
 use crate::query::{QueryError, Read};
 
 /// The read model.
 pub struct Tenants;
-
-/// The key of a row.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
-pub struct Key {
-    tenant_id: TenantId,
-    id: Uuid,
-}
 
 /// A tenant as it is shown.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
@@ -71,14 +64,14 @@ pub struct Row {
 impl ReadModel for Tenants {
     const NAME: &'static str = "tenants_v1";
     type Aggregate = Tenant;
-    type Key = Key;
+    type Key = StreamKey;
     type Row = Row;
 
-    fn keys(event: &Recorded<Event>) -> Vec<Key> {
-        vec![Key { tenant_id: event.stream.tenant, id: event.stream.id }]
+    fn keys(event: &Recorded<Event>) -> Vec<StreamKey> {
+        StreamKey::of(event)
     }
 
-    fn apply(key: &Key, row: Option<Row>, event: &Recorded<Event>) -> Option<Row> {
+    fn apply(key: &StreamKey, row: Option<Row>, event: &Recorded<Event>) -> Option<Row> {
         let row = match (&event.event, row) {
             (Event::Provisioned { slug, name, plan, owner: _ }, _) => Row {
                 tenant_id: key.tenant_id,

@@ -12,18 +12,11 @@ use uuid::Uuid;
 
 use crate::cursor::CursorKey;
 use crate::list::{self, Column, Orders, Page, Paging};
-use crate::model::ReadModel;
+use crate::model::{ReadModel, StreamKey};
 use crate::query::{QueryError, Read};
 
 /// The read model.
 pub struct Tickets;
-
-/// The key of a row.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
-pub struct Key {
-    tenant_id: TenantId,
-    id: Uuid,
-}
 
 /// A ticket as it is shown. What is internal is empty for all but those who work on tickets.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
@@ -116,14 +109,14 @@ impl ReadModel for Tickets {
     const NAME: &'static str = "tickets_v1";
     const SUBJECT: Option<&'static str> = Some("requester_id");
     type Aggregate = Ticket;
-    type Key = Key;
+    type Key = StreamKey;
     type Row = Row;
 
-    fn keys(event: &Recorded<Event>) -> Vec<Key> {
-        vec![Key { tenant_id: event.stream.tenant, id: event.stream.id }]
+    fn keys(event: &Recorded<Event>) -> Vec<StreamKey> {
+        StreamKey::of(event)
     }
 
-    fn apply(key: &Key, row: Option<Row>, event: &Recorded<Event>) -> Option<Row> {
+    fn apply(key: &StreamKey, row: Option<Row>, event: &Recorded<Event>) -> Option<Row> {
         let at = event.recorded_at;
         let mut row = match (&event.event, row) {
             (Event::Opened { number, subject, body: _, priority, channel, requester, opened_by: _, tags }, _) => Row {

@@ -31,7 +31,7 @@ impl Shelf {
 
     async fn make(&self, words: &str) -> StreamId {
         let stream = StreamId::new(self.tenant, id());
-        self.node.execute_on::<Thing>(stream, Make { subject: SubjectId(stream.id), words: words.into() }).await.unwrap();
+        self.node.execute_on::<Thing>(stream, Make { id: None, subject: SubjectId(stream.id), words: words.into() }).await.unwrap();
         stream
     }
 

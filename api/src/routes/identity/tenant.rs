@@ -16,28 +16,12 @@ use utoipa_axum::routes;
 use uuid::Uuid;
 
 use crate::app::App;
-use crate::extract::{
-    After, Body, Caller, Id, ListBody, Listed, Listing, Params, Query, Shown, Write, Written, WrittenBody, paging, sensible, short,
-};
+use crate::extract::{After, Caller, Id, ListBody, Listed, Listing, Params, Query, Shown, paging, sensible, short};
 use crate::problem::Problem;
+use crate::routes::Refusals;
 
 pub(crate) fn routes() -> OpenApiRouter<App> {
-    OpenApiRouter::new()
-        .routes(routes!(provision_tenant, list_tenants))
-        .routes(routes!(get_tenant))
-        .routes(routes!(list_tenant_timeline))
-        .routes(routes!(complete_provisioning))
-        .routes(routes!(rename_tenant))
-        .routes(routes!(change_slug))
-        .routes(routes!(update_settings))
-        .routes(routes!(set_llm_config))
-        .routes(routes!(set_branding))
-        .routes(routes!(suspend_tenant))
-        .routes(routes!(freeze_tenant))
-        .routes(routes!(reactivate_tenant))
-        .routes(routes!(deactivate_tenant))
-        .routes(routes!(cancel_tenant))
-        .routes(routes!(delete_tenant))
+    commands().routes(routes!(list_tenants)).routes(routes!(get_tenant)).routes(routes!(list_tenant_timeline))
 }
 
 /// A tenant's stream is in the tenant itself, whoever acts on it.
@@ -46,6 +30,7 @@ fn stream(id: Uuid, _: &Caller) -> StreamId {
 }
 
 crate::commands! { Tenant, "tenants", stream:
+    create provision_tenant(ProvisionTenant) "/v1/tenants";
     complete_provisioning(CompleteProvisioning) post "/v1/tenants/{id}/complete-provisioning" "application/json";
     rename_tenant(RenameTenant) post "/v1/tenants/{id}/rename" "application/json";
     change_slug(ChangeSlug) post "/v1/tenants/{id}/change-slug" "application/json";
@@ -60,27 +45,11 @@ crate::commands! { Tenant, "tenants", stream:
     delete_tenant(DeleteTenant) post "/v1/tenants/{id}/delete" "application/json";
 }
 
-/// Makes a tenant. Only the platform's super_admin may.
-#[utoipa::path(
-    post, path = "/v1/tenants", tag = "tenants",
-    params(("Idempotency-Key" = Option<String>, Header, description = "The same key and request get the first answer again, for at least 35 days.")),
-    request_body = ProvisionTenant,
-    responses(
-        (status = 201, description = "Made.", body = WrittenBody),
-        (status = "4XX", description = "Refused.", body = Problem, content_type = "application/problem+json"),
-        (status = "5XX", description = "Not now.", body = Problem, content_type = "application/problem+json")
-    )
-)]
-async fn provision_tenant(write: Write<Tenant>, body: Body<ProvisionTenant>) -> Result<Written, Problem> {
-    let stream = stream(write.id_for(body.command.id), write.caller());
-    write.create(stream, body).await
-}
-
 /// One tenant.
 #[utoipa::path(
     get, path = "/v1/tenants/{id}", tag = "tenants",
     params(("id" = Uuid, Path, description = "Which one."), After),
-    responses((status = 200, body = tenant::Row), (status = 304, description = "It has not changed."), (status = "4XX", body = Problem, content_type = "application/problem+json", description = "Refused."))
+    responses((status = 200, body = tenant::Row), (status = 304, description = "It has not changed."), Refusals)
 )]
 async fn get_tenant(query: Query, Id(id): Id, Params(p): Params<After>) -> Result<Shown<tenant::Row>, Problem> {
     query.require("tenant:read")?;
@@ -121,7 +90,7 @@ struct ListTenants {
 /// Tenants: all of them for the platform's super_admin, one's own for everybody else.
 #[utoipa::path(
     get, path = "/v1/tenants", tag = "tenants", params(ListTenants),
-    responses((status = 200, body = ListBody<tenant::Row>), (status = "4XX", body = Problem, content_type = "application/problem+json", description = "Refused."))
+    responses((status = 200, body = ListBody<tenant::Row>), Refusals)
 )]
 async fn list_tenants(query: Query, Params(p): Params<ListTenants>) -> Result<Listed<tenant::Row>, Problem> {
     query.require("tenant:read")?;
@@ -139,7 +108,7 @@ async fn list_tenants(query: Query, Params(p): Params<ListTenants>) -> Result<Li
 #[utoipa::path(
     get, path = "/v1/tenants/{id}/timeline", tag = "tenants",
     params(("id" = Uuid, Path, description = "Which one."), Listing),
-    responses((status = 200, body = ListBody<tenant_timeline::Row>), (status = "4XX", body = Problem, content_type = "application/problem+json", description = "Refused."))
+    responses((status = 200, body = ListBody<tenant_timeline::Row>), Refusals)
 )]
 async fn list_tenant_timeline(query: Query, Id(id): Id, Params(p): Params<Listing>) -> Result<Listed<tenant_timeline::Row>, Problem> {
     query.require("tenant:read")?;

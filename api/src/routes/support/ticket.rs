@@ -18,36 +18,16 @@ use utoipa_axum::routes;
 use uuid::Uuid;
 
 use crate::app::App;
-use crate::extract::{
-    After, Body, Caller, Id, ListBody, Listed, Listing, Params, Query, Shown, Write, Written, WrittenBody, bad_query, paging, sensible,
-    short,
-};
+use crate::extract::{After, Caller, Id, ListBody, Listed, Listing, Params, Query, Shown, bad_query, paging, sensible, short};
 use crate::problem::Problem;
+use crate::routes::Refusals;
 
 pub(crate) fn routes() -> OpenApiRouter<App> {
-    OpenApiRouter::new()
-        .routes(routes!(open_ticket, list_tickets))
-        .routes(routes!(get_ticket, edit_ticket))
+    commands()
+        .routes(routes!(list_tickets))
+        .routes(routes!(get_ticket))
         .routes(routes!(list_ticket_thread))
         .routes(routes!(list_ticket_statistics))
-        .routes(routes!(add_comment))
-        .routes(routes!(redact_comment))
-        .routes(routes!(assign_ticket))
-        .routes(routes!(unassign_ticket))
-        .routes(routes!(change_priority))
-        .routes(routes!(change_status))
-        .routes(routes!(resolve_ticket))
-        .routes(routes!(close_ticket))
-        .routes(routes!(reopen_ticket))
-        .routes(routes!(delete_ticket))
-        .routes(routes!(link_ticket))
-        .routes(routes!(unlink_ticket))
-        .routes(routes!(tag_ticket))
-        .routes(routes!(untag_ticket))
-        .routes(routes!(attach_file))
-        .routes(routes!(detach_file))
-        .routes(routes!(add_follower))
-        .routes(routes!(remove_follower))
 }
 
 fn stream(id: Uuid, caller: &Caller) -> StreamId {
@@ -55,6 +35,7 @@ fn stream(id: Uuid, caller: &Caller) -> StreamId {
 }
 
 crate::commands! { Ticket, "tickets", stream:
+    create open_ticket(OpenTicket) "/v1/tickets";
     edit_ticket(EditTicket) patch "/v1/tickets/{id}" "application/merge-patch+json";
     add_comment(AddComment) post "/v1/tickets/{id}/comments" "application/json";
     redact_comment(RedactComment) post "/v1/tickets/{id}/redact-comment" "application/json";
@@ -76,27 +57,11 @@ crate::commands! { Ticket, "tickets", stream:
     remove_follower(RemoveFollower) post "/v1/tickets/{id}/remove-follower" "application/json";
 }
 
-/// Asks for help.
-#[utoipa::path(
-    post, path = "/v1/tickets", tag = "tickets",
-    params(("Idempotency-Key" = Option<String>, Header, description = "The same key and request get the first answer again, for at least 35 days.")),
-    request_body = OpenTicket,
-    responses(
-        (status = 201, description = "Opened.", body = WrittenBody),
-        (status = "4XX", description = "Refused.", body = Problem, content_type = "application/problem+json"),
-        (status = "5XX", description = "Not now.", body = Problem, content_type = "application/problem+json")
-    )
-)]
-async fn open_ticket(write: Write<Ticket>, body: Body<OpenTicket>) -> Result<Written, Problem> {
-    let stream = stream(write.id_for(body.command.id), write.caller());
-    write.create(stream, body).await
-}
-
 /// One ticket.
 #[utoipa::path(
     get, path = "/v1/tickets/{id}", tag = "tickets",
     params(("id" = Uuid, Path, description = "Which one."), After),
-    responses((status = 200, body = ticket::Row), (status = 304, description = "It has not changed."), (status = "4XX", body = Problem, content_type = "application/problem+json", description = "Refused."))
+    responses((status = 200, body = ticket::Row), (status = 304, description = "It has not changed."), Refusals)
 )]
 async fn get_ticket(query: Query, Id(id): Id, Params(p): Params<After>) -> Result<Shown<ticket::Row>, Problem> {
     query.require("ticket:read")?;
@@ -147,7 +112,7 @@ struct ListTickets {
 /// Tickets: all of the tenant's for those who work on them or only look, one's own for everybody else.
 #[utoipa::path(
     get, path = "/v1/tickets", tag = "tickets", params(ListTickets),
-    responses((status = 200, body = ListBody<ticket::Row>), (status = "4XX", body = Problem, content_type = "application/problem+json", description = "Refused."))
+    responses((status = 200, body = ListBody<ticket::Row>), Refusals)
 )]
 async fn list_tickets(query: Query, Params(p): Params<ListTickets>) -> Result<Listed<ticket::Row>, Problem> {
     query.require("ticket:read")?;
@@ -184,7 +149,7 @@ async fn list_tickets(query: Query, Params(p): Params<ListTickets>) -> Result<Li
 #[utoipa::path(
     get, path = "/v1/tickets/{id}/thread", tag = "tickets",
     params(("id" = Uuid, Path, description = "Which one."), Listing),
-    responses((status = 200, body = ListBody<ticket_thread::Row>), (status = "4XX", body = Problem, content_type = "application/problem+json", description = "Refused."))
+    responses((status = 200, body = ListBody<ticket_thread::Row>), Refusals)
 )]
 async fn list_ticket_thread(query: Query, Id(id): Id, Params(p): Params<Listing>) -> Result<Listed<ticket_thread::Row>, Problem> {
     query.require("ticket:read")?;
@@ -219,7 +184,7 @@ struct ListStatistics {
 /// What happened to the tenant's tickets, day by day (UTC). Days on which nothing did are left out.
 #[utoipa::path(
     get, path = "/v1/tickets/statistics", tag = "tickets", params(ListStatistics),
-    responses((status = 200, body = ListBody<ticket_statistics::Row>), (status = "4XX", body = Problem, content_type = "application/problem+json", description = "Refused."))
+    responses((status = 200, body = ListBody<ticket_statistics::Row>), Refusals)
 )]
 async fn list_ticket_statistics(query: Query, Params(p): Params<ListStatistics>) -> Result<Listed<ticket_statistics::Row>, Problem> {
     query.require("ticket:report")?;
