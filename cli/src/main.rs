@@ -55,6 +55,9 @@ enum Command {
         /// super_admin (of the system tenant), org_admin, support_agent, user or viewer.
         #[arg(long)]
         role: Role,
+        /// Whose: a user's id, or any other word, which stands for the same user every time.
+        #[arg(long, default_value = "dev")]
+        user: String,
         /// For how long: 90s, 15m, 1h, 7d.
         #[arg(long, default_value = "1h", value_parser = terminal::duration)]
         ttl: TimeDelta,
@@ -136,7 +139,7 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             roles::run(&Site::find(&dir)?, &roles, listener, cancel).await?;
         }
         Command::Migrate => Site::find(&dir)?.owner()?.migrate().await?,
-        Command::DevToken { tenant, role, ttl } => println!("{}", tools::token::dev_token(&dir, tenant, role, ttl)?),
+        Command::DevToken { tenant, role, user, ttl } => println!("{}", tools::token::dev_token(&dir, tenant, role, &user, ttl)?),
         Command::Events(Events::List(list)) => tools::events::list(&Site::find(&dir)?, &list).await?,
         Command::Audit(Audit::Verify { json }) => return tools::audit::verify(&Site::find(&dir)?, json).await,
         Command::Bus(Bus::Rebuild) => tools::bus::rebuild(&Site::find(&dir)?).await?,

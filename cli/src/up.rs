@@ -65,7 +65,7 @@ async fn listen(http: Option<SocketAddr>) -> anyhow::Result<TcpListener> {
 
 /// Says what to do next.
 fn welcome(dir: &Path, address: SocketAddr) -> anyhow::Result<()> {
-    let token = tools::token::dev_token(dir, TenantId::SYSTEM, Role::SuperAdmin, TimeDelta::hours(12))?;
+    let token = tools::token::dev_token(dir, TenantId::SYSTEM, Role::SuperAdmin, "dev", TimeDelta::hours(12))?;
     let base = format!("http://{address}");
     // Another slug at every start, so that the line can be pasted again.
     let id = IdSource::new(std::sync::Arc::new(SystemClock)).next().simple().to_string();

@@ -6,10 +6,14 @@ use chrono::TimeDelta;
 use domain::{Clock as _, Role, SystemClock, TenantId};
 
 /// A token signed with the key in the environment or the data directory.
-pub(crate) fn dev_token(dir: &Path, tenant: TenantId, role: Role, ttl: TimeDelta) -> anyhow::Result<String> {
+pub(crate) fn dev_token(dir: &Path, tenant: TenantId, role: Role, user: &str, ttl: TimeDelta) -> anyhow::Result<String> {
     anyhow::ensure!(
         (role == Role::SuperAdmin) == (tenant == TenantId::SYSTEM),
         "super_admin is the role of the system tenant, and its only one"
     );
-    Ok(crate::site::token_key(dir)?.sign("dev", tenant, role, SystemClock.now(), ttl)?)
+    anyhow::ensure!(
+        (1..=200).contains(&user.len()) && !user.contains(char::is_control),
+        "a user is named by 1 to 200 bytes without control characters"
+    );
+    Ok(crate::site::token_key(dir)?.sign(user, tenant, role, SystemClock.now(), ttl)?)
 }
