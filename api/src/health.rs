@@ -18,7 +18,7 @@ use crate::app::App;
 pub enum Level {
     /// As it should.
     Ok,
-    /// Commands and queries work, something else does not; it catches up by itself.
+    /// Commands and queries work, something else does not: it catches up by itself, or (a parked partition) waits for an operator.
     Degraded,
     /// Commands or queries do not work.
     Unavailable,

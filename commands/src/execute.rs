@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use cqrs_es::DomainEvent as _;
 use cqrs_es::event_sink::EventSink;
 use domain::aggregate::Ask as _;
-use domain::{Actor, Aggregate, Context, Effect, Issued, Precondition, StreamId};
+use domain::{Actor, Aggregate, Context, DomainError as _, Effect, Issued, Kind, Precondition, StreamId};
 use store::load::Loaded;
 use store::{Append, AppendError, Appended, Expected, Key, Metadata, NewEvent, Store, StreamAppend};
 use tokio::sync::Mutex;
@@ -148,9 +148,6 @@ impl Executor {
 
     async fn attempt<A: Aggregate>(&self, request: &Request<A>) -> Result<Attempt, CommandError> {
         let Loaded { state, version, since } = self.store.load::<A>(request.stream).await?;
-        if request.expected.is_some_and(|expected| expected != version) {
-            return self.conclude(request, version, || Err(CommandError::VersionMismatch { current: version })).await;
-        }
         let ctx = Context {
             now: self.store.clock().now(),
             actor: request.actor.clone(),
@@ -158,7 +155,13 @@ impl Executor {
             fresh_id: self.store.fresh_id(),
         };
         let (mut after, sink) = (state.clone(), EventSink::default());
-        if let Err(error) = after.handle(Issued { command: request.command.clone(), ctx }, &(), &sink).await {
+        let decided = after.handle(Issued { command: request.command.clone(), ctx }, &(), &sink).await;
+        // Whoever may not see it must not learn its version either.
+        let hidden = decided.as_ref().is_err_and(|error| matches!(error.kind(), Kind::NotFound | Kind::Forbidden));
+        if !hidden && request.expected.is_some_and(|expected| expected != version) {
+            return self.conclude(request, version, || Err(CommandError::VersionMismatch { current: version })).await;
+        }
+        if let Err(error) = decided {
             return self.conclude(request, version, || Err(CommandError::rule(&error))).await;
         }
         let events = sink.collect().await;

@@ -8,10 +8,10 @@
 //!    under `domain/tests/golden/<noun>/`.
 //! 2. `command.rs`: what may be asked (one struct each, validated newtypes, listed once in [`commands!`]) and why it may be refused (`Error`).
 //! 3. `mod.rs`: the state (an enum per life stage), `decide`, `apply`, `effects`, then [`impl Aggregate`](Aggregate) and [`aggregate!`].
-//! 4. One line in [`for_each_aggregate!`]. The executor, timers, relay, audit and replay need nothing more.
+//! 4. One line in [`for_each_aggregate!`], and who may what in [`actor`]. The executor, timers, relay, audit and replay need nothing more.
 //! 5. A read model (see the `projections` crate) and routes (see the `api` crate).
 //!
-//! The completeness test in `domain/tests/it` names whatever was forgotten.
+//! The completeness test in `api/tests/it` names whatever was forgotten; `docs/ARCHITECTURE.md` lists the places.
 //!
 //! # What a rule may know
 //!

@@ -8,7 +8,7 @@ use serde::Deserialize;
 use serde_json::Value;
 use sqlx::types::Json;
 use sqlx::{PgConnection, QueryBuilder};
-use store::load::LoadError;
+use store::load::{LoadError, unknown_metadata};
 use store::{Erases, RawEvent, Store};
 use uuid::Uuid;
 
@@ -29,6 +29,14 @@ pub enum FoldError {
     /// The fold itself gave up.
     #[error("the fold panicked: {0}")]
     Panicked(String),
+    /// What had to be forgotten could not be. Nothing goes on before it is.
+    #[error("what position {position} erases could not be erased: {error}")]
+    Erasure {
+        /// The event.
+        position: i64,
+        /// Why.
+        error: Box<FoldError>,
+    },
     /// The checkpoint is somewhere else, or in somebody else's hands.
     #[error("{model} is no longer at {position} in this process's hands")]
     Moved {
@@ -51,20 +59,44 @@ impl FoldError {
             Self::Database(sqlx::Error::Database(error)) => {
                 error.code().is_some_and(|code| ["21", "22", "23", "54"].iter().any(|class| code.starts_with(class)))
             }
-            Self::Load(LoadError::Unavailable(_) | LoadError::UnknownEvent { .. }) | Self::Database(_) | Self::Moved { .. } => false,
+            Self::Load(LoadError::Unavailable(_) | LoadError::UnknownEvent { .. })
+            | Self::Database(_)
+            | Self::Erasure { .. }
+            | Self::Moved { .. } => false,
+        }
+    }
+
+    /// What may be kept for ever: the messages of others quote values, which may be somebody's personal data.
+    pub(crate) fn without_values(&self) -> String {
+        match self {
+            Self::Load(LoadError::Corrupt { event_type, .. }) => format!("the payload of {event_type} cannot be read"),
+            Self::Database(sqlx::Error::Database(error)) => {
+                let on = error.table().map(|table| format!(" on {table}")).unwrap_or_default();
+                let by = error.constraint().map(|constraint| format!(" by {constraint}")).unwrap_or_default();
+                format!("the table refuses the row: SQLSTATE {}{on}{by}", error.code().unwrap_or_default())
+            }
+            Self::Database(_) | Self::Json(_) => "a row cannot be read or written".to_owned(),
+            Self::Panicked(_) => "the fold panicked; the log of the projector says more".to_owned(),
+            Self::Load(_) | Self::Erasure { .. } | Self::Moved { .. } => self.to_string(),
         }
     }
 }
 
-/// Folds `events` into the table `read.<table>`, but for those at the positions `held`. What an event erases is erased all the same, and in `copies` of the table too.
+/// The table of a generation, without its schema.
+pub(crate) fn table<M: ReadModel>(generation: i32) -> String {
+    format!("{}_g{generation}", M::NAME)
+}
+
+/// Folds `events` into a generation, but for those at the positions `held`. What an event erases is erased all the same, and in the generations `copies` too.
 pub(crate) async fn fold<M: ReadModel>(
     store: &Store,
     connection: &mut PgConnection,
-    table: &str,
-    copies: &[String],
+    generation: i32,
+    copies: &[i32],
     events: &[&RawEvent],
     held: &HashSet<i64>,
 ) -> Result<(), FoldError> {
+    let own = table::<M>(generation);
     let mut mine: Vec<&RawEvent> = Vec::with_capacity(events.len());
     for event in events {
         if event.aggregate_type == M::Aggregate::TYPE && !held.contains(&event.position) {
@@ -73,50 +105,71 @@ pub(crate) async fn fold<M: ReadModel>(
         if let Some(column) = M::SUBJECT
             && let Some(erases) = erases(event)?
         {
-            fold_rows::<M>(store, connection, table, &mine).await?;
+            fold_rows::<M>(store, connection, &own, &mine).await?;
             mine.clear();
-            for table in copies.iter().map(String::as_str).chain([table]) {
-                erase::<M>(connection, table, column, event.tenant_id, &erases).await?;
+            // What this process could still unseal, it must not after this.
+            store.forget_unsealed();
+            for generation in copies.iter().chain([&generation]) {
+                let erased = erase::<M>(connection, *generation, column, event.tenant_id, &erases).await;
+                erased.map_err(|error| FoldError::Erasure { position: event.position, error: Box::new(error) })?;
             }
         }
     }
-    fold_rows::<M>(store, connection, table, &mine).await
+    fold_rows::<M>(store, connection, &own, &mine).await
 }
 
 /// What an event erases, by its metadata.
-fn erases(event: &RawEvent) -> Result<Option<Erases>, serde_json::Error> {
+fn erases(event: &RawEvent) -> Result<Option<Erases>, LoadError> {
     #[derive(Deserialize)]
     struct Metadata {
         erases: Option<Erases>,
     }
-    Ok(serde_json::from_str::<Metadata>(&event.metadata)?.erases)
+    Ok(serde_json::from_str::<Metadata>(&event.metadata).map_err(|_| unknown_metadata(event))?.erases)
 }
 
-/// Forgets what rows say about data subjects.
+/// Forgets what the rows of a generation say about data subjects.
 async fn erase<M: ReadModel>(
     connection: &mut PgConnection,
-    table: &str,
+    generation: i32,
     column: &str,
     tenant: Uuid,
     erases: &Erases,
 ) -> Result<(), FoldError> {
+    let table = table::<M>(generation);
     match erases {
         Erases::Tenant => {
+            // What waits of it would bring rows back.
+            sqlx::query("delete from read.parked where name = $1 and generation = $2 and tenant_id = $3")
+                .bind(M::NAME)
+                .bind(generation)
+                .bind(tenant)
+                .execute(&mut *connection)
+                .await?;
             sqlx::query(&format!("delete from read.{table} where tenant_id = $1")).bind(tenant).execute(connection).await?;
         }
         Erases::Subjects(subjects) => {
             let subjects: Vec<Uuid> = subjects.iter().map(|subject| subject.0).collect();
-            let rows: Vec<Json<M::Row>> =
-                sqlx::query_scalar(&format!("select to_json(t) from read.{table} t where tenant_id = $1 and {column} = any($2)"))
-                    .bind(tenant)
-                    .bind(subjects)
-                    .fetch_all(&mut *connection)
-                    .await?;
-            let rows = rows.into_iter().map(|Json(row)| serde_json::to_value(M::erased(row))).collect::<Result<Vec<_>, _>>()?;
-            upsert(connection, table, rows).await?;
+            let rows: Vec<Json<M::Row>> = sqlx::query_scalar(&format!(
+                "select to_json(t) from read.{table} t where tenant_id = $1 and {column} = any($2) for update"
+            ))
+            .bind(tenant)
+            .bind(subjects)
+            .fetch_all(&mut *connection)
+            .await?;
+            let rows = guarded(|| rows.into_iter().map(|Json(row)| M::erased(row)).collect::<Vec<_>>())?;
+            let rows = rows.iter().map(serde_json::to_value).collect::<Result<Vec<_>, _>>()?;
+            upsert(connection, &table, rows).await?;
         }
     }
     Ok(())
+}
+
+/// Runs what a read model declares; a panic in it is an error.
+fn guarded<T>(declared: impl FnOnce() -> T) -> Result<T, FoldError> {
+    catch_unwind(AssertUnwindSafe(declared)).map_err(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
+        FoldError::Panicked(text.unwrap_or("without a word").to_owned())
+    })
 }
 
 async fn fold_rows<M: ReadModel>(store: &Store, connection: &mut PgConnection, table: &str, events: &[&RawEvent]) -> Result<(), FoldError> {
@@ -124,12 +177,12 @@ async fn fold_rows<M: ReadModel>(store: &Store, connection: &mut PgConnection, t
         return Ok(());
     }
     let events = store.typed::<M::Aggregate>(events).await?;
-    let mut rows: HashMap<M::Key, Option<M::Row>> = events.iter().flat_map(M::keys).map(|key| (key, None)).collect();
+    let mut rows: HashMap<M::Key, Option<M::Row>> = guarded(|| events.iter().flat_map(M::keys).map(|key| (key, None)).collect())?;
     if rows.is_empty() {
         return Ok(());
     }
     let before = load::<M>(connection, table, &mut rows).await?;
-    let folded = catch_unwind(AssertUnwindSafe(|| {
+    let rows = guarded(|| {
         for event in &events {
             for key in M::keys(event) {
                 let row = rows.remove(&key).flatten();
@@ -138,14 +191,8 @@ async fn fold_rows<M: ReadModel>(store: &Store, connection: &mut PgConnection, t
             }
         }
         rows
-    }));
-    write::<M>(connection, table, &before, folded.map_err(|panic| FoldError::Panicked(words(&*panic)))?).await
-}
-
-/// What a panic said.
-fn words(panic: &(dyn std::any::Any + Send)) -> String {
-    let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
-    text.unwrap_or("without a word").to_owned()
+    })?;
+    write::<M>(connection, table, &before, rows).await
 }
 
 /// Loads the rows of all the keys, and answers them as they were.

@@ -5,7 +5,8 @@
 //! Take [`identity::tenant`] as the pattern.
 //!
 //! 1. A migration that creates `read.<name>_v1_g1` (its key begins with `tenant_id`, its columns are the row's fields) and calls `read.register('<name>_v1')`.
-//! 2. The row struct and `impl ReadModel`: which keys an event touches, and what becomes of the row of such a key. No SQL, no async.
+//! 2. The row struct and `impl ReadModel`: which keys an event touches, and what becomes of the row of such a key. No SQL, no async. Rows with personal data in clear name
+//!    the column of their data subject (`SUBJECT`) and what is left of them (`erased`); rows that gather what many streams say wait by tenant (`PARTITION`).
 //! 3. The queries beside it, each a function over [`query::Read`]; row-level security does the filtering by tenant.
 //! 4. One line in [`for_each_read_model!`]. Checkpoints, batching, catching up, rebuilding and verifying need nothing more.
 //!

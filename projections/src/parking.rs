@@ -18,19 +18,12 @@ use crate::model::ReadModel;
 /// Waiting events that a retry folds in one transaction.
 const PAGE: i64 = 500;
 
-/// A table that events are folded into.
+/// A generation that events are folded into.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Generation {
     pub(crate) number: i32,
-    /// Whether other generations may still hold what an event erases. A rebuild comes across every erasure by itself.
+    /// Whether what an event erases is to be erased in generations that nobody folds into, too.
     pub(crate) serving: bool,
-}
-
-impl Generation {
-    /// Its table, without the schema.
-    pub(crate) fn table<M: ReadModel>(self) -> String {
-        format!("{}_g{}", M::NAME, self.number)
-    }
 }
 
 /// Folds a page of events into a generation. What belongs to a parked partition waits there; with `one_by_one`, so does what cannot be folded, and an error is not the
@@ -42,32 +35,32 @@ pub(crate) async fn advance<M: ReadModel>(
     events: &[&RawEvent],
     one_by_one: bool,
 ) -> Result<(), FoldError> {
-    let (Some(first), Some(last)) = (events.first(), events.last()) else { return Ok(()) };
+    let mine = |event: &RawEvent| event.aggregate_type == <M::Aggregate as cqrs_es::Aggregate>::TYPE;
+    let partitions: HashSet<String> = events.iter().filter(|event| mine(event)).map(|event| M::PARTITION.of(event)).collect();
+    // A generation that is being built comes across every erasure by itself.
     let (parked, discarded, copies): (Vec<String>, Vec<i64>, Vec<i32>) = sqlx::query_as(
-        "select array(select partition from read.parked where name = $1 and generation = $2),
-                array(select position from read.discarded where name = $1 and position between $3 and $4),
-                array(select generation from read.generations where name = $1 and generation <> $2)",
+        "select array(select partition from read.parked where name = $1 and generation = $2 and partition = any($3)),
+                array(select position from read.discarded where name = $1 and position = any($4)),
+                array(select generation from read.generations where $5 and name = $1 and generation <> $2
+                      and (state <> 'building' or not exists (select from ops.leases where ops.leases.name = 'rebuild/' || $1 and until > now())))",
     )
     .bind(M::NAME)
     .bind(generation.number)
-    .bind(first.position)
-    .bind(last.position)
+    .bind(partitions.into_iter().collect::<Vec<_>>())
+    .bind(events.iter().map(|event| event.position).collect::<Vec<_>>())
+    .bind(generation.serving)
     .fetch_one(&mut *connection)
     .await?;
     let mut parked: HashSet<String> = parked.into_iter().collect();
-    let copies: Vec<String> = if generation.serving {
-        copies.into_iter().map(|number| Generation { number, serving: false }.table::<M>()).collect()
-    } else {
-        vec![]
-    };
-    let table = generation.table::<M>();
-    let mine = |event: &RawEvent| event.aggregate_type == <M::Aggregate as cqrs_es::Aggregate>::TYPE;
-    let mut waiting: Vec<&RawEvent> =
-        events.iter().copied().filter(|event| mine(event) && parked.contains(&M::PARTITION.of(event))).collect();
-    waiting.retain(|event| !discarded.contains(&event.position));
-    let mut held: HashSet<i64> = discarded.iter().copied().chain(waiting.iter().map(|event| event.position)).collect();
+    let mut held: HashSet<i64> = discarded.into_iter().collect();
+    let mut waiting: Vec<&RawEvent> = vec![];
+    for event in events.iter().copied().filter(|event| mine(event) && parked.contains(&M::PARTITION.of(event))) {
+        if held.insert(event.position) {
+            waiting.push(event);
+        }
+    }
     if !one_by_one {
-        fold::<M>(store, connection, &table, &copies, events, &held).await?;
+        fold::<M>(store, connection, generation.number, &copies, events, &held).await?;
         return wait::<M>(connection, generation, &waiting).await;
     }
     for event in events {
@@ -76,18 +69,17 @@ pub(crate) async fn advance<M: ReadModel>(
             waiting.push(event);
         }
         let mut attempt = connection.begin().await?;
-        let folded = fold::<M>(store, &mut attempt, &table, &copies, &[event], &held).await;
-        match folded {
+        match fold::<M>(store, &mut attempt, generation.number, &copies, &[event], &held).await {
             Ok(()) => attempt.commit().await?,
             Err(error) if error.is_poison() => {
                 attempt.rollback().await?;
                 tracing::error!(model = M::NAME, %partition, position = event.position, %error, "the partition is parked");
-                park::<M>(connection, generation, event, &partition, &error.to_string(), store.clock().now()).await?;
+                park::<M>(connection, generation, event, &partition, &error.without_values(), store.clock().now()).await?;
                 parked.insert(partition);
                 held.insert(event.position);
                 waiting.push(event);
                 // What it erases does not wait with it.
-                fold::<M>(store, connection, &table, &copies, &[event], &held).await?;
+                fold::<M>(store, connection, generation.number, &copies, &[event], &held).await?;
             }
             Err(error) => return Err(error),
         }
@@ -124,7 +116,10 @@ async fn wait<M: ReadModel>(connection: &mut PgConnection, generation: Generatio
         return Ok(());
     }
     sqlx::query(
-        "insert into read.parked_events (name, generation, partition, position) select $1, $2, * from unnest($3::text[], $4::bigint[])",
+        // A partition may have gone meanwhile, with its tenant.
+        "insert into read.parked_events (name, generation, partition, position)
+         select p.name, p.generation, p.partition, w.position from unnest($3::text[], $4::bigint[]) w (partition, position)
+         join read.parked p on (p.name, p.generation, p.partition) = ($1, $2, w.partition)",
     )
     .bind(M::NAME)
     .bind(generation.number)
@@ -179,8 +174,8 @@ pub struct Retried {
 /// Why nothing was retried or discarded.
 #[derive(Debug, thiserror::Error)]
 pub enum ParkingError {
-    /// No such partition is parked.
-    #[error("{0} has no parked partition {1}")]
+    /// No such partition is parked, or not because of this event.
+    #[error("{0} has no parked partition {1}, or it is held up by another event")]
     NotParked(&'static str, String),
     /// An event could not be read, for a reason that lies not in it.
     #[error(transparent)]
@@ -199,71 +194,139 @@ async fn lock<M: ReadModel>(connection: &mut PgConnection) -> Result<Generation,
     Ok(Generation { number, serving: true })
 }
 
-/// Folds the events that wait in a partition, in order, until none is left or one fails again.
+/// Folds the events that wait in a partition of the serving generation, in order, until none is left or one fails again.
 pub async fn retry<M: ReadModel>(store: &Store, pool: &PgPool, partition: &str) -> Result<Retried, ParkingError> {
     let mut retried = Retried { partition: partition.to_owned(), folded: 0, stuck: None };
     loop {
         let mut tx = pool.begin().await?;
         let generation = lock::<M>(&mut tx).await?;
-        let positions: Vec<i64> = sqlx::query_scalar(
-            "select position from read.parked_events where name = $1 and generation = $2 and partition = $3 order by position limit $4",
-        )
-        .bind(M::NAME)
-        .bind(generation.number)
-        .bind(partition)
-        .bind(PAGE)
-        .fetch_all(&mut *tx)
-        .await?;
-        if positions.is_empty() {
-            let gone = sqlx::query("delete from read.parked where name = $1 and generation = $2 and partition = $3")
-                .bind(M::NAME)
-                .bind(generation.number)
-                .bind(partition)
-                .execute(&mut *tx)
-                .await?;
-            tx.commit().await?;
-            if gone.rows_affected() == 0 && retried.folded == 0 {
-                return Err(ParkingError::NotParked(M::NAME, partition.to_owned()));
-            }
-            return Ok(retried);
+        let left = drain::<M>(store, &mut tx, generation, &mut retried).await?;
+        tx.commit().await?;
+        match left {
+            Drained::More => {}
+            Drained::Stuck | Drained::Empty => return Ok(retried),
+            Drained::Nothing => return Err(ParkingError::NotParked(M::NAME, partition.to_owned())),
         }
-        let events = store.at_all(&positions).await?;
-        let table = generation.table::<M>();
-        for event in &events {
-            let mut attempt = tx.begin().await?;
-            match fold::<M>(store, &mut attempt, &table, &[], &[event], &HashSet::new()).await {
-                Ok(()) => attempt.commit().await?,
-                Err(error) if error.is_poison() => {
-                    attempt.rollback().await?;
-                    retried.stuck = Some((event.position, error.to_string()));
-                    break;
-                }
-                Err(error) => return Err(error.into()),
-            }
-            retried.folded += 1;
-        }
-        let next = retried.stuck.as_ref().map_or(i64::MAX, |(position, _)| *position);
-        let done: Vec<i64> = positions.into_iter().filter(|position| *position < next).collect();
-        sqlx::query("delete from read.parked_events where name = $1 and generation = $2 and position = any($3)")
+    }
+}
+
+/// Retries all parked partitions of a generation that is to serve next: what has been mended or discarded meanwhile must not come back with it.
+pub(crate) async fn retry_all<M: ReadModel>(store: &Store, pool: &PgPool, generation: Generation) -> Result<(), ParkingError> {
+    let partitions: Vec<String> =
+        sqlx::query_scalar("select partition from read.parked where name = $1 and generation = $2 order by position")
             .bind(M::NAME)
             .bind(generation.number)
-            .bind(done)
-            .execute(&mut *tx)
+            .fetch_all(pool)
             .await?;
-        if let Some((position, reason)) = &retried.stuck {
-            sqlx::query("update read.parked set position = $4, reason = $5 where name = $1 and generation = $2 and partition = $3")
-                .bind(M::NAME)
-                .bind(generation.number)
-                .bind(partition)
-                .bind(position)
-                .bind(reason)
-                .execute(&mut *tx)
-                .await?;
+    for partition in partitions {
+        let mut retried = Retried { partition, folded: 0, stuck: None };
+        loop {
+            let mut tx = pool.begin().await?;
+            let left = drain::<M>(store, &mut tx, generation, &mut retried).await?;
+            tx.commit().await?;
+            if left != Drained::More {
+                break;
+            }
         }
-        tx.commit().await?;
-        if retried.stuck.is_some() {
-            return Ok(retried);
+    }
+    Ok(())
+}
+
+/// What is left of a partition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Drained {
+    /// Some events still wait.
+    More,
+    /// One fails still.
+    Stuck,
+    /// It is parked no longer.
+    Empty,
+    /// It was not parked.
+    Nothing,
+}
+
+/// Folds a page of the events that wait in a partition. Those that were discarded no longer wait.
+async fn drain<M: ReadModel>(
+    store: &Store,
+    connection: &mut PgConnection,
+    generation: Generation,
+    retried: &mut Retried,
+) -> Result<Drained, ParkingError> {
+    sqlx::query("delete from read.parked_events e using read.discarded d where (e.name, e.generation, e.partition) = ($1, $2, $3) and (d.name, d.position) = (e.name, e.position)")
+        .bind(M::NAME)
+        .bind(generation.number)
+        .bind(&retried.partition)
+        .execute(&mut *connection)
+        .await?;
+    let positions: Vec<i64> = sqlx::query_scalar(
+        "select position from read.parked_events where name = $1 and generation = $2 and partition = $3 order by position limit $4",
+    )
+    .bind(M::NAME)
+    .bind(generation.number)
+    .bind(&retried.partition)
+    .bind(PAGE)
+    .fetch_all(&mut *connection)
+    .await?;
+    if positions.is_empty() {
+        let gone = sqlx::query("delete from read.parked where name = $1 and generation = $2 and partition = $3")
+            .bind(M::NAME)
+            .bind(generation.number)
+            .bind(&retried.partition)
+            .execute(connection)
+            .await?;
+        return Ok(if gone.rows_affected() == 0 && retried.folded == 0 { Drained::Nothing } else { Drained::Empty });
+    }
+    let events = store.at_all(&positions).await?;
+    let all: Vec<&RawEvent> = events.iter().collect();
+    if !try_fold::<M>(store, connection, generation, &all, retried).await? {
+        // One of them fails: which?
+        for event in &all {
+            if !try_fold::<M>(store, connection, generation, &[event], retried).await? {
+                break;
+            }
         }
+    }
+    let next = retried.stuck.as_ref().map_or(i64::MAX, |(position, _)| *position);
+    sqlx::query("delete from read.parked_events where name = $1 and generation = $2 and position = any($3)")
+        .bind(M::NAME)
+        .bind(generation.number)
+        .bind(positions.into_iter().filter(|position| *position < next).collect::<Vec<_>>())
+        .execute(&mut *connection)
+        .await?;
+    let Some((position, reason)) = &retried.stuck else { return Ok(Drained::More) };
+    sqlx::query("update read.parked set position = $4, reason = $5 where name = $1 and generation = $2 and partition = $3")
+        .bind(M::NAME)
+        .bind(generation.number)
+        .bind(&retried.partition)
+        .bind(position)
+        .bind(reason)
+        .execute(connection)
+        .await?;
+    Ok(Drained::Stuck)
+}
+
+/// Folds events that waited, if they can be.
+async fn try_fold<M: ReadModel>(
+    store: &Store,
+    connection: &mut PgConnection,
+    generation: Generation,
+    events: &[&RawEvent],
+    retried: &mut Retried,
+) -> Result<bool, FoldError> {
+    let mut attempt = connection.begin().await?;
+    match fold::<M>(store, &mut attempt, generation.number, &[], events, &HashSet::new()).await {
+        Ok(()) => {
+            attempt.commit().await?;
+            retried.folded += events.len();
+            retried.stuck = None;
+            Ok(true)
+        }
+        Err(error) if error.is_poison() => {
+            attempt.rollback().await?;
+            retried.stuck = events.first().map(|event| (event.position, error.without_values()));
+            Ok(false)
+        }
+        Err(error) => Err(error),
     }
 }
 
@@ -286,13 +349,19 @@ pub struct Discarded {
     pub discarded_at: DateTime<Utc>,
 }
 
-/// Leaves out the event that holds up a partition, in this read model and for good, and notes that it was. The others go on waiting until they are retried.
-pub async fn discard<M: ReadModel>(store: &Store, pool: &PgPool, partition: &str, reason: &str) -> Result<Discarded, ParkingError> {
+/// Leaves out the event at `position`, which holds up a partition, in this read model and for good, and notes that it was. The others go on waiting until they are retried.
+pub async fn discard<M: ReadModel>(
+    store: &Store,
+    pool: &PgPool,
+    partition: &str,
+    position: i64,
+    reason: &str,
+) -> Result<Discarded, ParkingError> {
     let mut tx = pool.begin().await?;
     let generation = lock::<M>(&mut tx).await?;
     let discarded: Option<Discarded> = sqlx::query_as(
         "insert into read.discarded (name, position, partition, tenant_id, failure, reason, discarded_at)
-         select name, position, partition, tenant_id, reason, $4, $5 from read.parked where name = $1 and generation = $2 and partition = $3
+         select name, position, partition, tenant_id, reason, $4, $5 from read.parked where name = $1 and generation = $2 and partition = $3 and position = $6
          on conflict (name, position) do update set reason = excluded.reason
          returning name, position, partition, tenant_id, failure, reason, discarded_at",
     )
@@ -301,6 +370,7 @@ pub async fn discard<M: ReadModel>(store: &Store, pool: &PgPool, partition: &str
     .bind(partition)
     .bind(reason)
     .bind(store.clock().now())
+    .bind(position)
     .fetch_optional(&mut *tx)
     .await?;
     let Some(discarded) = discarded else { return Err(ParkingError::NotParked(M::NAME, partition.to_owned())) };

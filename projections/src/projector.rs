@@ -117,9 +117,12 @@ impl From<FoldError> for HandlerError {
     fn from(error: FoldError) -> Self {
         match error {
             FoldError::Load(unknown @ LoadError::UnknownEvent { .. }) => Self::Unknown(unknown.to_string()),
-            FoldError::Load(_) | FoldError::Database(_) | FoldError::Json(_) | FoldError::Panicked(_) | FoldError::Moved { .. } => {
-                Self::Retry(error.to_string())
-            }
+            FoldError::Load(_)
+            | FoldError::Database(_)
+            | FoldError::Json(_)
+            | FoldError::Panicked(_)
+            | FoldError::Erasure { .. }
+            | FoldError::Moved { .. } => Self::Retry(error.to_string()),
         }
     }
 }

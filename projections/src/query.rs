@@ -1,11 +1,9 @@
 //! Asking: each query runs in a short transaction of the reader's role, at a position that is at least the one asked for.
 
-use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use domain::TenantId;
+use domain::{StreamId, TenantId};
 use futures::future::select_all;
-use sqlx::types::Json;
 use sqlx::{PgConnection, PgPool, Postgres, Transaction};
 use store::{Database, DbRole};
 use tokio::sync::watch;
@@ -59,16 +57,30 @@ pub struct ReadSide {
 /// A query's transaction.
 pub struct Read {
     tx: Transaction<'static, Postgres>,
+    models: Vec<&'static str>,
     /// The rows reflect at least everything up to here, but for what is parked.
     pub position: i64,
-    /// The parked partitions that the view may see, with the first event that waits in each.
-    pub parked: BTreeMap<String, i64>,
+    /// The first event that waits in a parked partition that the view may see.
+    pub parked: Option<i64>,
 }
 
 impl Read {
     /// Where the query runs.
     pub fn connection(&mut self) -> &mut PgConnection {
         &mut self.tx
+    }
+
+    /// The first event that waits in what concerns a stream: its own partition, or its tenant's.
+    pub async fn parked_of(&mut self, stream: StreamId) -> Result<Option<i64>, QueryError> {
+        if self.parked.is_none() {
+            return Ok(None);
+        }
+        let partitions = [stream.to_string(), stream.tenant.to_string()];
+        let first = sqlx::query_scalar(
+            "select min(p.position) from read.parked p join read.generations g using (name, generation)
+             where g.state = 'serving' and g.name = any($1) and p.partition = any($2)",
+        );
+        Ok(first.bind(&self.models).bind(partitions.as_slice()).fetch_one(&mut *self.tx).await?)
     }
 }
 
@@ -92,11 +104,8 @@ impl ReadSide {
             }
             let mut tx = pool.begin_with(begin.clone()).await?;
             // The position is read before the rows, so they are never older than it says.
-            let (position, parked): (i64, Json<BTreeMap<String, i64>>) = sqlx::query_as(
-                "select min(g.position), (
-                   select coalesce(json_object_agg(w.partition, w.position), '{}') from (
-                     select p.partition, min(p.position) as position from read.parked p join read.generations s using (name, generation)
-                     where s.state = 'serving' and s.name = any($1) group by p.partition) w)
+            let (position, parked): (i64, Option<i64>) = sqlx::query_as(
+                "select min(g.position), min((select min(p.position) from read.parked p where (p.name, p.generation) = (g.name, g.generation)))
                  from read.generations g where g.name = any($1) and g.state = 'serving'",
             )
             .bind(models)
@@ -110,7 +119,7 @@ impl ReadSide {
                     }
                     wait(&mut progress).await;
                 }
-                Some(_) | None => return Ok(Read { tx, position, parked: parked.0 }),
+                Some(_) | None => return Ok(Read { tx, models: models.to_vec(), position, parked }),
             }
         }
     }

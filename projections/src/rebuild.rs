@@ -13,8 +13,9 @@ use sqlx::{Connection as _, PgConnection, PgPool};
 use store::{Hash, RawEvent, Store, lease};
 
 use crate::fold::FoldError;
+use crate::fold::table;
 use crate::model::ReadModel;
-use crate::parking::{Generation, advance};
+use crate::parking::{Generation, ParkingError, advance, retry_all};
 
 /// Events folded in one transaction.
 const PAGE: i64 = 2000;
@@ -22,6 +23,9 @@ const PAGE: i64 = 2000;
 const LEASE: Duration = Duration::from_secs(15);
 /// How long the serving generation may take to come to the end of the log, before rows that differ are believed to.
 const CATCH_UP: Duration = Duration::from_secs(10);
+/// How long a switch waits for the view to be free of queries, at first and at last.
+const SHORTEST_WAIT: Duration = Duration::from_millis(250);
+const LONGEST_WAIT: Duration = Duration::from_secs(30);
 /// How many differing rows are named.
 const SAMPLES: i64 = 5;
 
@@ -65,6 +69,9 @@ pub enum RebuildError {
     /// An event could not be folded.
     #[error(transparent)]
     Fold(#[from] FoldError),
+    /// What waits in the new generation could not be retried.
+    #[error(transparent)]
+    Parking(#[from] ParkingError),
     /// The database did not do it.
     #[error(transparent)]
     Database(#[from] sqlx::Error),
@@ -90,16 +97,18 @@ pub async fn rebuild<M: ReadModel>(
     };
     let (name, owner) = (format!("rebuild/{}", M::NAME), store.fresh_id());
     lease::acquire(pool, &name, owner, LEASE).await?.ok_or(RebuildError::Busy(M::NAME))?;
-    // Should it be lost all the same, the next rebuild drops what this one has built, which then fails.
-    let renewing = async {
+    let lost = async {
         loop {
             let _ = tokio::time::timeout(LEASE / 3, std::future::pending::<()>()).await;
-            let _ = lease::acquire(pool, &name, owner, LEASE).await;
+            if matches!(lease::acquire(pool, &name, owner, LEASE).await, Ok(None)) {
+                return;
+            }
         }
     };
+    // Whoever does not notice in time is stopped by the checkpoint, which moves from where it was only, and by a number that is never given out again.
     let outcome = tokio::select! {
         outcome = build.run(purpose) => outcome,
-        () = renewing => unreachable!("for ever"),
+        () = lost => Err(RebuildError::Busy(M::NAME)),
     };
     let _ = lease::release(pool, &name, owner).await;
     outcome
@@ -129,6 +138,7 @@ impl<M: ReadModel> Build<'_, M> {
                 .ok_or(RebuildError::NoWayBack(M::NAME))?,
         };
         self.follow().await?;
+        retry_all::<M>(self.store, self.pool, self.generation).await?;
         let (differences, samples) = match purpose {
             Purpose::Back => (None, vec![]),
             Purpose::Switch | Purpose::Replace | Purpose::Verify => {
@@ -187,6 +197,7 @@ impl<M: ReadModel> Build<'_, M> {
         let Some(RawEvent { position: reached, log_hash: Hash(log_hash), .. }) = events.last() else {
             return Err(sqlx::Error::RowNotFound.into());
         };
+        self.checkpoint(connection, *reached, Some(*log_hash)).await?;
         let events: Vec<&RawEvent> = events.iter().collect();
         let mut attempt = connection.begin().await?;
         match advance::<M>(self.store, &mut attempt, self.generation, &events, false).await {
@@ -197,14 +208,23 @@ impl<M: ReadModel> Build<'_, M> {
             }
             Err(error) => return Err(error.into()),
         }
-        sqlx::query("update read.generations set position = $3, log_hash = $4 where name = $1 and generation = $2")
-            .bind(M::NAME)
-            .bind(self.generation.number)
-            .bind(reached)
-            .bind(log_hash)
-            .execute(connection)
-            .await?;
         Ok(*reached)
+    }
+
+    /// Moves the checkpoint from where it is thought to be; fails when somebody else has got hold of the generation.
+    async fn checkpoint(&self, connection: &mut PgConnection, position: i64, log_hash: Option<[u8; 32]>) -> Result<(), RebuildError> {
+        let moved = sqlx::query(
+            "update read.generations set position = $4, log_hash = coalesce($5, log_hash)
+             where name = $1 and generation = $2 and position = $3 and state in ('building', 'retired')",
+        )
+        .bind(M::NAME)
+        .bind(self.generation.number)
+        .bind(self.position)
+        .bind(position)
+        .bind(log_hash)
+        .execute(connection)
+        .await?;
+        if moved.rows_affected() == 1 { Ok(()) } else { Err(RebuildError::Busy(M::NAME)) }
     }
 
     /// Brings both generations to one position and compares their rows there, while the serving one goes on: how many differ, and the keys of some.
@@ -225,11 +245,11 @@ impl<M: ReadModel> Build<'_, M> {
             "select a.attname::text from pg_index i join pg_attribute a on a.attrelid = i.indrelid and a.attnum = any(i.indkey)
              where i.indisprimary and i.indrelid = format('read.%I', $1)::regclass",
         )
-        .bind(self.generation.table::<M>())
+        .bind(table::<M>(self.generation.number))
         .fetch_all(&mut *snapshot)
         .await?;
         held.rollback().await?;
-        let (old, new) = (Generation { number: serving, serving: true }.table::<M>(), self.generation.table::<M>());
+        let (old, new) = (table::<M>(serving), table::<M>(self.generation.number));
         let keys = keys.join(", ");
         let (differences, samples): (i64, Value) = sqlx::query_as(&format!(
             "with differing as (select {keys} from read.{old} o full join read.{new} n using ({keys}) where o is distinct from n)
@@ -259,18 +279,45 @@ impl<M: ReadModel> Build<'_, M> {
             sqlx::query("select read.drop_generation($1, $2)").bind(M::NAME).bind(self.generation.number).execute(self.pool).await?;
             return Ok(self.position);
         }
-        self.follow().await?;
+        let mut patience = SHORTEST_WAIT;
+        loop {
+            self.follow().await?;
+            match self.switch(patience).await {
+                // A slow query holds the view, and others queue behind a switch that waits for it: not for long at first.
+                Err(RebuildError::Database(error)) if is_lock_timeout(&error) && patience < LONGEST_WAIT => patience *= 2,
+                switched => return switched,
+            }
+        }
+    }
+
+    /// Catches up on what is missing while the serving generation stands still, and serves.
+    async fn switch(&mut self, patience: Duration) -> Result<i64, RebuildError> {
         let mut tx = self.pool.begin().await?;
+        sqlx::query(&format!("set local lock_timeout = {}", patience.as_millis())).execute(&mut *tx).await?;
         let end: i64 = sqlx::query_scalar("select position from read.generations where name = $1 and state = 'serving' for update")
             .bind(M::NAME)
             .fetch_one(&mut *tx)
             .await?;
-        while self.position < end {
-            self.position = self.page(&mut tx, end).await?;
+        let start = self.position;
+        let switched = async {
+            while self.position < end {
+                self.position = self.page(&mut tx, end).await?;
+            }
+            self.checkpoint(&mut tx, end, None).await?;
+            sqlx::query("select read.serve($1, $2)").bind(M::NAME).bind(self.generation.number).execute(&mut *tx).await?;
+            Ok(tx.commit().await?)
         }
-        sqlx::query("select read.serve($1, $2)").bind(M::NAME).bind(self.generation.number).execute(&mut *tx).await?;
-        tx.commit().await?;
+        .await;
+        if let Err(error) = switched {
+            self.position = start;
+            return Err(error);
+        }
         (self.progress)(end, end);
         Ok(end)
     }
+}
+
+/// SQLSTATE 55P03, lock_not_available.
+fn is_lock_timeout(error: &sqlx::Error) -> bool {
+    error.as_database_error().and_then(sqlx::error::DatabaseError::code).is_some_and(|code| code == "55P03")
 }

@@ -22,7 +22,7 @@ pub struct Tools {
     /// See [`parking::retry`].
     pub retry: for<'a> fn(&'a Store, &'a PgPool, &'a str) -> BoxFuture<'a, Result<Retried, ParkingError>>,
     /// See [`parking::discard`].
-    pub discard: for<'a> fn(&'a Store, &'a PgPool, &'a str, &'a str) -> BoxFuture<'a, Result<Discarded, ParkingError>>,
+    pub discard: for<'a> fn(&'a Store, &'a PgPool, &'a str, i64, &'a str) -> BoxFuture<'a, Result<Discarded, ParkingError>>,
 }
 
 impl Tools {
@@ -32,7 +32,7 @@ impl Tools {
             name: M::NAME,
             rebuild: |store, pool, purpose, rate, report| Box::pin(rebuild::rebuild::<M>(store, pool, purpose, rate, report)),
             retry: |store, pool, partition| Box::pin(parking::retry::<M>(store, pool, partition)),
-            discard: |store, pool, partition, reason| Box::pin(parking::discard::<M>(store, pool, partition, reason)),
+            discard: |store, pool, partition, position, reason| Box::pin(parking::discard::<M>(store, pool, partition, position, reason)),
         }
     }
 

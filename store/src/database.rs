@@ -59,7 +59,12 @@ impl Database {
             .max_connections(max)
             .acquire_timeout(Duration::from_secs(3))
             .max_lifetime(None)
-            .connect_lazy_with(self.options.clone().options([("role", role.name())]))
+            // A process that hangs in the middle of a transaction must not hold up others for ever.
+            .connect_lazy_with(self.options.clone().options([
+                ("role", role.name()),
+                ("idle_in_transaction_session_timeout", "60s"),
+                ("lock_timeout", "30s"),
+            ]))
     }
 
     /// One connection that acts in `role`, with further settings.

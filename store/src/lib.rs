@@ -158,9 +158,22 @@ impl Store {
         self.inner.queue.close();
     }
 
+    /// Forgets all keys and states, since some personal data has been erased: what this process still could unseal must not be seen after that.
+    pub fn forget_unsealed(&self) {
+        self.inner.forget_unsealed();
+    }
+
     /// How many appends wait for the writer.
     pub fn queued(&self) -> usize {
         self.inner.queue.len()
+    }
+}
+
+impl Inner {
+    /// Forgets all that was unsealed.
+    fn forget_unsealed(&self) {
+        self.keyring.forget_all();
+        self.cache.clear();
     }
 }
 

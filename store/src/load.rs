@@ -176,7 +176,8 @@ impl Store {
             .zip(payloads)
             .map(|(raw, (_, payload))| {
                 let corrupt = |reason: String| LoadError::Corrupt { event_type: raw.event_type.clone(), reason };
-                let metadata: Metadata = serde_json::from_str(&raw.metadata).map_err(|e| corrupt(e.to_string()))?;
+                // Metadata that cannot be read was written by a newer binary, as an event of an unknown version is.
+                let metadata: Metadata = serde_json::from_str(&raw.metadata).map_err(|_| unknown_metadata(raw))?;
                 Ok(Recorded {
                     event: decode::<A>(raw.position, &raw.event_type, &raw.event_version, payload)?,
                     position: raw.position,
@@ -189,6 +190,12 @@ impl Store {
             })
             .collect()
     }
+}
+
+/// The error for metadata that this binary does not understand.
+pub fn unknown_metadata(event: &RawEvent) -> LoadError {
+    let version = format!("{} (its metadata)", event.event_version);
+    LoadError::UnknownEvent { position: event.position, event_type: event.event_type.clone(), version }
 }
 
 fn decode<A: Aggregate>(position: i64, event_type: &str, version: &str, mut payload: Value) -> Result<A::Event, LoadError> {

@@ -245,5 +245,5 @@ async fn get_thing(query: Query, Id(id): Id, Params(p): Params<After>) -> Result
     let mut read = query.open(&[Things::NAME], p.after).await?;
     let row = by_id(&mut read, id).await?;
     let stream = stream(id, &query.caller);
-    query.show(&read, stream, row, |row| row.version)
+    query.show(read, stream, row, |row| row.version).await
 }

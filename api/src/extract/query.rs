@@ -132,14 +132,14 @@ impl Query {
     }
 
     /// Answers one row of `stream`.
-    pub fn show<T: Serialize>(
+    pub async fn show<T: Serialize>(
         self,
-        read: &Read,
+        mut read: Read,
         stream: StreamId,
         row: Option<T>,
         version: impl FnOnce(&T) -> i64,
     ) -> Result<Shown<T>, Problem> {
-        let reflects = Reflects::stream(read, stream);
+        let reflects = Reflects { parked: read.parked_of(stream).await?, position: read.position };
         let row = row.ok_or_else(|| reflects.nothing())?;
         let etag = etag(version(&row));
         let unchanged = self
@@ -150,12 +150,12 @@ impl Query {
 
     /// Answers one page.
     pub fn page<T>(self, read: &Read, page: Page<T>) -> Listed<T> {
-        Listed { data: page.rows, next: page.next, uri: self.uri, reflects: Reflects::all(read) }
+        Listed { data: page.rows, next: page.next, uri: self.uri, reflects: Reflects { position: read.position, parked: read.parked } }
     }
 
     /// Answers one page of what belongs to `stream`; every stream has something, so where there is nothing at all there is no such stream for the caller.
-    pub fn page_of<T>(self, read: &Read, stream: StreamId, page: Page<T>, cursor: Option<&String>) -> Result<Listed<T>, Problem> {
-        let reflects = Reflects::stream(read, stream);
+    pub async fn page_of<T>(self, mut read: Read, stream: StreamId, page: Page<T>, cursor: Option<&String>) -> Result<Listed<T>, Problem> {
+        let reflects = Reflects { parked: read.parked_of(stream).await?, position: read.position };
         if page.rows.is_empty() && cursor.is_none() {
             return Err(reflects.nothing());
         }
@@ -171,15 +171,6 @@ struct Reflects {
 }
 
 impl Reflects {
-    fn all(read: &Read) -> Self {
-        Self { position: read.position, parked: read.parked.values().min().copied() }
-    }
-
-    fn stream(read: &Read, stream: StreamId) -> Self {
-        let partitions = [stream.to_string(), stream.tenant.to_string()];
-        Self { position: read.position, parked: partitions.iter().filter_map(|partition| read.parked.get(partition)).min().copied() }
-    }
-
     /// Why there is nothing: there may be something that waits.
     fn nothing(&self) -> Problem {
         match self.parked {

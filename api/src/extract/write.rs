@@ -186,7 +186,11 @@ impl<A: Aggregate> Write<A> {
         let mut request = CommandRequest::<A>::new(stream, body.command, self.caller.actor, store.fresh_id());
         request.expected = self.expected;
         request.traceparent = self.traceparent;
-        let fingerprint = Sha256::new().chain_update(&self.path).chain_update([0]).chain_update(&body.canonical).finalize().into();
+        // Whose request it is matters too: somebody else's with the same words is another one.
+        let user = request.actor.user().map(|user| user.to_string()).unwrap_or_default();
+        let fingerprint =
+            [self.path.as_str(), &user, &body.canonical].iter().fold(Sha256::new(), |hash, part| hash.chain_update(part).chain_update([0]));
+        let fingerprint = fingerprint.finalize().into();
         request.key = self.key.map(|key| Key { tenant: self.caller.tenant, scope: self.route, key, fingerprint });
         let outcome = self.app.executor.execute(request).await?;
         Ok(Written { outcome, path: self.path })

@@ -1,6 +1,7 @@
 //! All routes. This file only lists them.
 
 mod examples;
+mod headers;
 pub mod identity;
 pub mod support;
 
@@ -54,6 +55,7 @@ pub(crate) fn described(more: OpenApiRouter<App>) -> utoipa::openapi::OpenApi {
     let mut openapi = all().into_openapi();
     openapi.merge(operations().into_openapi());
     openapi.merge(more.into_openapi());
+    headers::Headers.modify(&mut openapi);
     examples::Examples.modify(&mut openapi);
     openapi
 }
@@ -86,10 +88,6 @@ macro_rules! commands {
         #[doc = concat!("See [`", stringify!($made), "`].")]
         #[utoipa::path(
             post, path = $at, tag = $tag, operation_id = stringify!($create),
-            params(
-                ("Idempotency-Key" = Option<String>, Header, description = "The same key and request get the first answer again, for at least 35 days."),
-                ("Tenure-Tenant" = Option<String>, Header, description = "For which tenant a platform super_admin acts.")
-            ),
             request_body = $made,
             responses((status = 201, description = "Made.", body = $crate::extract::WrittenBody), $crate::routes::Refusals)
         )]
@@ -102,12 +100,7 @@ macro_rules! commands {
             #[doc = concat!("See [`", stringify!($body), "`].")]
             #[utoipa::path(
                 $method, path = $path, tag = $tag, operation_id = stringify!($name),
-                params(
-                    ("id" = uuid::Uuid, Path, description = "Which one."),
-                    ("If-Match" = Option<String>, Header, description = "The version that the caller has seen, such as `\"v3\"`; 412 when it is not the current one."),
-                    ("Idempotency-Key" = Option<String>, Header, description = "The same key and request get the first answer again, for at least 35 days."),
-                    ("Tenure-Tenant" = Option<String>, Header, description = "For which tenant a platform super_admin acts.")
-                ),
+                params(("id" = uuid::Uuid, Path, description = "Which one.")),
                 request_body(content = $body, content_type = $media),
                 responses((status = 200, description = "Done, or already so.", body = $crate::extract::WrittenBody), $crate::routes::Refusals)
             )]

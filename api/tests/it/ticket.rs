@@ -33,6 +33,11 @@ impl Desk {
         Self { env, node, platform, tenant, ada, ada_id, agent }
     }
 
+    /// Ada with a new token, once the old one has expired.
+    fn ada_again(&self) -> Client {
+        self.platform.acting_as(&self.ada_id.to_string(), self.tenant, Role::User)
+    }
+
     /// Somebody else of the tenant.
     fn other(&self, role: Role) -> Client {
         self.platform.acting_as(&id().to_string(), self.tenant, role)
@@ -195,26 +200,82 @@ async fn internal_comments_are_in_no_answer_a_requester_can_get() {
         }
     };
     let (before, seen_before) = (ask(desk.ada.clone()).await, ask(viewer.clone()).await);
-    desk.env.clock.advance(chrono::TimeDelta::minutes(5));
+    // Another day, for which the tokens of the first are too old.
+    desk.env.clock.advance(chrono::TimeDelta::days(1));
+    let (ada, viewer) = (desk.ada_again(), desk.other(Role::Viewer));
+    let agent = desk.other(Role::SupportAgent);
     for (path, body) in [
         ("comments", json!({"body": "The zanzibar customer again.", "visibility": "internal"})),
         ("attach", json!({"name": "zanzibar.pdf", "size": 1, "sha256": "0".repeat(64), "visibility": "internal"})),
         ("tag", json!({"tag": "zanzibar"})),
         ("add-follower", json!({"user": id()})),
     ] {
-        done(&desk.agent, &format!("{base}/{path}"), body).await;
+        done(&agent, &format!("{base}/{path}"), body).await;
     }
     desk.node.settled().await;
-    assert_eq!(ask(desk.ada.clone()).await, before, "for the requester nothing has happened");
+    assert_eq!(ask(ada.clone()).await, before, "for the requester nothing has happened");
     assert_eq!(ask(viewer.clone()).await, seen_before, "nor for somebody who only looks");
     // They may not even ask.
-    assert_eq!(desk.ada.get("/v1/tickets?tag=zanzibar").await.status, StatusCode::FORBIDDEN);
+    assert_eq!(ada.get("/v1/tickets?tag=zanzibar").await.status, StatusCode::FORBIDDEN);
     assert_eq!(viewer.get("/v1/tickets?tag=zanzibar").await.status, StatusCode::FORBIDDEN);
-    assert_eq!(desk.ada.get("/v1/tickets/statistics").await.field("code"), "auth.forbidden");
+    assert_eq!(ada.get("/v1/tickets/statistics").await.field("code"), "auth.forbidden");
     // And it is there.
-    assert_eq!(ids(&desk.agent.get("/v1/tickets?q=zanzibar").await.json), [ticket]);
-    assert!(desk.agent.get(&format!("{base}/thread")).await.text.contains("zanzibar"));
-    assert_eq!(desk.agent.get("/v1/tickets/statistics").await.json["data"][0]["internal_comments"], 1);
+    assert_eq!(ids(&agent.get("/v1/tickets?q=zanzibar").await.json), [ticket]);
+    assert!(agent.get(&format!("{base}/thread")).await.text.contains("zanzibar"));
+    assert_eq!(agent.get("/v1/tickets/statistics").await.json["data"][0]["internal_comments"], 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_belongs_to_somebody_else_shows_in_no_version_no_key_and_no_comments_id() {
+    let desk = Desk::new().await;
+    let ticket = desk.open(&desk.ada, "Help", "Now").await;
+    let stranger = desk.other(Role::User);
+    let comment = |body: &'static str| json!({"body": body});
+    // Whoever may not see it does not learn its version.
+    let guess = stranger.post_with(&format!("/v1/tickets/{ticket}/comments"), comment("x"), &[("if-match", "\"v999\"")]).await;
+    assert_eq!((guess.status, guess.field("code")), (StatusCode::NOT_FOUND, "ticket.not_found"));
+    let stale = desk.ada.post_with(&format!("/v1/tickets/{ticket}/comments"), comment("x"), &[("if-match", "\"v999\"")]).await;
+    assert_eq!(stale.status, StatusCode::PRECONDITION_FAILED);
+    // Two people with the same words under the same key do not get each other's answers.
+    let same = json!({"subject": "Help", "body": "Now"});
+    let key = [("idempotency-key", "1")];
+    let first = desk.ada.post_with("/v1/tickets", same.clone(), &key).await;
+    let second = stranger.post_with("/v1/tickets", same, &key).await;
+    assert_eq!((first.status, second.field("code")), (StatusCode::CREATED, "request.idempotency_key_reused"));
+    // The opening is no comment, and nothing takes its place.
+    let over = desk.ada.post(&format!("/v1/tickets/{ticket}/comments"), json!({"id": ticket, "body": "Nothing."})).await;
+    assert_eq!((over.status, over.field("code")), (StatusCode::CONFLICT, "ticket.part_exists"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_page_of_a_thread_and_of_the_statistics_gives_each_row_exactly_once() {
+    let desk = Desk::new().await;
+    let ticket = desk.open(&desk.ada, "Help", "0").await;
+    let mut agent = desk.agent.clone();
+    for n in 1..12 {
+        desk.env.clock.advance(chrono::TimeDelta::days(1));
+        agent = desk.other(Role::SupportAgent);
+        done(&agent, &format!("/v1/tickets/{ticket}/comments"), json!({"body": n.to_string()})).await;
+    }
+    desk.node.settled().await;
+    for (list, field) in [(format!("/v1/tickets/{ticket}/thread"), "body"), ("/v1/tickets/statistics".to_owned(), "day")] {
+        let sort = if field == "day" { "day" } else { "created_at" };
+        let mut both = Vec::new();
+        for sort in [format!("-{sort}"), sort.to_owned()] {
+            let (mut uri, mut seen) = (format!("{list}?limit=5&sort={sort}"), Vec::new());
+            loop {
+                let page = agent.get(&uri).await;
+                seen.extend(page.json["data"].as_array().unwrap().iter().map(|row| row[field].as_str().unwrap().to_owned()));
+                let Some(next) = page.header("link").strip_prefix('<').and_then(|l| l.strip_suffix(">; rel=\"next\"")) else { break };
+                next.clone_into(&mut uri);
+            }
+            assert_eq!(seen.iter().collect::<BTreeSet<_>>().len(), 12, "{list} {sort}: {seen:?}");
+            assert_eq!(seen.len(), 12, "{list} {sort}");
+            both.push(seen);
+        }
+        both[0].reverse();
+        assert_eq!(both[0], both[1], "{list}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -68,6 +68,9 @@ pub(crate) enum Projections {
         name: String,
         /// The partition.
         partition: String,
+        /// The event, by its position, as `parked` shows it.
+        #[arg(long)]
+        position: i64,
         /// Why; kept for ever.
         #[arg(long)]
         reason: String,
@@ -118,10 +121,10 @@ pub(crate) async fn run(site: &Site, what: Projections) -> anyhow::Result<ExitCo
             let partitions = partition.map_or_else(|| waiting.collect(), |partition| vec![partition]);
             retry(&store, &pool, &tools(&name)?, &partitions, json).await
         }
-        Projections::Discard { name, partition, reason, json } => {
+        Projections::Discard { name, partition, position, reason, json } => {
             anyhow::ensure!(!reason.trim().is_empty(), "a reason has to be given");
             let tools = tools(&name)?;
-            let discarded = (tools.discard)(&store, &pool, &partition, &reason).await?;
+            let discarded = (tools.discard)(&store, &pool, &partition, position, &reason).await?;
             say(json, &discarded, || format!("{name}: position {} is left out from now on", discarded.position))?;
             retry(&store, &pool, &tools, &[partition], json).await
         }

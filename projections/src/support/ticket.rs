@@ -288,6 +288,13 @@ impl Audience {
         }
     }
 
+    /// What waits may be somebody else's ticket, of which a requester must not learn: they are told only where it is certainly theirs.
+    pub(crate) fn tell_only_what_concerns(self, read: &mut Read, theirs: bool) {
+        if self.only().is_some() && !theirs {
+            read.parked = None;
+        }
+    }
+
     /// In which order. When a ticket was last changed is another time for those who do not see everything.
     pub fn ticket_orders(self) -> Orders {
         const INTERNAL: [Column; 4] = orders("updated_at");
@@ -338,6 +345,7 @@ pub async fn by_id(read: &mut Read, audience: Audience, id: Uuid) -> Result<Opti
             .bind(audience.only().map(|user| user.0))
             .fetch_optional(read.connection())
             .await?;
+    audience.tell_only_what_concerns(read, row.is_some());
     Ok(row.map(|Json(row)| row.seen_by(audience)))
 }
 
@@ -387,5 +395,6 @@ pub async fn list(
         query.push(" and created_at < ").push_bind(to);
     }
     let identity = json!([Tickets::NAME, filter, audience.only(), audience.sees_internal()]).to_string();
+    audience.tell_only_what_concerns(read, false);
     Ok(list::page::<Row>(read, cursors, query, &identity, paging).await?.map(|row| row.seen_by(audience)))
 }

@@ -145,7 +145,11 @@ pub async fn list(
     if let Some(to) = to {
         query.push(" and day <= ").push_bind(to);
     }
-    let identity = json!([Statistics::NAME, from, to]).to_string();
+    if !audience.sees_internal() {
+        // A day with nothing but internal comments is one on which nothing happened.
+        query.push(" and opened + first_responses + resolved + reopened + closed + deleted + public_comments > 0");
+    }
+    let identity = json!([Statistics::NAME, from, to, audience.sees_internal()]).to_string();
     let page = list::page::<Row>(read, cursors, query, &identity, paging).await?;
     Ok(page.map(|row| if audience.sees_internal() { row } else { Row { internal_comments: None, ..row } }))
 }

@@ -90,13 +90,29 @@ impl ReadModel for Thread {
     }
 
     fn apply(key: &Key, row: Option<Row>, event: &Recorded<Event>) -> Option<Row> {
-        let (body, visibility, author_id, by_agent) = if let Event::Opened { body, opened_by, requester, .. } = &event.event {
-            (body, Visibility::Public, *opened_by, opened_by.is_some_and(|by| by != *requester))
-        } else if let Event::CommentAdded { body, visibility, author, by_agent, .. } = &event.event {
-            (body, *visibility, *author, *by_agent)
-        } else {
-            // A redaction, the only other event with a key.
-            return row.map(|row| Row { body: None, redacted_at: Some(event.recorded_at), ..row });
+        let (body, visibility, author_id, by_agent) = match &event.event {
+            Event::Opened { body, opened_by, requester, .. } => {
+                (body, Visibility::Public, *opened_by, opened_by.is_some_and(|by| by != *requester))
+            }
+            Event::CommentAdded { body, visibility, author, by_agent, .. } => (body, *visibility, *author, *by_agent),
+            Event::CommentRedacted { .. } => return row.map(|row| Row { body: None, redacted_at: Some(event.recorded_at), ..row }),
+            Event::SubjectChanged { .. }
+            | Event::Assigned { .. }
+            | Event::Unassigned { .. }
+            | Event::PriorityChanged { .. }
+            | Event::StatusChanged { .. }
+            | Event::Resolved { .. }
+            | Event::Closed
+            | Event::Reopened
+            | Event::Deleted
+            | Event::Linked { .. }
+            | Event::Unlinked { .. }
+            | Event::Tagged { .. }
+            | Event::Untagged { .. }
+            | Event::Attached { .. }
+            | Event::Detached { .. }
+            | Event::FollowerAdded { .. }
+            | Event::FollowerRemoved { .. } => return row,
         };
         Some(Row {
             tenant_id: key.tenant_id,
@@ -139,5 +155,7 @@ pub async fn list(
         query.push(" and requester_id = ").push_bind(user.0);
     }
     let identity = json!([Thread::NAME, ticket, audience.only(), audience.sees_internal()]).to_string();
-    list::page(read, cursors, query, &identity, paging).await
+    let page: Page<Row> = list::page(read, cursors, query, &identity, paging).await?;
+    audience.tell_only_what_concerns(read, !page.rows.is_empty());
+    Ok(page)
 }

@@ -187,6 +187,9 @@ impl Store {
     pub async fn append(&self, request: Append) -> Result<Appended, AppendError> {
         let (reply, answer) = oneshot::channel();
         let erases = Erases::of(request.streams.iter().flat_map(|s| &s.events).flat_map(|e| &e.effects));
+        if erases.is_some() && request.streams.iter().any(|s| s.stream.tenant != request.tenant) {
+            return Err(AppendError::Failed("what is erased is told by tenant, so a request that erases is about one tenant only".into()));
+        }
         let request = Append { metadata: Metadata { erases: erases.clone(), ..request.metadata }, ..request };
         let prepared = self.prepare(request, reply).await?;
         self.inner.queue.push(prepared)?;
@@ -198,8 +201,7 @@ impl Store {
         let inner = self.inner.clone();
         let cleared = tokio::spawn(async move {
             let answer = answered.await;
-            inner.keyring.forget_all();
-            inner.cache.clear();
+            inner.forget_unsealed();
             answer
         });
         cleared.await.unwrap_or(Err(AppendError::Unavailable))

@@ -55,7 +55,7 @@ async fn get_tenant(query: Query, Id(id): Id, Params(p): Params<After>) -> Resul
     query.require("tenant:read")?;
     let mut read = query.open_all(&[Tenants::NAME], p.after).await?;
     let row = tenant::by_id(&mut read, id).await?;
-    query.show(&read, StreamId::new(TenantId(id), id), row, |row| row.version)
+    query.show(read, StreamId::new(TenantId(id), id), row, |row| row.version).await
 }
 
 /// Which tenants, in which order.
@@ -115,5 +115,5 @@ async fn list_tenant_timeline(query: Query, Id(id): Id, Params(p): Params<Listin
     let paging = paging(&tenant_timeline::ORDERS, p.sort.as_deref(), p.limit, p.cursor)?;
     let mut read = query.open_all(&[Timeline::NAME], p.after).await?;
     let page = tenant_timeline::list(&mut read, query.cursors(), TenantId(id), &paging).await?;
-    query.page_of(&read, StreamId::new(TenantId(id), id), page, paging.cursor.as_ref())
+    query.page_of(read, StreamId::new(TenantId(id), id), page, paging.cursor.as_ref()).await
 }

@@ -68,7 +68,7 @@ async fn get_ticket(query: Query, Id(id): Id, Params(p): Params<After>) -> Resul
     let mut read = query.open(&[Tickets::NAME], p.after).await?;
     let row = ticket::by_id(&mut read, Audience::of(&query.caller.actor), id).await?;
     let stream = stream(id, &query.caller);
-    query.show(&read, stream, row, |row| row.version)
+    query.show(read, stream, row, |row| row.version).await
 }
 
 /// Which tickets, in which order.
@@ -140,7 +140,9 @@ async fn list_tickets(query: Query, Params(p): Params<ListTickets>) -> Result<Li
         created_from: p.created_from,
         created_to: p.created_to,
     };
-    let mut read = query.open(&[Tickets::NAME, Thread::NAME], p.after).await?;
+    // What is said is looked for in the thread too.
+    let models = if filter.q.is_some() { &[Tickets::NAME, Thread::NAME][..] } else { &[Tickets::NAME] };
+    let mut read = query.open(models, p.after).await?;
     let page = ticket::list(&mut read, query.cursors(), audience, &filter, &paging).await?;
     Ok(query.page(&read, page))
 }
@@ -157,7 +159,7 @@ async fn list_ticket_thread(query: Query, Id(id): Id, Params(p): Params<Listing>
     let mut read = query.open(&[Thread::NAME], p.after).await?;
     let page = ticket_thread::list(&mut read, query.cursors(), Audience::of(&query.caller.actor), id, &paging).await?;
     let stream = stream(id, &query.caller);
-    query.page_of(&read, stream, page, paging.cursor.as_ref())
+    query.page_of(read, stream, page, paging.cursor.as_ref()).await
 }
 
 /// Which days.

@@ -283,9 +283,7 @@ crate::errors! {
         NoRequester: Invalid "ticket.no_requester", "a requester has to be named";
         /// There is no such comment on this ticket.
         NoSuchComment: NotFound "ticket.no_such_comment", "the ticket has no such comment";
-        /// There is no such attachment on this ticket.
-        NoSuchAttachment: NotFound "ticket.no_such_attachment", "the ticket has no such attachment";
-        /// The id of a comment or an attachment is in use.
+        /// The id of a comment or an attachment is in use, or the ticket's own.
         PartExists: Conflict "ticket.part_exists", "the ticket has a comment or an attachment with this id already";
         /// A ticket cannot be linked to itself.
         LinkedToItself: Invalid "ticket.linked_to_itself", "a ticket cannot be linked to itself";

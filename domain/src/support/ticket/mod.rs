@@ -341,7 +341,7 @@ impl Details {
             Command::Link(c) if c.ticket == ctx.stream.id => Err(Error::LinkedToItself),
             Command::Link(c) if self.links.get(&c.ticket) == Some(&c.relation) => Ok(vec![]),
             Command::Link(c) => {
-                room(self.links.len(), MAX_PARTS, "links")?;
+                room(self.links.len() - usize::from(self.links.contains_key(&c.ticket)), MAX_PARTS, "links")?;
                 Ok(vec![Event::Linked { ticket: c.ticket, relation: c.relation }])
             }
             Command::Unlink(c) => Ok(changed(self.links.contains_key(&c.ticket), || Event::Unlinked { ticket: c.ticket })),
@@ -351,10 +351,10 @@ impl Details {
                 Ok(vec![Event::Tagged { tag: c.tag.into() }])
             }
             Command::Untag(c) => Ok(changed(self.tags.contains(c.tag.as_str()), || Event::Untagged { tag: c.tag.into() })),
-            Command::Detach(c) => match self.attachments.get(&c.attachment) {
-                Some(visibility) => Ok(vec![Event::Detached { attachment: c.attachment, visibility: *visibility }]),
-                None => Err(Error::NoSuchAttachment),
-            },
+            Command::Detach(c) => {
+                let attached = self.attachments.get(&c.attachment);
+                Ok(attached.map(|visibility| Event::Detached { attachment: c.attachment, visibility: *visibility }).into_iter().collect())
+            }
             Command::AddFollower(c) if self.followers.contains(&c.user) => Ok(vec![]),
             Command::AddFollower(c) => {
                 room(self.followers.len(), MAX_PARTS, "followers")?;
@@ -366,7 +366,8 @@ impl Details {
 
     fn comment(&self, c: AddComment, ctx: &Context) -> Result<Vec<Event>, Error> {
         let comment = c.id.unwrap_or(ctx.fresh_id);
-        if self.comments.contains_key(&comment) {
+        // The ticket's own id is that of the opening in the thread.
+        if comment == ctx.stream.id || self.comments.contains_key(&comment) {
             return Err(Error::PartExists);
         }
         room(self.comments.len(), MAX_COMMENTS, "comments")?;
