@@ -3,12 +3,13 @@
 //! * [`relay`] extends the stream by what follows in the log, and by nothing else.
 //! * [`feed`] and [`subscription`] bring the stream to handlers inside Tenure: each event once, in order, contiguous, whatever the bus does.
 //! * [`envelope`] is the message format (CloudEvents 1.0, binary mode); `docs/SUBSCRIBING.md` tells outside subscribers how to use it.
-//! * [`mirror`] compares the stream with the log, and rebuilds it.
+//! * [`mirror`] compares the stream with the log, and rebuilds it; [`replay`] publishes a part of the log for one integrator.
 
 pub mod envelope;
 pub mod feed;
 pub mod mirror;
 pub mod relay;
+pub mod replay;
 pub mod subscription;
 
 use std::time::Duration;

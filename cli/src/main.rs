@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use chrono::TimeDelta;
-use clap::{Args, Parser, Subcommand};
+use clap::{Parser, Subcommand};
 use domain::{Role, TenantId};
 
 use crate::roles::RoleName;
@@ -64,10 +64,18 @@ enum Command {
     },
     /// Look at the log.
     #[command(subcommand)]
-    Events(Events),
+    Events(tools::events::Events),
     /// Prove the history.
     #[command(subcommand)]
     Audit(Audit),
+    /// Publish a part of the log once more for one integrator, on subjects of their own.
+    Replay(tools::replay::Wanted),
+    /// Look at everything that the installation depends on; say what is wrong, and what to do about it.
+    Doctor {
+        /// One JSON object per line.
+        #[arg(long)]
+        json: bool,
+    },
     /// Mend the message bus.
     #[command(subcommand)]
     Bus(Bus),
@@ -77,35 +85,20 @@ enum Command {
 }
 
 #[derive(Subcommand)]
-enum Events {
-    /// List events in position order.
-    List(EventList),
-}
-
-#[derive(Args)]
-struct EventList {
-    /// Only this tenant's.
-    #[arg(long, value_parser = api::token::tenant::parse)]
-    tenant: Option<TenantId>,
-    /// Only these: an aggregate type (`tenant`) or an event type (`tenant.renamed`).
-    #[arg(long = "type")]
-    kind: Option<String>,
-    /// Only after this position.
-    #[arg(long, default_value_t = 0)]
-    after: i64,
-    /// At most so many [default: 1000; all with --json].
-    #[arg(long)]
-    limit: Option<i64>,
-    /// One JSON object per line, with the column names of the events table.
-    #[arg(long)]
-    json: bool,
-}
-
-#[derive(Subcommand)]
 enum Audit {
     /// Check that the log is dense, its streams contiguous, its hash chains whole, its guards the fold of it, and JetStream its mirror.
     Verify {
         /// One JSON object per line.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Write a tenant's events to a file that anybody can check without this installation.
+    Export(tools::export::Export),
+    /// Check an export and its manifest, offline: nothing in it was changed, and nothing between its first and its last event is missing.
+    VerifyExport {
+        /// The file; its manifest is expected beside it.
+        file: PathBuf,
+        /// One JSON object.
         #[arg(long)]
         json: bool,
     },
@@ -140,8 +133,12 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         }
         Command::Migrate => Site::find(&dir)?.owner()?.migrate().await?,
         Command::DevToken { tenant, role, user, ttl } => println!("{}", tools::token::dev_token(&dir, tenant, role, &user, ttl)?),
-        Command::Events(Events::List(list)) => tools::events::list(&Site::find(&dir)?, &list).await?,
+        Command::Events(what) => return tools::events::run(&Site::find(&dir)?, what).await,
         Command::Audit(Audit::Verify { json }) => return tools::audit::verify(&Site::find(&dir)?, json).await,
+        Command::Audit(Audit::Export(wanted)) => return tools::export::export(&Site::find(&dir)?, &wanted).await,
+        Command::Audit(Audit::VerifyExport { file, json }) => return tools::export::verify(&file, json),
+        Command::Replay(wanted) => return tools::replay::run(&Site::find(&dir)?, wanted).await,
+        Command::Doctor { json } => return tools::doctor::run(&dir, &Site::find(&dir)?, json).await,
         Command::Bus(Bus::Rebuild) => tools::bus::rebuild(&Site::find(&dir)?).await?,
         Command::Projections(what) => return tools::projections::run(&Site::find(&dir)?, what).await,
     }

@@ -72,6 +72,20 @@ impl Database {
         PgConnection::connect_with(&self.options.clone().options([("role", role.name())]).options(settings.iter().copied())).await
     }
 
+    /// How many of this binary's migrations the schema lacks, and how many it has that are newer.
+    pub async fn migrations(&self) -> Result<(usize, usize), sqlx::Error> {
+        let mut connection = PgConnection::connect_with(&self.options).await?;
+        let exists: bool = sqlx::query_scalar("select to_regclass('_sqlx_migrations') is not null").fetch_one(&mut connection).await?;
+        let applied: Vec<i64> = if exists {
+            sqlx::query_scalar("select version from _sqlx_migrations where success").fetch_all(&mut connection).await?
+        } else {
+            vec![]
+        };
+        let ours: Vec<i64> = sqlx::migrate!("../migrations").iter().map(|migration| migration.version).collect();
+        let missing = ours.iter().filter(|version| !applied.contains(version)).count();
+        Ok((missing, applied.iter().filter(|version| !ours.contains(version)).count()))
+    }
+
     /// Brings the schema up to this binary's version, as the owner. A newer schema is left as it is: migrations expand before they contract, so an older process lives with it.
     pub async fn migrate(&self) -> Result<(), sqlx::migrate::MigrateError> {
         let mut connection = PgConnection::connect_with(&self.options).await?;

@@ -3,6 +3,7 @@
 use chrono::{DateTime, Utc};
 use domain::{Actor, Effect, StreamId, SubjectId};
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 use sqlx::FromRow;
 use uuid::Uuid;
 
@@ -68,26 +69,70 @@ impl FromRow<'_, sqlx::postgres::PgRow> for RawEvent {
 }
 
 /// As an object with the column names of the events table; hashes in hexadecimal, JSON as it stands.
+#[derive(Serialize, Deserialize)]
+struct Columns {
+    position: i64,
+    event_id: Uuid,
+    tenant_id: Uuid,
+    aggregate_type: String,
+    aggregate_id: String,
+    sequence: i64,
+    event_type: String,
+    event_version: String,
+    payload: Box<RawValue>,
+    metadata: Box<RawValue>,
+    recorded_at: DateTime<Utc>,
+    #[serde(with = "crate::hash::as_text")]
+    digest: Hash,
+    #[serde(with = "crate::hash::as_text")]
+    tenant_hash: Hash,
+    #[serde(with = "crate::hash::as_text")]
+    log_hash: Hash,
+}
+
 impl Serialize for RawEvent {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        use serde::ser::{Error as _, SerializeStruct as _};
-        let raw = |text: &str| serde_json::value::RawValue::from_string(text.to_owned()).map_err(S::Error::custom);
-        let mut row = serializer.serialize_struct("event", 14)?;
-        row.serialize_field("position", &self.position)?;
-        row.serialize_field("event_id", &self.event_id)?;
-        row.serialize_field("tenant_id", &self.tenant_id)?;
-        row.serialize_field("aggregate_type", &self.aggregate_type)?;
-        row.serialize_field("aggregate_id", &self.aggregate_id)?;
-        row.serialize_field("sequence", &self.sequence)?;
-        row.serialize_field("event_type", &self.event_type)?;
-        row.serialize_field("event_version", &self.event_version)?;
-        row.serialize_field("payload", &raw(&self.payload)?)?;
-        row.serialize_field("metadata", &raw(&self.metadata)?)?;
-        row.serialize_field("recorded_at", &self.recorded_at)?;
-        row.serialize_field("digest", &self.digest.to_string())?;
-        row.serialize_field("tenant_hash", &self.tenant_hash.to_string())?;
-        row.serialize_field("log_hash", &self.log_hash.to_string())?;
-        row.end()
+        use serde::ser::Error as _;
+        let raw = |text: &str| RawValue::from_string(text.to_owned()).map_err(S::Error::custom);
+        let columns = Columns {
+            position: self.position,
+            event_id: self.event_id,
+            tenant_id: self.tenant_id,
+            aggregate_type: self.aggregate_type.clone(),
+            aggregate_id: self.aggregate_id.clone(),
+            sequence: self.sequence,
+            event_type: self.event_type.clone(),
+            event_version: self.event_version.clone(),
+            payload: raw(&self.payload)?,
+            metadata: raw(&self.metadata)?,
+            recorded_at: self.recorded_at,
+            digest: self.digest,
+            tenant_hash: self.tenant_hash,
+            log_hash: self.log_hash,
+        };
+        columns.serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for RawEvent {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let columns = Columns::deserialize(deserializer)?;
+        Ok(Self {
+            position: columns.position,
+            event_id: columns.event_id,
+            tenant_id: columns.tenant_id,
+            aggregate_type: columns.aggregate_type,
+            aggregate_id: columns.aggregate_id,
+            sequence: columns.sequence,
+            event_type: columns.event_type,
+            event_version: columns.event_version,
+            payload: columns.payload.get().to_owned(),
+            metadata: columns.metadata.get().to_owned(),
+            recorded_at: columns.recorded_at,
+            digest: columns.digest,
+            tenant_hash: columns.tenant_hash,
+            log_hash: columns.log_hash,
+        })
     }
 }
 

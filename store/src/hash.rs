@@ -41,6 +41,24 @@ impl fmt::Debug for Hash {
     }
 }
 
+/// A hash as hexadecimal digits, for `#[serde(with = …)]`.
+pub mod as_text {
+    use serde::de::Error as _;
+    use serde::{Deserialize as _, Deserializer, Serializer};
+
+    use super::Hash;
+
+    /// Writes it.
+    pub fn serialize<S: Serializer>(hash: &Hash, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(hash)
+    }
+
+    /// Reads it.
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Hash, D::Error> {
+        Hash::from_hex(&String::deserialize(deserializer)?).ok_or_else(|| D::Error::custom("not 64 hexadecimal digits"))
+    }
+}
+
 /// What a digest covers.
 pub struct Digested<'a> {
     /// The event's id.

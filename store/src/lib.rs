@@ -6,6 +6,7 @@
 //! * [`read`]: the log from a position in short pages, and single streams.
 //! * [`seal`]: personal data, sealed per data subject before anything is hashed.
 //! * [`audit`]: the invariants, checked from the stored bytes.
+//! * [`export`]: a tenant's events for somebody who checks them without us.
 //! * [`keys`]: how long idempotency keys are known.
 //! * [`lease`], [`timers`]: who may do what now.
 
@@ -13,6 +14,7 @@ pub mod append;
 pub mod audit;
 pub mod database;
 pub mod event;
+pub mod export;
 pub mod hash;
 pub mod keys;
 pub mod lease;

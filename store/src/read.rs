@@ -1,10 +1,12 @@
 //! Reading the log.
 
+use chrono::{DateTime, Utc};
+use domain::Actor;
 use sqlx::{PgConnection, QueryBuilder};
 use uuid::Uuid;
 
-use crate::Store;
-use crate::event::{COLUMNS, RawEvent};
+use crate::event::{COLUMNS, Metadata, RawEvent};
+use crate::{Hash, Store};
 
 /// Which events a listing shows; all that is given must hold.
 #[derive(Clone, Debug, Default)]
@@ -13,19 +15,72 @@ pub struct Filter {
     pub tenant: Option<Uuid>,
     /// Of this type: an aggregate's (`tenant`) or an event's (`tenant.renamed`).
     pub kind: Option<String>,
+    /// Of the aggregate with this id.
+    pub id: Option<Uuid>,
+    /// Caused by this actor: a token's subject, or the name of a part of Tenure.
+    pub actor: Option<String>,
+    /// Set off by the same request as others with this correlation id.
+    pub correlation: Option<Uuid>,
+    /// Not beyond this position.
+    pub to: Option<i64>,
+    /// Recorded at or after.
+    pub since: Option<DateTime<Utc>>,
+    /// Recorded before.
+    pub until: Option<DateTime<Utc>>,
+}
+
+impl Filter {
+    /// Whether an event passes, as [`Store::list`] decides it.
+    pub fn passes(&self, event: &RawEvent) -> bool {
+        let metadata = || serde_json::from_str::<Metadata>(&event.metadata).ok();
+        let actor = |metadata: Metadata| match metadata.actor {
+            Actor::User { id, .. } => id,
+            Actor::System { name } => name,
+        };
+        self.tenant.is_none_or(|tenant| tenant == event.tenant_id)
+            && self
+                .kind
+                .as_ref()
+                .is_none_or(|kind| *kind == if kind.contains('.') { event.event_type.clone() } else { event.aggregate_type.clone() })
+            && self.id.is_none_or(|id| event.aggregate_id.ends_with(&format!("/{id}")))
+            && self.actor.as_ref().is_none_or(|wanted| metadata().map(actor).as_ref() == Some(wanted))
+            && self.correlation.is_none_or(|id| metadata().is_some_and(|metadata| metadata.correlation_id == id))
+            && self.to.is_none_or(|to| event.position <= to)
+            && self.since.is_none_or(|since| event.recorded_at >= since)
+            && self.until.is_none_or(|until| event.recorded_at < until)
+    }
 }
 
 impl Store {
     /// Up to `limit` events after `position`, in order. Few enough at a time that no transaction lasts.
     pub async fn read_from(&self, position: i64, limit: i64) -> Result<Vec<RawEvent>, sqlx::Error> {
-        let mut connection = self.inner.pool.acquire().await?;
-        page(&mut connection, position, limit, &Filter::default()).await
+        self.list(position, limit, &Filter::default()).await
     }
 
     /// Up to `limit` events after `position` that pass the filter, in order.
     pub async fn list(&self, position: i64, limit: i64, filter: &Filter) -> Result<Vec<RawEvent>, sqlx::Error> {
         let mut connection = self.inner.pool.acquire().await?;
         page(&mut connection, position, limit, filter).await
+    }
+
+    /// All events of a stream, in order.
+    pub async fn stream(&self, aggregate_type: &str, aggregate_id: &str) -> Result<Vec<RawEvent>, sqlx::Error> {
+        sqlx::query_as(&format!("select {COLUMNS} from events where aggregate_type = $1 and aggregate_id = $2 order by sequence"))
+            .bind(aggregate_type)
+            .bind(aggregate_id)
+            .fetch_all(&self.inner.pool)
+            .await
+    }
+
+    /// The tenant's chain as it was before `position`.
+    pub async fn tenant_hash_before(&self, tenant: Uuid, position: i64) -> Result<Hash, sqlx::Error> {
+        let hash: Option<[u8; 32]> =
+            sqlx::query_scalar("select tenant_hash from events where tenant_id = $1 and position < $2 order by position desc limit 1")
+                .bind(tenant)
+                .bind(position)
+                .fetch_optional(&self.inner.pool)
+                .await?;
+        Ok(hash.map_or(Hash::ZERO, Hash))
     }
 
     /// The events at these positions, in order.
@@ -50,6 +105,24 @@ pub(crate) async fn page(connection: &mut PgConnection, after: i64, limit: i64, 
     }
     if let Some(kind) = &filter.kind {
         query.push(if kind.contains('.') { " and event_type = " } else { " and aggregate_type = " }).push_bind(kind);
+    }
+    if let Some(id) = filter.id {
+        query.push(" and split_part(aggregate_id, '/', 2) = ").push_bind(id.to_string());
+    }
+    if let Some(actor) = &filter.actor {
+        query.push(" and coalesce(metadata -> 'actor' ->> 'id', metadata -> 'actor' ->> 'name') = ").push_bind(actor);
+    }
+    if let Some(correlation) = filter.correlation {
+        query.push(" and metadata ->> 'correlation_id' = ").push_bind(correlation.to_string());
+    }
+    if let Some(to) = filter.to {
+        query.push(" and position <= ").push_bind(to);
+    }
+    if let Some(since) = filter.since {
+        query.push(" and recorded_at >= ").push_bind(since);
+    }
+    if let Some(until) = filter.until {
+        query.push(" and recorded_at < ").push_bind(until);
     }
     query.push(" order by position limit ").push_bind(limit);
     query.build_query_as().fetch_all(connection).await

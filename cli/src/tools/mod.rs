@@ -2,6 +2,9 @@
 
 pub(crate) mod audit;
 pub(crate) mod bus;
+pub(crate) mod doctor;
 pub(crate) mod events;
+pub(crate) mod export;
 pub(crate) mod projections;
+pub(crate) mod replay;
 pub(crate) mod token;

@@ -4,4 +4,5 @@
 mod process;
 mod projections;
 mod serve;
+mod tools;
 mod up;

@@ -10,15 +10,15 @@ use testing::servers::Servers;
 use crate::process::{Tenure, text, tool};
 
 /// Real servers as a larger site has them, and what a process has to be told of them.
-struct Site {
-    servers: Servers,
+pub struct Site {
+    pub servers: Servers,
     dir: tempfile::TempDir,
-    environment: Vec<(&'static str, String)>,
+    pub environment: Vec<(&'static str, String)>,
     token: String,
 }
 
 impl Site {
-    async fn new() -> Self {
+    pub async fn new() -> Self {
         let servers = Servers::start().await;
         let dir = tempfile::tempdir().unwrap();
         let environment = vec![
@@ -35,15 +35,35 @@ impl Site {
         Self { servers, dir, environment, token }
     }
 
-    fn dir(&self) -> &Path {
+    pub fn dir(&self) -> &Path {
         self.dir.path()
     }
 
-    fn serve(&self, roles: &str) -> Tenure {
+    pub fn serve(&self, roles: &str) -> Tenure {
         Tenure::serve(self.dir(), &self.environment, roles, &self.token)
     }
 
-    async fn assert_sound(&self) {
+    /// What a tool prints, which must end well.
+    pub async fn out(&self, arguments: &[&str]) -> String {
+        let output = tool(self.dir(), &self.environment, arguments).await;
+        assert!(output.status.success(), "{arguments:?}: {}{}", text(&output.stdout), text(&output.stderr));
+        text(&output.stdout)
+    }
+
+    /// What a tool prints, which must not end well.
+    pub async fn run(&self, arguments: &[&str]) -> String {
+        let output = tool(self.dir(), &self.environment, arguments).await;
+        assert!(!output.status.success(), "{arguments:?}: {}", text(&output.stdout));
+        text(&output.stdout) + &text(&output.stderr)
+    }
+
+    /// Whether all is well, and all that was looked at.
+    pub async fn doctor(&self) -> (bool, Vec<Value>) {
+        let output = tool(self.dir(), &self.environment, &["doctor", "--json"]).await;
+        (output.status.success(), text(&output.stdout).lines().map(|line| serde_json::from_str(line).unwrap()).collect())
+    }
+
+    pub async fn assert_sound(&self) {
         testing::eventually("audit verify finds nothing", || async {
             tool(self.dir(), &self.environment, &["audit", "verify"]).await.status.success().then_some(())
         })
