@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup build run test check unit fmt
+.PHONY: help setup build run test check unit bench fmt
 
 help: ## List the targets.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -26,6 +26,10 @@ check: ## Format, lints, documentation.
 unit: ## All tests, against real servers that are started once.
 	cargo build --quiet --workspace --all-targets
 	target/debug/testing cargo test --quiet --workspace
+
+bench: setup ## Measure, on private servers: ratios within one run. ARGS=append|http|bulk measures one part.
+	@cargo build --quiet --release -p bench -p cli
+	@target/release/bench $(ARGS)
 
 fmt: ## Format the code.
 	cargo fmt --all

@@ -64,6 +64,14 @@ pub enum ServerError {
     Database(#[from] sqlx::Error),
 }
 
+/// The directory of PostgreSQL's programs, such as `pgbench`.
+pub fn postgres_programs() -> Result<PathBuf, ServerError> {
+    let dir = find::postgres(None)?;
+    // A directory of PATH may hold links to some of them only.
+    let real = dir.join("initdb").canonicalize().map_err(io("initdb"))?;
+    Ok(real.parent().map_or(dir, Path::to_path_buf))
+}
+
 pub(crate) fn io(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> ServerError {
     let what = what.into();
     |source| ServerError::Io { what, source }
