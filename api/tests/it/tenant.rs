@@ -58,7 +58,7 @@ async fn a_tenant_goes_from_creation_through_edits_to_deletion() {
     assert_eq!(gone.status, StatusCode::OK);
     let listed = client.get(&format!("/v1/tenants?after={}", gone.header("tenure-position"))).await;
     assert_eq!(listed.json["data"], json!([]));
-    let timeline = client.get(&format!("{base}/timeline?limit=200")).await;
+    let timeline = client.get(&format!("{base}/timeline?limit=200&after={}", gone.header("tenure-position"))).await;
     assert_eq!(timeline.json["data"].as_array().unwrap().len(), 14);
     assert_eq!(timeline.json["data"][0]["event"], "tenant.deleted");
 }

@@ -265,6 +265,8 @@ async fn connect(database: &Database) -> Result<PgConnection, sqlx::Error> {
                 ("enable_seqscan", "off"),
                 ("enable_hashjoin", "off"),
                 ("enable_mergejoin", "off"),
+                // Planning the statement that reads a batch takes longer than executing it, and the plan is always the same.
+                ("plan_cache_mode", "force_generic_plan"),
             ],
         )
         .await
