@@ -36,6 +36,10 @@ pub(crate) async fn advance<M: ReadModel>(
     one_by_one: bool,
 ) -> Result<(), FoldError> {
     let mine = |event: &RawEvent| event.aggregate_type == <M::Aggregate as cqrs_es::Aggregate>::TYPE;
+    let erasing = |event: &RawEvent| M::SUBJECT.is_some() && event.metadata.contains("\"erases\"");
+    if !events.iter().any(|event| mine(event) || erasing(event)) {
+        return Ok(());
+    }
     let partitions: HashSet<String> = events.iter().filter(|event| mine(event)).map(|event| M::PARTITION.of(event)).collect();
     // A generation that is being built comes across every erasure by itself.
     let (parked, discarded, copies): (Vec<String>, Vec<i64>, Vec<i32>) = sqlx::query_as(
