@@ -4,10 +4,10 @@ use std::time::Instant;
 
 use bus::relay::Relay;
 use futures::TryStreamExt as _;
+use projections::ReadModel;
 use projections::rebuild::{Purpose, rebuild};
 use projections::support::ticket::Tickets;
 use projections::support::ticket_thread::Thread;
-use projections::{Progress, ReadModel};
 use sqlx::Connection as _;
 use sqlx::postgres::PgPoolCopyExt as _;
 use store::{Append, DbRole, Store};
@@ -72,7 +72,6 @@ pub(crate) async fn measure(site: &Site, run: &mut Run) -> anyhow::Result<()> {
         .bind([Tickets::NAME, Thread::NAME].as_slice())
         .execute(&mut connection)
         .await?;
-    let _ = Progress::default();
     let began = Instant::now();
     rebuild::<Tickets>(&store, &pool, Purpose::Replace, None, &|_, _| {}).await?;
     run.add(rate("rebuild.tickets", head, began).against(&copy));

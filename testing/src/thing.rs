@@ -165,10 +165,10 @@ pub fn cure(words: &str) {
     CURED.lock().expect("no panic while locked").get_or_insert_default().insert(words.to_owned());
 }
 
-fn swallow(words: &Personal<String>) -> Option<String> {
+fn folded(words: &Personal<String>) -> Option<String> {
     let words = words.known()?;
     let cured = CURED.lock().expect("no panic while locked").as_ref().is_some_and(|cured| cured.contains(words));
-    assert!(cured || !words.starts_with("poison"), "cannot swallow this");
+    assert!(cured || !words.starts_with("poison"), "cannot fold this");
     Some(words.clone())
 }
 
@@ -191,7 +191,7 @@ impl ReadModel for Things {
             (_, row) => row?,
         };
         if let Event::Made { words, .. } | Event::Said { words } = &event.event {
-            row.words.extend(swallow(words));
+            row.words.extend(folded(words));
         }
         Some(Row { version: event.version, ..row })
     }

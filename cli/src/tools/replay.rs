@@ -51,12 +51,11 @@ pub(crate) async fn run(site: &Site, wanted: Wanted) -> anyhow::Result<ExitCode>
     let filter =
         Filter { tenant: wanted.tenant.map(|tenant| tenant.0), kind: wanted.kind, to: Some(wanted.to_position), ..Filter::default() };
     let bar = progress("replaying", wanted.to_position);
-    let wanted_json = wanted.json;
     let replaying = Replay { from: wanted.from_position, filter, prefix: wanted.subject_prefix.clone(), rate: wanted.rate };
     let published = replay(&store, &bus, &replaying, &|position| advance(&bar, position)).await;
     bar.finish_and_clear();
     let published = published?;
-    print(&if wanted_json {
+    print(&if wanted.json {
         json!({"published": published, "from": wanted.from_position, "to": wanted.to_position, "prefix": wanted.subject_prefix}).to_string()
     } else {
         format!("{published} events published under {}.events", wanted.subject_prefix)

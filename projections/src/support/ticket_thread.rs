@@ -2,7 +2,7 @@
 
 use chrono::{DateTime, Utc};
 use domain::support::ticket::{Event, Ticket, Visibility};
-use domain::{TenantId, UserId};
+use domain::{Personal, TenantId, UserId};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use store::Recorded;
@@ -65,72 +65,71 @@ impl ReadModel for Thread {
     type Row = Row;
 
     fn keys(event: &Recorded<Event>) -> Vec<Key> {
-        let key = |id| vec![Key { tenant_id: event.stream.tenant, ticket_id: event.stream.id, id }];
-        match &event.event {
-            Event::Opened { .. } => key(event.stream.id),
-            Event::CommentAdded { comment, .. } | Event::CommentRedacted { comment, .. } => key(*comment),
-            Event::SubjectChanged { .. }
-            | Event::Assigned { .. }
-            | Event::Unassigned { .. }
-            | Event::PriorityChanged { .. }
-            | Event::StatusChanged { .. }
-            | Event::Resolved { .. }
-            | Event::Closed
-            | Event::Reopened
-            | Event::Deleted
-            | Event::Linked { .. }
-            | Event::Unlinked { .. }
-            | Event::Tagged { .. }
-            | Event::Untagged { .. }
-            | Event::Attached { .. }
-            | Event::Detached { .. }
-            | Event::FollowerAdded { .. }
-            | Event::FollowerRemoved { .. } => vec![],
-        }
+        let Some(Entry::Said { id, .. } | Entry::Redacted { id }) = entry(event) else { return vec![] };
+        vec![Key { tenant_id: event.stream.tenant, ticket_id: event.stream.id, id }]
     }
 
     fn apply(key: &Key, row: Option<Row>, event: &Recorded<Event>) -> Option<Row> {
-        let (body, visibility, author_id, by_agent) = match &event.event {
-            Event::Opened { body, opened_by, requester, .. } => {
-                (body, Visibility::Public, *opened_by, opened_by.is_some_and(|by| by != *requester))
-            }
-            Event::CommentAdded { body, visibility, author, by_agent, .. } => (body, *visibility, *author, *by_agent),
-            Event::CommentRedacted { .. } => return row.map(|row| Row { body: None, redacted_at: Some(event.recorded_at), ..row }),
-            Event::SubjectChanged { .. }
-            | Event::Assigned { .. }
-            | Event::Unassigned { .. }
-            | Event::PriorityChanged { .. }
-            | Event::StatusChanged { .. }
-            | Event::Resolved { .. }
-            | Event::Closed
-            | Event::Reopened
-            | Event::Deleted
-            | Event::Linked { .. }
-            | Event::Unlinked { .. }
-            | Event::Tagged { .. }
-            | Event::Untagged { .. }
-            | Event::Attached { .. }
-            | Event::Detached { .. }
-            | Event::FollowerAdded { .. }
-            | Event::FollowerRemoved { .. } => return row,
-        };
-        Some(Row {
-            tenant_id: key.tenant_id,
-            ticket_id: key.ticket_id,
-            id: key.id,
-            position: event.position,
-            body: body.known().cloned(),
-            visibility,
-            requester_id: UserId(body.subject().0),
-            author_id,
-            by_agent,
-            created_at: event.recorded_at,
-            redacted_at: None,
-        })
+        match entry(event) {
+            Some(Entry::Said { id: _, body, visibility, author_id, by_agent }) => Some(Row {
+                tenant_id: key.tenant_id,
+                ticket_id: key.ticket_id,
+                id: key.id,
+                position: event.position,
+                body: body.known().cloned(),
+                visibility,
+                requester_id: UserId(body.subject().0),
+                author_id,
+                by_agent,
+                created_at: event.recorded_at,
+                redacted_at: None,
+            }),
+            Some(Entry::Redacted { id: _ }) => row.map(|row| Row { body: None, redacted_at: Some(event.recorded_at), ..row }),
+            None => row,
+        }
     }
 
     fn erased(row: Row) -> Row {
         Row { body: None, ..row }
+    }
+}
+
+/// What an event means for the thread.
+enum Entry<'a> {
+    Said { id: Uuid, body: &'a Personal<String>, visibility: Visibility, author_id: Option<UserId>, by_agent: bool },
+    Redacted { id: Uuid },
+}
+
+fn entry(event: &Recorded<Event>) -> Option<Entry<'_>> {
+    match &event.event {
+        Event::Opened { body, opened_by, requester, .. } => Some(Entry::Said {
+            id: event.stream.id,
+            body,
+            visibility: Visibility::Public,
+            author_id: *opened_by,
+            by_agent: opened_by.is_some_and(|by| by != *requester),
+        }),
+        Event::CommentAdded { comment, body, visibility, author, by_agent, first_response: _ } => {
+            Some(Entry::Said { id: *comment, body, visibility: *visibility, author_id: *author, by_agent: *by_agent })
+        }
+        Event::CommentRedacted { comment, visibility: _ } => Some(Entry::Redacted { id: *comment }),
+        Event::SubjectChanged { .. }
+        | Event::Assigned { .. }
+        | Event::Unassigned { .. }
+        | Event::PriorityChanged { .. }
+        | Event::StatusChanged { .. }
+        | Event::Resolved { .. }
+        | Event::Closed
+        | Event::Reopened
+        | Event::Deleted
+        | Event::Linked { .. }
+        | Event::Unlinked { .. }
+        | Event::Tagged { .. }
+        | Event::Untagged { .. }
+        | Event::Attached { .. }
+        | Event::Detached { .. }
+        | Event::FollowerAdded { .. }
+        | Event::FollowerRemoved { .. } => None,
     }
 }
 

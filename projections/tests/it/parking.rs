@@ -55,7 +55,7 @@ impl Shelf {
     }
 }
 
-/// Words that no fold can swallow until they are cured; of this test alone.
+/// Words that cannot be folded until they are cured; of this test alone.
 fn poison() -> String {
     format!("poison {}", id())
 }
@@ -125,12 +125,12 @@ async fn a_discarded_event_is_left_out_for_good_and_that_is_recorded() {
     assert!(matches!(nothing, Err(ParkingError::NotParked(..))));
     let done = discard::<Things>(&shelf.node.store, &shelf.pool, &sick.to_string(), at, "known to be bad").await.unwrap();
     assert_eq!((done.position, done.reason.as_str(), done.tenant_id), (at, "known to be bad", shelf.tenant.0));
-    assert!(done.failure.contains("panicked") && !done.failure.contains("swallow"), "no words that may be personal: {}", done.failure);
+    assert!(done.failure.contains("panicked") && !done.failure.contains("cannot fold"), "no words that may be personal: {}", done.failure);
     retry::<Things>(&shelf.node.store, &shelf.pool, &sick.to_string()).await.unwrap();
     assert_eq!(shelf.words(sick).await.unwrap(), ["one", "three"]);
     assert_eq!(shelf.parked().await, []);
     assert_eq!(discarded(&shelf.pool).await.unwrap(), [done], "it is recorded");
-    // Every later fold leaves it out too, also one that could swallow it by now.
+    // Every later fold leaves it out too, also one that could fold it by now.
     thing::cure(&poison);
     shelf.assert_equals_a_rebuild().await;
 }
@@ -154,7 +154,7 @@ async fn what_is_erased_is_forgotten_by_live_rows_rebuilt_rows_and_parked_partit
             sqlx::query_scalar(&format!("select t::text from read.{table} t")).fetch_all(&shelf.env.owner).await.unwrap();
         assert!(rows.len() == 2 && !rows.iter().any(|row| row.contains("marmalade") || row.contains("one")), "{table}: {rows:?}");
     }
-    // What cannot be read can be swallowed.
+    // What has been erased can be folded.
     let retried = retry::<Things>(&shelf.node.store, &shelf.pool, &sick.to_string()).await.unwrap();
     assert_eq!((retried.folded, retried.stuck), (3, None));
     assert_eq!(shelf.words(sick).await.unwrap(), [""; 0]);
