@@ -68,6 +68,9 @@ enum Command {
     /// Prove the history.
     #[command(subcommand)]
     Audit(Audit),
+    /// Back up the whole log to a file, and start an empty installation from one.
+    #[command(subcommand)]
+    Log(tools::log::Log),
     /// Publish a part of the log once more for one integrator, on subjects of their own.
     Replay(tools::replay::Wanted),
     /// Look at everything that the installation depends on; say what is wrong, and what to do about it.
@@ -137,6 +140,7 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Audit(Audit::Verify { json }) => return tools::audit::verify(&Site::find(&dir)?, json).await,
         Command::Audit(Audit::Export(wanted)) => return tools::export::export(&Site::find(&dir)?, &wanted).await,
         Command::Audit(Audit::VerifyExport { file, json }) => return tools::export::verify(&file, json),
+        Command::Log(what) => return tools::log::run(&Site::find(&dir)?, what).await,
         Command::Replay(wanted) => return tools::replay::run(&Site::find(&dir)?, wanted).await,
         Command::Doctor { json } => return tools::doctor::run(&dir, &Site::find(&dir)?, json).await,
         Command::Bus(Bus::Rebuild) => tools::bus::rebuild(&Site::find(&dir)?).await?,

@@ -74,9 +74,14 @@ impl Site {
         Database::new(&self.owner_url).context("DATABASE_OWNER_URL")
     }
 
+    /// Wraps the keys of data subjects.
+    pub(crate) fn master_key(&self) -> anyhow::Result<MasterKey> {
+        MasterKey::from_hex(&secret(&self.dir, MASTER)?).with_context(|| format!("{} must be 64 hexadecimal digits", MASTER.variable))
+    }
+
     /// Opens the log.
     pub(crate) async fn store(&self) -> anyhow::Result<(Store, JoinHandle<()>)> {
-        let config = Config::new(master_key(&self.dir)?, Arc::new(SystemClock));
+        let config = Config::new(self.master_key()?, Arc::new(SystemClock));
         Store::open(&self.database()?, config)
             .await
             .context("the database cannot be used: is it running (`tenure up`), and migrated (`tenure migrate`)?")
@@ -114,10 +119,6 @@ fn secret(dir: &Path, secret: &Secret) -> anyhow::Result<String> {
     }
     let path = env(&format!("{}_FILE", secret.variable)).map_or_else(|| dir.join(secret.file), PathBuf::from);
     std::fs::read_to_string(&path).with_context(|| format!("no key in {} or {}", secret.variable, path.display()))
-}
-
-fn master_key(dir: &Path) -> anyhow::Result<MasterKey> {
-    MasterKey::from_hex(&secret(dir, MASTER)?).with_context(|| format!("{} must be 64 hexadecimal digits", MASTER.variable))
 }
 
 /// Signs and verifies tokens.

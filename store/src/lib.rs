@@ -6,12 +6,14 @@
 //! * [`read`]: the log from a position in short pages, and single streams.
 //! * [`seal`]: personal data, sealed per data subject before anything is hashed.
 //! * [`audit`]: the invariants, checked from the stored bytes.
+//! * [`backup`]: the whole log as a file, and back.
 //! * [`export`]: a tenant's events for somebody who checks them without us.
 //! * [`keys`]: how long idempotency keys are known.
 //! * [`lease`], [`timers`]: who may do what now.
 
 pub mod append;
 pub mod audit;
+pub mod backup;
 pub mod database;
 pub mod event;
 pub mod export;
@@ -101,12 +103,12 @@ impl Store {
         let pool = database.pool(DbRole::Writer, 8);
         let (installation, position): (Uuid, i64) =
             sqlx::query_as("select installation_id, position from log_head").fetch_one(&pool).await?;
-        let keyring = seal::Keyring::new(config.master_key, pool.clone());
-        let check = keyring.key_check(installation).to_vec();
-        sqlx::query("insert into ops.master_key (key_check) values ($1) on conflict do nothing").bind(&check).execute(&pool).await?;
-        if check != sqlx::query_scalar::<_, Vec<u8>>("select key_check from ops.master_key").fetch_one(&pool).await? {
+        let check = config.master_key.check(installation);
+        sqlx::query("insert into ops.master_key (key_check) values ($1) on conflict do nothing").bind(check.0).execute(&pool).await?;
+        if check.0 != sqlx::query_scalar::<_, [u8; 32]>("select key_check from ops.master_key").fetch_one(&pool).await? {
             return Err(OpenError::WrongMasterKey);
         }
+        let keyring = seal::Keyring::new(config.master_key, pool.clone());
         let queue = Arc::new(append::queue::Queue::new(config.queue, config.batch));
         let (head, _) = watch::channel(position);
         let writer = append::writer::Writer::new(database.clone(), queue.clone(), config.clock.clone(), head.clone());

@@ -21,6 +21,7 @@ use uuid::Uuid;
 
 use crate::append::AppendError;
 use crate::append::guards::scope_of;
+use crate::hash::Hash;
 
 /// How long an unwrapped key may be used without asking the database again: the longest that another process may still read what was erased.
 const KEY_TTL: Duration = Duration::from_secs(30);
@@ -32,7 +33,7 @@ pub struct MasterKey([u8; 32]);
 impl MasterKey {
     /// From 64 hexadecimal digits.
     pub fn from_hex(text: &str) -> Option<Self> {
-        crate::Hash::from_hex(text.trim()).map(|h| Self(h.0))
+        Hash::from_hex(text.trim()).map(|h| Self(h.0))
     }
 
     /// A new one, as hexadecimal digits.
@@ -44,6 +45,21 @@ impl MasterKey {
 
     fn cipher(&self) -> XChaCha20Poly1305 {
         XChaCha20Poly1305::new(Key::from_slice(&self.0))
+    }
+
+    /// Tells one master key from another without telling what it is.
+    pub(crate) fn check(&self, installation: Uuid) -> Hash {
+        Hash(self.keyed("key check", &[installation.as_bytes()]))
+    }
+
+    /// HMAC-SHA-256 under the master key; each use has its own domain, and each part its length before it.
+    fn keyed(&self, domain: &str, parts: &[&[u8]]) -> [u8; 32] {
+        let Ok(mut mac) = <Hmac<Sha256> as hmac::Mac>::new_from_slice(&self.0) else { unreachable!("HMAC takes keys of any length") };
+        for part in [&[domain.as_bytes()], parts].concat() {
+            mac.update(&(part.len() as u64).to_be_bytes());
+            mac.update(part);
+        }
+        mac.finalize().into_bytes().into()
     }
 }
 
@@ -73,35 +89,22 @@ impl Keyring {
         Self { master, pool, keys: quick_cache::sync::Cache::new(10_000) }
     }
 
+    pub(crate) fn master(&self) -> &MasterKey {
+        &self.master
+    }
+
     pub(crate) fn forget_all(&self) {
         self.keys.clear();
     }
 
     /// A keyed hash of a personal value, so that it can be compared among those it must differ from, and not read.
     pub(crate) fn claim_hash(&self, claim: &Claim, tenant: TenantId, value: &str) -> String {
-        hex::encode(self.keyed("claim", &[claim.namespace.as_bytes(), scope_of(claim, tenant).as_bytes(), value.as_bytes()]))
+        hex::encode(self.master.keyed("claim", &[claim.namespace.as_bytes(), scope_of(claim, tenant).as_bytes(), value.as_bytes()]))
     }
 
     /// A keyed hash of a request's fingerprint: what people said in it could be guessed from a plain one.
     pub(crate) fn fingerprint(&self, fingerprint: &[u8; 32]) -> [u8; 32] {
-        self.keyed("fingerprint", &[fingerprint])
-    }
-
-    /// Tells one master key from another without telling what it is.
-    pub(crate) fn key_check(&self, installation: Uuid) -> [u8; 32] {
-        self.keyed("key check", &[installation.as_bytes()])
-    }
-
-    /// HMAC-SHA-256 under the master key; each use has its own domain, and each part its length before it.
-    fn keyed(&self, domain: &str, parts: &[&[u8]]) -> [u8; 32] {
-        let Ok(mut mac) = <Hmac<Sha256> as hmac::Mac>::new_from_slice(&self.master.0) else {
-            unreachable!("HMAC takes keys of any length")
-        };
-        for part in [&[domain.as_bytes()], parts].concat() {
-            mac.update(&(part.len() as u64).to_be_bytes());
-            mac.update(part);
-        }
-        mac.finalize().into_bytes().into()
+        self.master.keyed("fingerprint", &[fingerprint])
     }
 
     /// Replaces every personal value in `payload` by its sealed form.

@@ -5,6 +5,7 @@ pub(crate) mod bus;
 pub(crate) mod doctor;
 pub(crate) mod events;
 pub(crate) mod export;
+pub(crate) mod log;
 pub(crate) mod projections;
 pub(crate) mod replay;
 pub(crate) mod token;

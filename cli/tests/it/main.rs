@@ -1,6 +1,7 @@
 //! The binary, as real processes.
 #![expect(clippy::unwrap_used, reason = "tests may")]
 
+mod backup;
 mod process;
 mod projections;
 mod serve;
