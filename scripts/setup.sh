@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Installs what Tenure's private servers need, if it is missing: PostgreSQL 15 or newer and nats-server 2.9 or newer. Does nothing when both are there.
+# With `--tests`, also libfaketime, with which the fault tests let clocks jump.
 # apt is what CI uses; dnf, pacman and brew are written down from their documentation and untested.
 set -euo pipefail
 
@@ -24,7 +25,8 @@ have_postgres() { local major; major=$(postgres_major); [ "${major:-0}" -ge 15 ]
 have_nats() { local major minor; read -r major minor <<<"$(nats_version)"; [ "${major:-0}" -gt 2 ] || { [ "${major:-0}" -eq 2 ] && [ "${minor:-0}" -ge 9 ]; }; }
 
 command -v cargo >/dev/null || { say "a Rust toolchain is needed: https://rustup.rs"; exit 1; }
-if have_postgres && have_nats; then exit 0; fi
+have_faketime() { [ "${1:-}" != --tests ] || compgen -G '/usr/lib*/faketime/libfaketimeMT.so.1' >/dev/null || compgen -G '/usr/lib/*/faketime/libfaketimeMT.so.1' >/dev/null; }
+if have_postgres && have_nats && have_faketime "$@"; then exit 0; fi
 
 as_root=(env DEBIAN_FRONTEND=noninteractive)
 if [ "$(id -u)" -ne 0 ]; then
@@ -42,14 +44,17 @@ if command -v apt-get >/dev/null; then
     "${as_root[@]}" apt-get install -y -qq --no-install-recommends postgresql >/dev/null
   fi
   have_nats || { say "installing nats-server with apt"; "${as_root[@]}" apt-get install -y -qq --no-install-recommends nats-server >/dev/null; }
+  have_faketime "$@" || { say "installing libfaketime with apt"; "${as_root[@]}" apt-get install -y -qq --no-install-recommends libfaketime >/dev/null; }
 elif command -v dnf >/dev/null; then
   say "installing with dnf (untested)"
   have_postgres || "${as_root[@]}" dnf install -y postgresql-server
   have_nats || "${as_root[@]}" dnf install -y nats-server
+  have_faketime "$@" || "${as_root[@]}" dnf install -y libfaketime
 elif command -v pacman >/dev/null; then
   say "installing with pacman (untested)"
   have_postgres || "${as_root[@]}" pacman -S --noconfirm --needed postgresql
   have_nats || "${as_root[@]}" pacman -S --noconfirm --needed nats-server
+  have_faketime "$@" || "${as_root[@]}" pacman -S --noconfirm --needed libfaketime
 elif command -v brew >/dev/null; then
   say "installing with brew (untested)"
   have_postgres || brew install postgresql@17

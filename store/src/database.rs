@@ -55,6 +55,11 @@ impl Database {
 
     /// A pool whose connections act in `role`. Connects when first used.
     pub fn pool(&self, role: DbRole, max: u32) -> PgPool {
+        // Queries wait for nothing but the switch to another generation; whoever asks would rather be told to come back.
+        let lock_timeout = match role {
+            DbRole::Reader | DbRole::PlatformReader => "5s",
+            DbRole::Writer | DbRole::Projector => "30s",
+        };
         PgPoolOptions::new()
             .max_connections(max)
             .acquire_timeout(Duration::from_secs(3))
@@ -63,7 +68,7 @@ impl Database {
             .connect_lazy_with(self.options.clone().options([
                 ("role", role.name()),
                 ("idle_in_transaction_session_timeout", "60s"),
-                ("lock_timeout", "30s"),
+                ("lock_timeout", lock_timeout),
             ]))
     }
 
