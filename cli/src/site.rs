@@ -20,6 +20,7 @@ pub(crate) struct Site {
     owner_url: String,
     nats_url: Option<String>,
     prefix: String,
+    replicas: usize,
 }
 
 fn env(name: &str) -> Option<String> {
@@ -61,6 +62,7 @@ impl Site {
             owner_url,
             nats_url: named.nats.or_else(|| private.map(Remembered::nats_url)),
             prefix: env("TENURE_BUS_PREFIX").unwrap_or_else(|| "tenure".into()),
+            replicas: env("TENURE_BUS_REPLICAS").map_or(Ok(1), |n| n.parse()).context("TENURE_BUS_REPLICAS must be a number")?,
         })
     }
 
@@ -90,7 +92,7 @@ impl Site {
     /// Connects to the bus.
     pub(crate) async fn bus(&self, store: &Store) -> anyhow::Result<Bus> {
         let url = self.nats_url.as_deref().context("NATS_URL names no message bus")?;
-        Ok(Bus::connect(url, &self.prefix, store.installation()).await?)
+        Ok(Bus::connect(url, &self.prefix, store.installation()).await?.with_replicas(self.replicas))
     }
 
     /// Verifies tokens.

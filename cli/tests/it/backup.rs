@@ -6,7 +6,7 @@ use reqwest::StatusCode;
 use serde_json::{Value, json};
 
 use crate::process::Tenure;
-use crate::serve::Site;
+use crate::site::Site;
 
 const ALL: &str = "api,relay,projector,policies,timers";
 

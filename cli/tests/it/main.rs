@@ -6,5 +6,6 @@ mod faults;
 mod process;
 mod projections;
 mod serve;
+mod site;
 mod tools;
 mod up;

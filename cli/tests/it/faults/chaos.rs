@@ -14,7 +14,7 @@ use testing::eventually;
 
 use super::load::{Counts, Load};
 use crate::process::{Tenure, text, tool};
-use crate::serve::Site;
+use crate::site::Site;
 
 /// What goes wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -75,7 +75,11 @@ pub struct Chaos {
 impl Chaos {
     /// Two processes of each kind, and callers.
     pub async fn start() -> Self {
-        let mut site = Site::new().await;
+        Self::on(Site::new().await).await
+    }
+
+    /// The same, on a site whose environment says something special.
+    pub async fn on(mut site: Site) -> Self {
         let clock = site.dir().join("clock");
         set_clock(&clock, 0);
         site.environment.extend([
@@ -240,11 +244,9 @@ impl Chaos {
     }
 
     /// Everything is answered, nothing is lost or doubled, and all tools find all well.
-    pub async fn settle(self) -> Counts {
-        let Self { load, owner, site, apis, relays, projectors, .. } = self;
-        let counts = load.settle(&owner).await;
-        sound(&site).await;
-        drop((apis, relays, projectors));
+    pub async fn settle(&mut self) -> Counts {
+        let counts = self.load.settle(&self.owner).await;
+        sound(&self.site).await;
         counts
     }
 }

@@ -115,7 +115,7 @@ impl Load {
 
     /// Lets every caller finish what they are at, and compares what they were told with the log: acknowledged is there once and where it was said, refused is not there,
     /// unknown at most once, and nothing else at all.
-    pub async fn settle(mut self, owner: &PgPool) -> Counts {
+    pub async fn settle(&mut self, owner: &PgPool) -> Counts {
         self.stop.cancel();
         let ended = tokio::time::timeout(SETTLE, async {
             while let Some(ended) = self.callers.join_next().await {

@@ -61,7 +61,7 @@ async fn while_the_disk_of_nats_is_full_commands_and_queries_go_on_and_the_strea
     eventually("the stream is filled from the log", || async { (chaos.stream_end().await > 20).then_some(()) }).await;
     disk.fill();
     let full_at = chaos.stream_end().await;
-    chaos.load.progress(1000).await;
+    chaos.load.progress(500).await;
     let read = chaos.load.read();
     eventually("queries show what was written", || async { (chaos.load.read() > read + 20).then_some(()) }).await;
     let (head, end): (i64, i64) =
@@ -74,23 +74,25 @@ async fn while_the_disk_of_nats_is_full_commands_and_queries_go_on_and_the_strea
 
 #[tokio::test(flavor = "multi_thread")]
 async fn queries_that_hang_exhaust_their_own_connections_only_and_answer_503() {
-    let chaos = Chaos::start().await;
+    let mut chaos = Chaos::start().await;
     let mut blocker = chaos.owner.begin().await.unwrap();
     sqlx::query("lock table read.generations in access exclusive mode").execute(&mut *blocker).await.unwrap();
-    let api = &chaos.apis[0];
-    let asked = futures::future::join_all((0..40).map(|_| api.get("/v1/tenants"))).await;
+    let asked = futures::future::join_all((0..40).map(|_| chaos.apis[0].get("/v1/tenants"))).await;
     assert!(asked.iter().any(|answer| answer.status() == StatusCode::SERVICE_UNAVAILABLE));
     assert!(asked.iter().all(|answer| answer.status() == StatusCode::SERVICE_UNAVAILABLE), "{asked:?}");
     chaos.load.progress(20).await;
     blocker.rollback().await.unwrap();
-    eventually("queries are answered again", || async { (api.get("/v1/tenants").await.status() == StatusCode::OK).then_some(()) }).await;
+    eventually("queries are answered again", || async {
+        (chaos.apis[0].get("/v1/tenants").await.status() == StatusCode::OK).then_some(())
+    })
+    .await;
     chaos.settle().await;
 }
 
 /// The test kit is the newer version: it has one more aggregate, one more read model, and the schema for them.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_older_version_and_a_newer_one_work_side_by_side_on_the_newer_schema() {
-    let chaos = Chaos::start().await;
+    let mut chaos = Chaos::start().await;
     let newer = Env {
         database: Database::new(&chaos.site.servers.remembered.service_url()).unwrap(),
         owner: chaos.owner.clone(),
