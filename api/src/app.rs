@@ -1,6 +1,7 @@
 //! The router with everything around the routes.
 
 use std::any::Any;
+use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ use commands::Executor;
 use domain::IdSource;
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use projections::ReadSide;
+use tokio_io_timeout::TimeoutStream;
 use tower::ServiceBuilder;
 use tower::limit::GlobalConcurrencyLimitLayer;
 use tower::load_shed::LoadShedLayer;
@@ -35,6 +37,11 @@ const BODY: usize = 1024 * 1024;
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// How long a request may take, its body included.
 const PATIENCE: Duration = Duration::from_secs(20);
+
+/// How long a connection may be silent, between two requests or within one.
+const IDLE: Duration = Duration::from_secs(75);
+/// How long a client may take nothing of an answer.
+const STALLED: Duration = Duration::from_secs(10);
 
 /// What bounds the load.
 #[derive(Clone, Copy, Debug)]
@@ -156,6 +163,26 @@ fn panicked(panic: Box<dyn Any + Send + 'static>) -> Response {
     Problem::internal(text).into_response()
 }
 
+/// Connections that neither take what they asked for nor ask for anything are closed, so that they cannot pile up with what waits for them.
+struct Impatient(tokio::net::TcpListener);
+
+impl axum::serve::Listener for Impatient {
+    type Io = Pin<Box<TimeoutStream<tokio::net::TcpStream>>>;
+    type Addr = std::net::SocketAddr;
+
+    async fn accept(&mut self) -> (Self::Io, Self::Addr) {
+        let (stream, address) = axum::serve::Listener::accept(&mut self.0).await;
+        let mut stream = TimeoutStream::new(stream);
+        stream.set_read_timeout(Some(IDLE));
+        stream.set_write_timeout(Some(STALLED));
+        (Box::pin(stream), address)
+    }
+
+    fn local_addr(&self) -> std::io::Result<Self::Addr> {
+        self.0.local_addr()
+    }
+}
+
 /// Serves until `shutdown`, then finishes what it has accepted, for `grace` at most.
 pub async fn serve(
     listener: tokio::net::TcpListener,
@@ -164,7 +191,7 @@ pub async fn serve(
     grace: Duration,
 ) -> std::io::Result<()> {
     let (stopping, stopped) = tokio::sync::oneshot::channel();
-    let server = axum::serve(listener, router).with_graceful_shutdown(async move {
+    let server = axum::serve(Impatient(listener), router).with_graceful_shutdown(async move {
         shutdown.await;
         let _ = stopping.send(());
     });

@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "tests may")]
 
 mod backup;
+mod crowd;
 mod faults;
 mod process;
 mod projections;

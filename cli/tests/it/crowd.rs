@@ -1,0 +1,88 @@
+//! Many connections at once, most of them badly behaved.
+
+use std::time::{Duration, Instant};
+
+use reqwest::StatusCode;
+use serde_json::json;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpSocket;
+
+use crate::process::Tenure;
+use crate::site::Site;
+
+/// Connections that take nothing of more than any buffer holds.
+const STALLED: usize = 50;
+
+/// The resident memory of a process in MB.
+fn resident(process: &Tenure) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", process.child.id().unwrap())).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() / 1024
+}
+
+/// The 95th of 100 well-behaved requests.
+async fn p95(client: &reqwest::Client, process: &Tenure, path: &str) -> Duration {
+    let mut times = Vec::new();
+    for _ in 0..100 {
+        let began = Instant::now();
+        let answer = client.get(format!("{}{path}", process.base)).bearer_auth(&process.token).send().await.unwrap();
+        assert_eq!(answer.status(), StatusCode::OK);
+        answer.bytes().await.unwrap();
+        times.push(began.elapsed());
+    }
+    times.sort();
+    times[94]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_thousand_connections_and_slow_readers_neither_exhaust_memory_nor_starve_others() {
+    let site = Site::new().await;
+    let mut process = site.serve("api,relay,projector");
+    process.ready("ok").await;
+    let tenant = process.provision("acme").await;
+    site.out(&["dev-token", "--tenant", &tenant, "--role", "support_agent"]).await.trim().clone_into(&mut process.token);
+    for n in 0..100 {
+        let made = process.post("/v1/tickets", json!({"subject": "Long ".repeat(30), "body": "x", "tags": [format!("tag-{n}")]})).await;
+        assert_eq!(made.status(), StatusCode::CREATED);
+    }
+    testing::eventually("the list is long", || async {
+        let listed = process.get("/v1/tickets?limit=200").await.json::<serde_json::Value>().await.ok()?;
+        (listed["data"].as_array()?.len() == 100).then_some(())
+    })
+    .await;
+    let client = reqwest::Client::new();
+    let (before, alone) = (resident(&process), p95(&client, &process, "/v1/tickets?limit=5").await);
+
+    let address = process.base.trim_start_matches("http://").to_owned();
+    let request = |path: &str| format!("GET {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {}\r\n\r\n", process.token);
+    let (idle, half, slow) =
+        (request("/livez"), "POST /v1/tickets HTTP/1.1\r\nhost: x\r\ncontent-le".to_owned(), request("/v1/tickets?limit=200"));
+    let mut crowd = Vec::new();
+    for (sent, connections) in [(idle, 500), (half, 500), (slow.clone(), 1000 - STALLED), (slow.repeat(100), STALLED)] {
+        for _ in 0..connections {
+            let socket = TcpSocket::new_v4().unwrap();
+            socket.set_recv_buffer_size(4096).unwrap();
+            let mut stream = socket.connect(address.parse().unwrap()).await.unwrap();
+            stream.write_all(sent.as_bytes()).await.unwrap();
+            crowd.push(stream);
+        }
+    }
+    assert_eq!(crowd.len(), 2000);
+    let (beside, after) = (p95(&client, &process, "/v1/tickets?limit=5").await, resident(&process));
+    println!("alone {alone:?}, beside 2 000 connections {beside:?}; {before} MB, then {after} MB");
+    for n in 0..20 {
+        assert_eq!(process.post("/v1/tickets", json!({"subject": format!("n {n}"), "body": "x"})).await.status(), StatusCode::CREATED);
+    }
+    assert!(after < 400, "{after} MB");
+    assert!(beside < Duration::from_secs(1), "{beside:?}, alone {alone:?}");
+    // Who takes nothing is sent away, and what waited for them goes with them.
+    let mut stalled = crowd.pop().unwrap();
+    let open = || std::fs::read_dir(format!("/proc/{}/fd", process.child.id().unwrap())).unwrap().count();
+    let all = open();
+    testing::eventually("the server has closed their connections", || async { (open() + STALLED <= all).then_some(()) }).await;
+    let mut got = Vec::new();
+    let whole =
+        stalled.read_to_end(&mut got).await.is_ok_and(|_| got.windows(15).filter(|window| window == b"HTTP/1.1 200 OK").count() == 100);
+    assert!(!whole, "not all of what was asked for");
+    process.ready("ok").await;
+}
