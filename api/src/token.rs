@@ -1,17 +1,23 @@
 //! Bearer tokens: JWT (RFC 7519) signed with Ed25519 (RFC 8037).
 
+use std::sync::Arc;
+
 use chrono::{DateTime, TimeDelta, Utc};
 use domain::{Actor, Role, TenantId};
 use ed25519_dalek::SigningKey;
 use ed25519_dalek::pkcs8::spki::der::pem::LineEnding;
 use ed25519_dalek::pkcs8::{DecodePrivateKey as _, EncodePrivateKey as _, EncodePublicKey as _};
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
+use quick_cache::sync::Cache;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
 
 /// Who issues and who accepts.
 const ISSUER: &str = "tenure";
 /// How far clocks may differ.
 const LEEWAY: TimeDelta = TimeDelta::seconds(30);
+/// How many tokens are remembered.
+const KNOWN: usize = 10_000;
 
 /// What a token says.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -69,6 +75,8 @@ pub enum TokenError {
 pub struct TokenKey {
     encoding: EncodingKey,
     decoding: DecodingKey,
+    /// What tokens say whose signature was found right, by their SHA-256: a signature stays right, only its time passes.
+    known: Arc<Cache<[u8; 32], Claims>>,
 }
 
 impl TokenKey {
@@ -79,6 +87,7 @@ impl TokenKey {
         Ok(Self {
             encoding: EncodingKey::from_ed_pem(pem.as_bytes()).map_err(|e| TokenError::Key(e.to_string()))?,
             decoding: DecodingKey::from_ed_pem(public.as_bytes()).map_err(|e| TokenError::Key(e.to_string()))?,
+            known: Arc::new(Cache::new(KNOWN)),
         })
     }
 
@@ -105,12 +114,7 @@ impl TokenKey {
 
     /// Who the token says the caller is.
     pub fn verify(&self, token: &str, now: DateTime<Utc>) -> Result<Actor, TokenError> {
-        let mut validation = Validation::new(Algorithm::EdDSA);
-        validation.set_issuer(&[ISSUER]);
-        validation.set_audience(&[ISSUER]);
-        // The library reads the machine's clock; ours is injected.
-        validation.validate_exp = false;
-        let claims = jsonwebtoken::decode::<Claims>(token, &self.decoding, &validation).map_err(|_| TokenError::Invalid)?.claims;
+        let claims = self.known.get_or_insert_with::<[u8; 32], _>(&Sha256::digest(token).into(), || self.decode(token))?;
         let now = now.timestamp();
         if claims.exp + LEEWAY.num_seconds() <= now {
             return Err(TokenError::Expired);
@@ -124,5 +128,15 @@ impl TokenKey {
             return Err(TokenError::Invalid);
         }
         Ok(Actor::User { id: claims.sub, tenant: claims.tenant, role: claims.role })
+    }
+
+    /// What the token says, if its signature is right.
+    fn decode(&self, token: &str) -> Result<Claims, TokenError> {
+        let mut validation = Validation::new(Algorithm::EdDSA);
+        validation.set_issuer(&[ISSUER]);
+        validation.set_audience(&[ISSUER]);
+        // The library reads the machine's clock; ours is injected.
+        validation.validate_exp = false;
+        Ok(jsonwebtoken::decode::<Claims>(token, &self.decoding, &validation).map_err(|_| TokenError::Invalid)?.claims)
     }
 }

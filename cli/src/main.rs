@@ -17,6 +17,10 @@ use domain::{Role, TenantId};
 use crate::roles::RoleName;
 use crate::site::Site;
 
+/// Half of an append's time in our process went into the system's allocator.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// An event-sourced back end for multi-tenant SaaS products.
 #[derive(Parser)]
 #[command(version, propagate_version = true)]

@@ -266,7 +266,8 @@ fn bound_to(name: Name) -> [u8; 32] {
 
 /// nonce ‖ ciphertext.
 fn encrypt(cipher: &XChaCha20Poly1305, name: Name, clear: &[u8]) -> Result<Vec<u8>, chacha20poly1305::Error> {
-    let nonce = XChaCha20Poly1305::generate_nonce(&mut OsRng);
+    // The thread's generator is a cryptographic one too, seeded by the system's; asking that each time takes a call into the kernel.
+    let nonce = XChaCha20Poly1305::generate_nonce(&mut rand::thread_rng());
     let mut data = nonce.to_vec();
     data.extend(cipher.encrypt(&nonce, Payload { msg: clear, aad: &bound_to(name) })?);
     Ok(data)

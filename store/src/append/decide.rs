@@ -57,6 +57,11 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
+    /// Nothing yet, after this head.
+    pub(crate) fn after(head: Head) -> Self {
+        Self { before: head.position, after: head, rows: Vec::new(), keys: Vec::new(), guards: Guards::default(), answers: Vec::new() }
+    }
+
     /// Whether there is anything to write.
     pub(crate) fn is_empty(&self) -> bool {
         self.rows.is_empty() && self.keys.is_empty()
@@ -65,25 +70,22 @@ impl Plan {
 
 /// Decides `batch` in order; each request sees what the ones before it did.
 pub(crate) fn decide(mut snapshot: Snapshot, batch: &[&Prepared], now: DateTime<Utc>) -> Plan {
-    let before = snapshot.head.position;
-    let mut plan = Plan {
-        before,
-        after: snapshot.head,
-        rows: Vec::new(),
-        keys: Vec::new(),
-        guards: Guards::default(),
-        answers: Vec::with_capacity(batch.len()),
-    };
+    let mut plan = Plan::after(snapshot.head);
     for request in batch {
-        let answer = decide_one(&mut snapshot, &mut plan, request, now);
-        match &answer {
-            Ok(_) => snapshot.guards.keep(),
-            Err(_) => snapshot.guards.rollback(),
-        }
-        plan.answers.push(answer);
+        decide_next(&mut snapshot, &mut plan, request, now);
     }
     plan.guards = snapshot.guards;
     plan
+}
+
+/// Decides one more request of a plan.
+pub(crate) fn decide_next(snapshot: &mut Snapshot, plan: &mut Plan, request: &Prepared, now: DateTime<Utc>) {
+    let answer = decide_one(snapshot, plan, request, now);
+    match &answer {
+        Ok(_) => snapshot.guards.keep(),
+        Err(_) => snapshot.guards.rollback(),
+    }
+    plan.answers.push(answer);
 }
 
 fn decide_one(snapshot: &mut Snapshot, plan: &mut Plan, request: &Prepared, now: DateTime<Utc>) -> Result<Appended, AppendError> {

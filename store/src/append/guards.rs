@@ -24,7 +24,22 @@ impl<K, V> Default for Table<K, V> {
 
 impl<K: Clone + Eq + StdHash, V: Clone + PartialEq> Table<K, V> {
     pub(crate) fn load(&mut self, key: K, value: V) {
-        self.rows.insert(key, (Some(value.clone()), Some(value)));
+        self.put(key, Some(value));
+    }
+
+    /// A row as it stands; `None`: it is known that there is none.
+    pub(crate) fn put(&mut self, key: K, value: Option<V>) {
+        self.rows.insert(key, (value.clone(), value));
+    }
+
+    /// Whether it is known what stands there.
+    pub(crate) fn knows(&self, key: &K) -> bool {
+        self.rows.contains_key(key)
+    }
+
+    /// What is known now, also of rows that are not there.
+    pub(crate) fn known(&self) -> impl Iterator<Item = (&K, Option<&V>)> {
+        self.rows.iter().map(|(key, row)| (key, row.1.as_ref()))
     }
 
     pub(crate) fn get(&self, key: &K) -> Option<&V> {

@@ -2,6 +2,7 @@
 
 pub(crate) mod decide;
 pub(crate) mod guards;
+pub(crate) mod memory;
 pub(crate) mod queue;
 pub(crate) mod snapshot;
 pub(crate) mod writer;

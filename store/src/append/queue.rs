@@ -9,7 +9,7 @@ use tokio::sync::Notify;
 use super::{AppendError, Prepared};
 
 /// The most events that one transaction writes.
-const BATCH_EVENTS: usize = 2048;
+pub(super) const BATCH_EVENTS: usize = 2048;
 /// The most payload that one transaction writes, in bytes.
 const BATCH_BYTES: usize = 4 * 1024 * 1024;
 
@@ -81,6 +81,11 @@ impl Queue {
     /// Nobody will serve those that wait: they hear that at once.
     pub(crate) fn abandon(&self) {
         *self.lines.lock() = Lines { closed: true, ..Lines::default() };
+    }
+
+    /// The most requests of a batch.
+    pub(super) fn batch(&self) -> usize {
+        self.batch
     }
 
     pub(crate) fn len(&self) -> usize {

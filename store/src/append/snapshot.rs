@@ -152,8 +152,10 @@ impl Wanted {
         })
     }
 
-    /// Puts the rows that came back into the guards.
+    /// Puts the rows that came back into the guards, and that the others are not there.
     fn load(&self, rows: GuardRows, guards: &mut Guards) {
+        self.counters.iter().for_each(|key| guards.counters.put(*key, None));
+        self.allocations.iter().for_each(|key| guards.allocations.put(*key, None));
         let known = |name: &str| self.names.get(name).copied();
         for row in rows.claims {
             let (Some(namespace), Ok(stream)) = (known(&row.namespace), row.aggregate_id.parse()) else { continue };

@@ -6,18 +6,25 @@
 //! are the exception; their primary key stands guard.) If another process was quicker, the batch is
 //! decided again with the lock held from the start, which cannot fail that way (see `docs/adr/0005-append-path.md`).
 
+use std::collections::VecDeque;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
 use domain::Clock;
-use sqlx::postgres::{PgDatabaseError, PgSeverity};
+use futures::FutureExt as _;
+use futures::future::{BoxFuture, MaybeDone, maybe_done};
+use sqlx::postgres::{PgArguments, PgDatabaseError, PgSeverity};
+use sqlx::query::QueryScalar;
 use sqlx::types::Json;
-use sqlx::{Connection as _, PgConnection};
+use sqlx::{Connection as _, PgConnection, Postgres};
 use tokio::sync::watch;
 
 use super::decide::{Plan, decide};
-use super::queue::Queue;
+use super::guards::StreamKey;
+use super::memory::{Draft, Memory};
+use super::queue::{BATCH_EVENTS, Queue};
 use super::snapshot::read;
 use super::{AppendError, Outcome, Prepared};
 use crate::database::{Database, DbRole};
@@ -38,6 +45,30 @@ pub(crate) struct Writer {
     head: watch::Sender<i64>,
     connection: Option<PgConnection>,
     lock_first: u32,
+    memory: Memory,
+    /// This many batches are not decided from memory, since an assumption did not hold.
+    distrust: u32,
+}
+
+/// A batch that is being written.
+struct Flight {
+    batch: Vec<Prepared>,
+    /// No task of its own: waking another thread takes longer than most of what there is to do.
+    writing: Pin<Box<MaybeDone<BoxFuture<'static, Landed>>>>,
+}
+
+/// What came of it: its plan, its connection unless that is gone, and whether it was written.
+struct Landed {
+    plan: Plan,
+    connection: Option<PgConnection>,
+    verdict: Result<Verdict, Failure>,
+}
+
+/// What `append_assuming` answers.
+enum Verdict {
+    Moved,
+    Written,
+    Mistaken,
 }
 
 enum Failure {
@@ -84,29 +115,111 @@ impl Drop for Writer {
 
 impl Writer {
     pub(crate) fn new(database: Database, queue: Arc<Queue>, clock: Arc<dyn Clock>, head: watch::Sender<i64>) -> Self {
-        Self { database, queue, clock, head, connection: None, lock_first: 0 }
+        Self { database, queue, clock, head, connection: None, lock_first: 0, memory: Memory::default(), distrust: 0 }
     }
 
+    /// While one batch is being written, the next one is decided request by request as they come; the lock and the disk are never waited for with nothing else to do.
     pub(crate) async fn run(mut self) {
-        while let Some(batch) = self.queue.take().await {
-            metrics::histogram!("tenure_append_batch_requests").record(u32::try_from(batch.len()).unwrap_or(u32::MAX));
-            metrics::gauge!("tenure_append_queue").set(f64::from(u32::try_from(self.queue.len()).unwrap_or(u32::MAX)));
-            self.serve(batch).await;
+        let (mut draft, mut flight): (Option<Draft>, Option<Flight>) = (None, None);
+        // What cannot be decided from memory waits for the batch before it, and keeps others from being taken meanwhile.
+        let mut careful: VecDeque<Vec<Prepared>> = VecDeque::new();
+        let mut open = true;
+        loop {
+            while flight.is_none() {
+                if let Some(ready) = draft.take().filter(|draft| !draft.batch.is_empty()) {
+                    flight = self.launch(ready, &mut careful).await;
+                } else if let Some(batch) = careful.pop_front() {
+                    self.serve(batch, Doubts::new()).await;
+                } else {
+                    break;
+                }
+            }
+            if flight.is_none() && !open {
+                break;
+            }
+            let room = draft.as_ref().is_none_or(|draft| draft.batch.len() < self.queue.batch() && draft.events() < BATCH_EVENTS);
+            tokio::select! {
+                biased;
+                (batch, landed) = land(&mut flight) => match self.landed(landed) {
+                    Ok(answers) => {
+                        // The next batch goes before anybody is answered: the database works while callers wake up.
+                        if let Some(ready) = draft.take().filter(|draft| !draft.batch.is_empty()) {
+                            flight = self.launch(ready, &mut careful).await;
+                        }
+                        answer(batch, answers);
+                    }
+                    // What was decided upon its success is decided again.
+                    Err(doubts) => {
+                        careful.extend(draft.take().map(|draft| draft.finish().0));
+                        self.serve(batch, doubts).await;
+                    }
+                },
+                taken = self.queue.take(), if open && room && careful.is_empty() => match taken {
+                    None => open = false,
+                    Some(batch) => self.decide(batch, &mut draft, &mut careful),
+                },
+            }
         }
         if let Some(connection) = self.connection.take() {
             let _ = connection.close().await;
         }
     }
 
-    /// Writes a batch and answers everybody in it. Whoever asked may have gone by then; that changes nothing.
-    async fn serve(&mut self, batch: Vec<Prepared>) {
-        let failure = match self.commit(&batch.iter().collect::<Vec<_>>()).await {
-            Ok(answers) => {
-                for (request, answer) in batch.into_iter().zip(answers) {
-                    let _ = request.reply.send(answer);
-                }
-                return;
+    /// Decides what can be decided from memory; the rest has to be read for.
+    fn decide(&mut self, batch: Vec<Prepared>, draft: &mut Option<Draft>, careful: &mut VecDeque<Vec<Prepared>>) {
+        metrics::gauge!("tenure_append_queue").set(f64::from(u32::try_from(self.queue.len()).unwrap_or(u32::MAX)));
+        if draft.is_none() && self.lock_first == 0 && self.distrust == 0 {
+            *draft = Draft::after(&self.memory, self.clock.now());
+        }
+        let Some(draft) = draft else { return careful.push_back(batch) };
+        let rest: Vec<Prepared> = batch.into_iter().filter_map(|request| draft.add(request, &self.memory).err()).collect();
+        if !rest.is_empty() {
+            careful.push_back(rest);
+        }
+    }
+
+    /// Sends a draft on its way. Without a connection, or when there is nothing to write and so nothing that would confirm what it was decided upon, it is left to be read for.
+    async fn launch(&mut self, draft: Draft, careful: &mut VecDeque<Vec<Prepared>>) -> Option<Flight> {
+        let now = draft.now;
+        let (batch, plan, assumed) = draft.finish();
+        let Some(mut connection) = self.connection.take_if(|_| !plan.is_empty()) else {
+            careful.push_front(batch);
+            return None;
+        };
+        self.memory.learn(&plan);
+        let writing = async move {
+            let sent = tokio::time::timeout(ATTEMPT, assuming(&mut connection, &plan, &assumed, now)).await;
+            let verdict = sent.unwrap_or_else(|_| Err(Failure::lost("no answer in time")));
+            let connection = if matches!(verdict, Err(Failure::Connection(_))) { None } else { Some(connection) };
+            Landed { plan, connection, verdict }
+        };
+        let mut writing = Box::pin(maybe_done(writing.boxed()));
+        // Nothing is sent before it is asked how far it is.
+        let _ = futures::poll!(&mut writing);
+        Some(Flight { batch, writing })
+    }
+
+    /// What to answer to a batch that was written; otherwise, what is in doubt before it is tried with care.
+    fn landed(&mut self, Landed { plan, connection, verdict }: Landed) -> Result<Vec<Outcome>, Doubts> {
+        self.connection = connection;
+        match verdict {
+            Ok(Verdict::Written) => return Ok(self.done(&mut vec![plan])),
+            Ok(Verdict::Moved) => self.lock_first = LOCK_FIRST,
+            Ok(Verdict::Mistaken) => self.distrust = LOCK_FIRST,
+            Err(Failure::Database(error)) => tracing::warn!(%error, "a batch failed"),
+            Err(Failure::Connection(error)) => {
+                tracing::warn!(%error, "the connection to the log was lost");
+                return Err(vec![plan]);
             }
+        }
+        Err(Doubts::new())
+    }
+
+    /// Writes a batch and answers everybody in it. Whoever asked may have gone by then; that changes nothing.
+    async fn serve(&mut self, batch: Vec<Prepared>, doubts: Doubts) {
+        self.distrust = self.distrust.saturating_sub(1);
+        let failure = match self.commit(&batch.iter().collect::<Vec<_>>(), doubts).await {
+            Ok(answers) => return answer(batch, answers),
             Err(failure) => failure,
         };
         let mut reachable = match &failure {
@@ -122,7 +235,7 @@ impl Writer {
         // Something in this batch made the database fail. One by one, only the guilty one does; but what is wrong with the database itself is not tried again for each.
         for request in batch {
             let answer = if reachable {
-                match self.commit(&[&request]).await {
+                match self.commit(&[&request], Doubts::new()).await {
                     Ok(mut one) => one.pop().unwrap_or(Err(AppendError::Unavailable)),
                     Err(Failure::Database(error)) if !is_transient(&error) => Err(AppendError::Failed(error.to_string())),
                     Err(Failure::Database(_) | Failure::Connection(_)) => {
@@ -138,10 +251,9 @@ impl Writer {
     }
 
     /// Writes a batch exactly once, through broken connections and quicker processes.
-    async fn commit(&mut self, batch: &[&Prepared]) -> Result<Vec<Outcome>, Failure> {
+    async fn commit(&mut self, batch: &[&Prepared], mut doubts: Doubts) -> Result<Vec<Outcome>, Failure> {
         let deadline = Instant::now() + PATIENCE;
         let mut pause = Duration::from_millis(10);
-        let mut doubts = Doubts::new();
         loop {
             let attempt = tokio::time::timeout(ATTEMPT, self.attempt(batch, &mut doubts)).await;
             let error = match attempt.unwrap_or_else(|_| Err(Failure::lost("no answer in time"))) {
@@ -166,6 +278,8 @@ impl Writer {
 
     async fn attempt(&mut self, batch: &[&Prepared], doubts: &mut Doubts) -> Result<Vec<Outcome>, Failure> {
         let now = self.clock.now();
+        // Whatever comes of this attempt, only its own success tells what is so then.
+        self.memory.forget();
         let connection = match &mut self.connection {
             Some(connection) => connection,
             None => self.connection.insert(connect(&self.database).await.map_err(Failure::Connection)?),
@@ -176,6 +290,7 @@ impl Writer {
                 return Ok(plan.answers);
             }
             if send(connection, plan, now, doubts).await? {
+                self.memory.learn(&doubts[0]);
                 return Ok(self.done(doubts));
             }
             doubts.clear();
@@ -208,13 +323,15 @@ impl Writer {
             return Err(Failure::lost("the head moved under its lock"));
         }
         tx.commit().await?;
+        doubts.iter().for_each(|plan| self.memory.learn(plan));
         Ok(self.done(doubts))
     }
 
     /// The last of the plans is written, and so none of the others ever will be.
-    fn done(&self, doubts: &mut Doubts) -> Vec<Outcome> {
+    fn done(&mut self, doubts: &mut Doubts) -> Vec<Outcome> {
         let Some(plan) = doubts.pop() else { return vec![] };
         doubts.clear();
+        metrics::histogram!("tenure_append_batch_requests").record(u32::try_from(plan.answers.len()).unwrap_or(u32::MAX));
         metrics::counter!("tenure_events_appended_total").increment(plan.rows.len() as u64);
         self.head.send_if_modified(|head| {
             let moved = plan.after.position > *head;
@@ -222,6 +339,24 @@ impl Writer {
             moved
         });
         plan.answers
+    }
+}
+
+/// Tells everybody in a batch what came of it. Whoever asked may have gone by then; that changes nothing.
+fn answer(batch: Vec<Prepared>, answers: Vec<Outcome>) {
+    for (request, answer) in batch.into_iter().zip(answers) {
+        let _ = request.reply.send(answer);
+    }
+}
+
+/// What came of the batch that is being written; nothing ever does when there is none.
+async fn land(flight: &mut Option<Flight>) -> (Vec<Prepared>, Landed) {
+    if let Some(flying) = flight {
+        (&mut flying.writing).await;
+    }
+    match flight.take().and_then(|mut flight| Some((flight.batch, flight.writing.as_mut().take_output()?))) {
+        Some(landed) => landed,
+        None => std::future::pending().await,
     }
 }
 
@@ -284,43 +419,71 @@ async fn was_written(connection: &mut PgConnection, plan: &Plan) -> Result<bool,
 
 /// Writes a plan; false when the log is not where the plan was made for.
 async fn write(connection: &mut PgConnection, plan: &Plan, now: DateTime<Utc>) -> Result<bool, sqlx::Error> {
+    let query = sqlx::query_scalar(
+        "select append_batch($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24, $25, $26, $27, $28, $29, $30)",
+    );
+    bind(query, plan, now).fetch_one(connection).await
+}
+
+/// Writes a plan if what it assumes is so.
+async fn assuming(
+    connection: &mut PgConnection,
+    plan: &Plan,
+    assumed: &[(StreamKey, i64)],
+    now: DateTime<Utc>,
+) -> Result<Verdict, Failure> {
+    let query = sqlx::query_scalar(
+        "select append_assuming($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24, $25, $26, $27, $28, $29, $30, $31, $32, $33)",
+    )
+    .bind(assumed.iter().map(|a| a.0.0).collect::<Vec<_>>())
+    .bind(assumed.iter().map(|a| a.0.1.to_string()).collect::<Vec<_>>())
+    .bind(assumed.iter().map(|a| a.1).collect::<Vec<_>>());
+    match bind(query, plan, now).fetch_one(connection).await? {
+        0_i32 => Ok(Verdict::Moved),
+        1 => Ok(Verdict::Written),
+        _ => Ok(Verdict::Mistaken),
+    }
+}
+
+/// What `append_batch` takes.
+fn bind<'q, T>(
+    query: QueryScalar<'q, Postgres, T, PgArguments>,
+    plan: &'q Plan,
+    now: DateTime<Utc>,
+) -> QueryScalar<'q, Postgres, T, PgArguments> {
     let rows = &plan.rows;
     // The gate and the chain stand in one row; each tenant that got an event changes it.
     let heads: Vec<_> = plan.guards.tenants.changes().filter_map(|(tenant, _, head)| head.map(|head| (tenant, head))).collect();
     let keys = &plan.keys;
-    sqlx::query_scalar(
-        "select append_batch($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24, $25, $26, $27, $28, $29, $30)",
-    )
-    .bind(plan.before)
-    .bind(plan.after.position)
-    .bind(plan.after.log_hash.0)
-    .bind(rows.iter().map(|r| r.event_id).collect::<Vec<_>>())
-    .bind(rows.iter().map(|r| r.tenant.0).collect::<Vec<_>>())
-    .bind(rows.iter().map(|r| r.aggregate).collect::<Vec<_>>())
-    .bind(rows.iter().map(|r| r.stream.as_str()).collect::<Vec<_>>())
-    .bind(rows.iter().map(|r| r.sequence).collect::<Vec<_>>())
-    .bind(rows.iter().map(|r| r.event_type.as_str()).collect::<Vec<_>>())
-    .bind(rows.iter().map(|r| r.event_version.as_str()).collect::<Vec<_>>())
-    .bind(rows.iter().map(|r| r.payload.as_str()).collect::<Vec<_>>())
-    .bind(rows.iter().map(|r| r.metadata.as_str()).collect::<Vec<_>>())
-    .bind(rows.iter().map(|_| now).collect::<Vec<_>>())
-    .bind(rows.iter().map(|r| r.digest.as_slice()).collect::<Vec<_>>())
-    .bind(rows.iter().map(|r| r.tenant_hash.as_slice()).collect::<Vec<_>>())
-    .bind(rows.iter().map(|r| r.log_hash.as_slice()).collect::<Vec<_>>())
-    .bind(heads.iter().map(|h| h.0.0).collect::<Vec<_>>())
-    .bind(heads.iter().map(|h| h.1.position).collect::<Vec<_>>())
-    .bind(heads.iter().map(|h| h.1.hash.0.as_slice()).collect::<Vec<_>>())
-    .bind(heads.iter().map(|h| h.1.gate.as_deref()).collect::<Vec<_>>())
-    .bind(keys.iter().map(|k| k.0.tenant.0).collect::<Vec<_>>())
-    .bind(keys.iter().map(|k| k.0.scope.as_str()).collect::<Vec<_>>())
-    .bind(keys.iter().map(|k| k.0.key.as_str()).collect::<Vec<_>>())
-    .bind(keys.iter().map(|k| k.0.fingerprint.as_slice()).collect::<Vec<_>>())
-    .bind(keys.iter().map(|k| k.1.aggregate_id.as_str()).collect::<Vec<_>>())
-    .bind(keys.iter().map(|k| k.1.version).collect::<Vec<_>>())
-    .bind(keys.iter().map(|k| k.1.position).collect::<Vec<_>>())
-    .bind(keys.iter().map(|k| k.1.created).collect::<Vec<_>>())
-    .bind(keys.iter().map(|_| now).collect::<Vec<_>>())
-    .bind(plan.guards.document().map(Json))
-    .fetch_one(connection)
-    .await
+    query
+        .bind(plan.before)
+        .bind(plan.after.position)
+        .bind(plan.after.log_hash.0)
+        .bind(rows.iter().map(|r| r.event_id).collect::<Vec<_>>())
+        .bind(rows.iter().map(|r| r.tenant.0).collect::<Vec<_>>())
+        .bind(rows.iter().map(|r| r.aggregate).collect::<Vec<_>>())
+        .bind(rows.iter().map(|r| r.stream.as_str()).collect::<Vec<_>>())
+        .bind(rows.iter().map(|r| r.sequence).collect::<Vec<_>>())
+        .bind(rows.iter().map(|r| r.event_type.as_str()).collect::<Vec<_>>())
+        .bind(rows.iter().map(|r| r.event_version.as_str()).collect::<Vec<_>>())
+        .bind(rows.iter().map(|r| r.payload.as_str()).collect::<Vec<_>>())
+        .bind(rows.iter().map(|r| r.metadata.as_str()).collect::<Vec<_>>())
+        .bind(rows.iter().map(|_| now).collect::<Vec<_>>())
+        .bind(rows.iter().map(|r| r.digest.as_slice()).collect::<Vec<_>>())
+        .bind(rows.iter().map(|r| r.tenant_hash.as_slice()).collect::<Vec<_>>())
+        .bind(rows.iter().map(|r| r.log_hash.as_slice()).collect::<Vec<_>>())
+        .bind(heads.iter().map(|h| h.0.0).collect::<Vec<_>>())
+        .bind(heads.iter().map(|h| h.1.position).collect::<Vec<_>>())
+        .bind(heads.iter().map(|h| h.1.hash.0.as_slice()).collect::<Vec<_>>())
+        .bind(heads.iter().map(|h| h.1.gate.as_deref()).collect::<Vec<_>>())
+        .bind(keys.iter().map(|k| k.0.tenant.0).collect::<Vec<_>>())
+        .bind(keys.iter().map(|k| k.0.scope.as_str()).collect::<Vec<_>>())
+        .bind(keys.iter().map(|k| k.0.key.as_str()).collect::<Vec<_>>())
+        .bind(keys.iter().map(|k| k.0.fingerprint.as_slice()).collect::<Vec<_>>())
+        .bind(keys.iter().map(|k| k.1.aggregate_id.as_str()).collect::<Vec<_>>())
+        .bind(keys.iter().map(|k| k.1.version).collect::<Vec<_>>())
+        .bind(keys.iter().map(|k| k.1.position).collect::<Vec<_>>())
+        .bind(keys.iter().map(|k| k.1.created).collect::<Vec<_>>())
+        .bind(keys.iter().map(|_| now).collect::<Vec<_>>())
+        .bind(plan.guards.document().map(Json))
 }

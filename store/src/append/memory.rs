@@ -1,0 +1,155 @@
+//! Deciding without asking: upon what this process's last batch left behind, and upon what the requests themselves assume.
+//!
+//! As long as no other process appends, the log's head and the rows of guards are what the last batch made them, and the next one can be decided while that one is still
+//! being written. The versions of streams, and that keys are new, are assumed, and checked by `append_assuming` under the head's lock. Whatever cannot be known in this
+//! way is left to the careful path, which reads first.
+
+use std::collections::{HashMap, HashSet};
+
+use chrono::{DateTime, Utc};
+use domain::{Effect, Precondition, TenantId};
+
+use super::decide::{Plan, Snapshot, decide_next};
+use super::guards::{Counter, Guards, StreamKey, TenantHead};
+use super::{Expected, Prepared};
+use crate::Head;
+
+/// When this many rows are remembered, all are forgotten.
+const MOST: usize = 20_000;
+
+/// What the last batch left behind.
+#[derive(Default)]
+pub(super) struct Memory {
+    head: Option<Head>,
+    tenants: HashMap<TenantId, TenantHead>,
+    counters: HashMap<(TenantId, &'static str), Option<Counter>>,
+    allocations: HashMap<(TenantId, &'static str), Option<i64>>,
+}
+
+impl Memory {
+    pub(super) fn forget(&mut self) {
+        *self = Self::default();
+    }
+
+    /// Takes over what a plan leaves behind when it is written.
+    pub(super) fn learn(&mut self, plan: &Plan) {
+        let guards = &plan.guards;
+        if guards.ended.rows().next().is_some() || self.tenants.len() + self.counters.len() + self.allocations.len() > MOST {
+            self.forget();
+        }
+        self.head = Some(plan.after);
+        self.tenants.extend(guards.tenants.rows().map(|(tenant, head)| (*tenant, head.clone())));
+        self.counters.extend(guards.counters.known().map(|(key, counter)| (*key, counter.cloned())));
+        self.allocations.extend(guards.allocations.known().map(|(key, last)| (*key, last.copied())));
+    }
+
+    /// Puts what is known of a row into the guards; false when nothing is.
+    fn tenant(&self, tenant: TenantId, guards: &mut Guards) -> bool {
+        if !guards.tenants.knows(&tenant) {
+            let Some(head) = self.tenants.get(&tenant) else { return false };
+            guards.tenants.load(tenant, head.clone());
+        }
+        true
+    }
+
+    fn counter(&self, key: (TenantId, &'static str), guards: &mut Guards) -> bool {
+        if !guards.counters.knows(&key) {
+            let Some(counter) = self.counters.get(&key) else { return false };
+            guards.counters.put(key, counter.clone());
+        }
+        true
+    }
+
+    fn allocation(&self, key: (TenantId, &'static str), guards: &mut Guards) -> bool {
+        if !guards.allocations.knows(&key) {
+            let Some(last) = self.allocations.get(&key) else { return false };
+            guards.allocations.put(key, *last);
+        }
+        true
+    }
+
+    /// Puts everything that a request is decided upon into the guards; false when something is not known.
+    fn supply(&self, request: &Prepared, draft: &mut Draft) -> bool {
+        let guards = &mut draft.snapshot.guards;
+        let assumed = &mut draft.assumed;
+        let mut assume = |key: StreamKey, version: i64, guards: &mut Guards| {
+            if !guards.versions.knows(&key) {
+                guards.versions.put(key, (version > 0).then_some(version));
+                assumed.push((key, version));
+            }
+        };
+        let preconditions = request.preconditions.iter().all(|precondition| match precondition {
+            Precondition::GateOpen => true,
+            Precondition::CounterWithin { counter, .. } => self.counter((request.tenant, counter), guards),
+            Precondition::StreamAt { aggregate, stream, version } => {
+                assume((aggregate, *stream), *version, guards);
+                true
+            }
+            Precondition::StreamExists { .. }
+            | Precondition::ClaimFree { .. }
+            | Precondition::ClaimHeld { .. }
+            | Precondition::TimerSet { .. } => false,
+        });
+        preconditions
+            && self.tenant(request.tenant, guards)
+            && request.streams.iter().all(|part| {
+                let tenant = part.stream.tenant;
+                let Expected::Exact(version) = part.expected else { return false };
+                assume((part.aggregate, part.stream), version, guards);
+                self.tenant(tenant, guards)
+                    && part.events.iter().flat_map(|event| &event.effects).all(|effect| match effect {
+                        Effect::Count { counter, .. } | Effect::Bound { counter, .. } => self.counter((tenant, counter), guards),
+                        Effect::Allocate { sequence, .. } => self.allocation((tenant, sequence), guards),
+                        Effect::TakeClaim { .. }
+                        | Effect::ReleaseClaim { .. }
+                        | Effect::SetTimer { .. }
+                        | Effect::CancelTimer { .. }
+                        | Effect::Gate(_)
+                        | Effect::Erase(_)
+                        | Effect::EndTenant => false,
+                    })
+            })
+    }
+}
+
+/// The next batch, decided request by request as they come.
+pub(super) struct Draft {
+    pub(super) batch: Vec<Prepared>,
+    pub(super) now: DateTime<Utc>,
+    /// What must be so when it is written: streams at these versions.
+    pub(super) assumed: Vec<(StreamKey, i64)>,
+    plan: Plan,
+    snapshot: Snapshot,
+}
+
+impl Draft {
+    /// A batch after what is remembered; `None` when nothing is.
+    pub(super) fn after(memory: &Memory, now: DateTime<Utc>) -> Option<Self> {
+        let head = memory.head?;
+        let snapshot = Snapshot { head, guards: Guards::default(), keys: HashMap::new() };
+        Some(Self { batch: Vec::new(), now, assumed: Vec::new(), plan: Plan::after(head), snapshot })
+    }
+
+    /// Decides one more request, or gives it back because that takes reading.
+    pub(super) fn add(&mut self, request: Prepared, memory: &Memory) -> Result<(), Prepared> {
+        if !memory.supply(&request, self) {
+            return Err(request);
+        }
+        decide_next(&mut self.snapshot, &mut self.plan, &request, self.now);
+        self.batch.push(request);
+        Ok(())
+    }
+
+    pub(super) fn events(&self) -> usize {
+        self.plan.rows.len()
+    }
+
+    /// The requests and what they came to.
+    pub(super) fn finish(mut self) -> (Vec<Prepared>, Plan, Vec<(StreamKey, i64)>) {
+        self.plan.guards = self.snapshot.guards;
+        // What was assumed for a request that was given back, or refused, is checked all the same: others may have been decided upon it.
+        let mut seen = HashSet::new();
+        self.assumed.retain(|(key, _)| seen.insert(*key));
+        (self.batch, self.plan, self.assumed)
+    }
+}
