@@ -16,6 +16,8 @@ use crate::feed::{Feed, SILENCE};
 
 /// The first pause after a failure; it grows until something was handled again.
 const PAUSE: Duration = Duration::from_millis(50);
+/// Under load, batches begin no sooner than this after one another: a commit costs the same for one event as for fifty. What comes after a pause is handled at once.
+const GATHER: Duration = Duration::from_millis(10);
 /// How often the log is looked at while it goes on and the feed does not.
 const CLOSELY: Duration = Duration::from_millis(50);
 /// Events handed over at a time.
@@ -91,6 +93,7 @@ async fn session<H: Handler>(handler: &mut H, store: &Store, feed: &Feed, pause:
     let mut events = feed.subscribe();
     let mut renewed = std::time::Instant::now();
     let (mut behind, mut patience) = (true, SILENCE);
+    let mut began = tokio::time::Instant::now();
     loop {
         if renewed.elapsed() > SILENCE {
             match handler.begin().await? {
@@ -107,6 +110,7 @@ async fn session<H: Handler>(handler: &mut H, store: &Store, feed: &Feed, pause:
             behind = page.len() == BATCH;
             page.into_iter().map(Arc::new).collect()
         } else {
+            gather(began).await;
             match next(&mut events, checkpoint, patience).await {
                 Next::Events(batch) => {
                     patience = SILENCE;
@@ -125,11 +129,18 @@ async fn session<H: Handler>(handler: &mut H, store: &Store, feed: &Feed, pause:
             }
         };
         if let Some(last) = batch.last() {
+            began = tokio::time::Instant::now();
             handler.handle(&batch).await?;
             *pause = PAUSE;
             checkpoint = Checkpoint { position: last.position, log_hash: last.log_hash };
         }
     }
+}
+
+/// Lets events gather after a batch that has just begun.
+#[expect(clippy::disallowed_methods, reason = "a pace, not a wait for something")]
+async fn gather(began: tokio::time::Instant) {
+    tokio::time::sleep_until(began + GATHER).await;
 }
 
 enum Next {

@@ -36,6 +36,8 @@ pub struct Request<A: Aggregate> {
     pub stream: StreamId,
     /// What is asked.
     pub command: A::Ask,
+    /// Whether it is meant to begin the stream. Then it is first decided as if there were none, without looking; the log knows better if there is one.
+    pub begins: bool,
     /// By whom.
     pub actor: Actor,
     /// The version that the caller has seen, if it insists on it.
@@ -60,6 +62,7 @@ impl<A: Aggregate> Request<A> {
         Self {
             stream,
             command: command.into(),
+            begins: false,
             actor,
             expected: None,
             key: None,
@@ -137,17 +140,27 @@ impl Executor {
         let stripe = usize::try_from(hasher.finish() % STRIPES as u64).unwrap_or(0);
         let _turn = self.stripes[stripe].lock().await;
         let deadline = Instant::now() + PATIENCE;
+        let mut begins = request.begins;
         while Instant::now() < deadline {
-            match self.attempt(request).await? {
+            let loaded = if begins {
+                Loaded { state: A::default(), version: 0, since: Instant::now() }
+            } else {
+                self.store.load::<A>(request.stream).await?
+            };
+            match self.attempt(request, loaded).await? {
                 Attempt::Done(outcome) => return outcome,
                 Attempt::Stale => self.store.forget::<A>(request.stream),
             }
+            begins = false;
         }
         Err(CommandError::Contended)
     }
 
-    async fn attempt<A: Aggregate>(&self, request: &Request<A>) -> Result<Attempt, CommandError> {
-        let Loaded { state, version, since } = self.store.load::<A>(request.stream).await?;
+    async fn attempt<A: Aggregate>(
+        &self,
+        request: &Request<A>,
+        Loaded { state, version, since }: Loaded<A>,
+    ) -> Result<Attempt, CommandError> {
         let ctx = Context {
             now: self.store.clock().now(),
             actor: request.actor.clone(),

@@ -172,11 +172,15 @@ impl<A: Aggregate> Write<A> {
     pub async fn create<C: Into<A::Ask>>(self, stream: StreamId, body: Body<C>) -> Result<Written, Problem> {
         let command: A::Ask = body.command.into();
         authorize(&self.caller.actor, command.permission())?;
-        self.execute(stream, Body { command, canonical: body.canonical }).await
+        self.run(stream, Body { command, canonical: body.canonical }, true).await
     }
 
     /// Executes the command in the body on a stream.
     pub async fn execute<C: Into<A::Ask>>(self, stream: StreamId, body: Body<C>) -> Result<Written, Problem> {
+        self.run(stream, body, false).await
+    }
+
+    async fn run<C: Into<A::Ask>>(self, stream: StreamId, body: Body<C>, begins: bool) -> Result<Written, Problem> {
         // Who names a tenant means that one, for writing as for reading.
         let named = self.caller.tenant == TenantId::SYSTEM || self.caller.tenant == stream.tenant;
         if !named || !may_enter(&self.caller.actor, stream.tenant) {
@@ -184,6 +188,7 @@ impl<A: Aggregate> Write<A> {
         }
         let store = self.app.executor.store();
         let mut request = CommandRequest::<A>::new(stream, body.command, self.caller.actor, store.fresh_id());
+        request.begins = begins;
         request.expected = self.expected;
         request.traceparent = self.traceparent;
         // Whose request it is matters too: somebody else's with the same words is another one.
