@@ -1,7 +1,7 @@
 -- Writes a batch that was decided without reading anything: upon what the last one left behind, and upon assumptions (at which version a stream is, that keys are new), which
 -- are checked here under the head's lock. 0: the head has moved; 1: written; 2: an assumption does not hold. Only 1 changes anything.
 create function append_assuming(
-  a_type text[], a_id text[], a_sequence bigint[],
+  a_type text[], a_id text[], a_sequence bigint[], expected_hash bytea,
   expected bigint, new_position bigint, new_log_hash bytea,
   e_event_id uuid[], e_tenant uuid[], e_type text[], e_id text[], e_sequence bigint[], e_event_type text[], e_event_version text[],
   e_payload text[], e_metadata text[], e_recorded_at timestamptz[], e_digest bytea[], e_tenant_hash bytea[], e_log_hash bytea[],
@@ -10,7 +10,8 @@ create function append_assuming(
   guards jsonb
 ) returns int language plpgsql as $$
 begin
-  if (select position from log_head for update) <> expected then
+  -- What is remembered may be old, so the hash has to be the same as well as the position.
+  if (select (position, log_hash) <> (expected, expected_hash) from log_head for update) then
     return 0;
   end if;
   if exists (

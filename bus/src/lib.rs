@@ -46,7 +46,8 @@ impl Bus {
     /// Connects to `url` (`nats://user:password@host:port`, or several of them with commas between, with the same credentials); when nobody answers yet, goes on trying in
     /// the background. Subjects begin with `prefix`.
     pub async fn connect(url: &str, prefix: &str, installation: Uuid) -> Result<Self, BusError> {
-        let addresses: Vec<ServerAddr> = url.split(',').map(str::parse).collect::<Result<_, _>>().map_err(BusError::from_error)?;
+        let addresses: Vec<ServerAddr> =
+            url.split(',').map(|address| address.trim().parse()).collect::<Result<_, _>>().map_err(BusError::from_error)?;
         let mut options =
             ConnectOptions::new().name("tenure").retry_on_initial_connect().connection_timeout(TIMEOUT).request_timeout(Some(TIMEOUT));
         // The client itself overlooks credentials in the address.
@@ -132,7 +133,7 @@ impl Bus {
     /// The stream, made if it does not exist, on as many servers as it should be.
     pub async fn stream(&self) -> Result<stream::Stream, BusError> {
         if self.replicas > 1 && !self.client.is_server_compatible(2, 10, 0) {
-            let version = self.server_version().unwrap_or_default();
+            let Some(version) = self.server_version() else { return Err(BusError("no server is reached".into())) };
             return Err(BusError(format!("replicas need nats-server 2.10 or newer; this is {version}")));
         }
         let stream = self.jetstream.get_or_create_stream(self.stream_config()).await.map_err(BusError::from_error)?;

@@ -138,7 +138,6 @@ async fn session<H: Handler>(handler: &mut H, store: &Store, feed: &Feed, pause:
 }
 
 /// Lets events gather after a batch that has just begun.
-#[expect(clippy::disallowed_methods, reason = "a pace, not a wait for something")]
 async fn gather(began: tokio::time::Instant) {
     tokio::time::sleep_until(began + GATHER).await;
 }

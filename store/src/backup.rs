@@ -7,6 +7,7 @@
 //!
 //! While an import is under way the installation's head stays at 0, so whatever is appended meanwhile collides with what is there, and fails; the last transaction moves it.
 
+use std::collections::HashMap;
 use std::io::{BufRead, Write};
 
 use futures::TryStreamExt as _;
@@ -17,7 +18,7 @@ use sqlx::{Connection as _, PgConnection};
 use uuid::Uuid;
 
 use crate::event::RawEvent;
-use crate::hash::{Hash, log_link};
+use crate::hash::{Hash, log_link, tenant_link};
 use crate::read::{Filter, page};
 use crate::{Database, Head, MasterKey, Store};
 
@@ -63,11 +64,22 @@ pub enum BackupError {
 #[serde(deny_unknown_fields)]
 pub struct Header {
     format: u32,
+    content: Content,
     /// Whose log.
     pub installation: Uuid,
     /// Which master key its personal data is sealed with, without telling what it is.
     #[serde(with = "crate::hash::as_text")]
     key_check: Hash,
+}
+
+/// What a file holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Content {
+    /// The log and its guards.
+    Log,
+    /// The keys of data subjects.
+    Keys,
 }
 
 /// The last line.
@@ -146,6 +158,7 @@ pub enum Line {
 struct Progress {
     sha: Sha256,
     head: Head,
+    tenants: HashMap<Uuid, Hash>,
     lines: u64,
     rows: u64,
     bytes: u64,
@@ -153,7 +166,7 @@ struct Progress {
 
 impl Progress {
     fn begin() -> Self {
-        Self { sha: Sha256::new(), head: Head { position: 0, log_hash: Hash::ZERO }, lines: 0, rows: 0, bytes: 0 }
+        Self { sha: Sha256::new(), head: Head { position: 0, log_hash: Hash::ZERO }, tenants: HashMap::new(), lines: 0, rows: 0, bytes: 0 }
     }
 
     fn end(&self) -> End {
@@ -182,6 +195,10 @@ impl Progress {
                 if log_link(self.head.log_hash, position, event.digest) != event.log_hash {
                     return Err(format!("position {position}: the chain of the log is broken"));
                 }
+                let previous = self.tenants.insert(event.tenant_id, event.tenant_hash).unwrap_or_default();
+                if tenant_link(previous, event.digest) != event.tenant_hash {
+                    return Err(format!("position {position}: the chain of tenant {} is broken", event.tenant_id));
+                }
                 self.head = Head { position, log_hash: event.log_hash };
             }
             Line::Row(_) => self.rows += 1,
@@ -200,16 +217,16 @@ pub struct Reader<R> {
     file: R,
     header: Header,
     progress: Progress,
-    /// After the last event.
-    resume: Progress,
+    /// After the last event, once something else has followed.
+    resume: Option<Progress>,
     ended: bool,
 }
 
 impl<R: BufRead> Reader<R> {
     /// Reads the header.
     pub fn open(file: R) -> Result<Self, BackupError> {
-        let header = Header { format: FORMAT, installation: Uuid::nil(), key_check: Hash::ZERO };
-        let mut reader = Self { file, header, progress: Progress::begin(), resume: Progress::begin(), ended: false };
+        let header = Header { format: FORMAT, content: Content::Log, installation: Uuid::nil(), key_check: Hash::ZERO };
+        let mut reader = Self { file, header, progress: Progress::begin(), resume: None, ended: false };
         match reader.read()? {
             Some(Line::Log(header)) => reader.header = header,
             _ => return Err(BackupError::Unfinished(0)),
@@ -235,12 +252,11 @@ impl<R: BufRead> Reader<R> {
             (false, _) => {}
         }
         let line: Line = serde_json::from_slice(&text).map_err(|error| damaged(error.to_string()))?;
-        self.progress.take(&line, &text).map_err(damaged)?;
-        match &line {
-            Line::Log(_) | Line::Event(_) => self.resume = self.progress.clone(),
-            Line::Row(_) => {}
-            Line::End(_) => self.ended = true,
+        if self.resume.is_none() && matches!(line, Line::Row(_) | Line::End(_)) {
+            self.resume = Some(self.progress.clone());
         }
+        self.progress.take(&line, &text).map_err(damaged)?;
+        self.ended = matches!(line, Line::End(_));
         Ok(Some(line))
     }
 
@@ -253,7 +269,7 @@ impl<R: BufRead> Reader<R> {
                 Err(error) => return Err(error),
             }
         }
-        Ok((self.header, Resume(self.resume)))
+        Ok((self.header, Resume(self.resume.unwrap_or(self.progress))))
     }
 }
 
@@ -308,9 +324,9 @@ impl<W: Write> Writer<W> {
 
 impl Store {
     /// The first line of this log's backups.
-    pub fn backup_header(&self) -> Header {
+    pub fn backup_header(&self, content: Content) -> Header {
         let installation = self.inner.installation;
-        Header { format: FORMAT, installation, key_check: self.inner.keyring.master().check(installation) }
+        Header { format: FORMAT, content, installation, key_check: self.inner.keyring.master().check(installation) }
     }
 
     /// Writes what `writer` lacks of the log, and the guards after it, without its end. `progress` hears the position reached now and then. No long transaction: only the last
@@ -377,6 +393,9 @@ pub struct Import {
 impl Import {
     /// Makes sure that the installation is empty, but for what an import which was cut off has left behind, that nothing runs there, and that the master key is the right one.
     pub async fn begin(owner: &Database, master_key: &MasterKey, header: &Header) -> Result<Self, BackupError> {
+        if header.content != Content::Log {
+            return Err(BackupError::Refused("this file holds keys and no log".into()));
+        }
         if master_key.check(header.installation) != header.key_check {
             return Err(BackupError::Refused("the backup was made with another master key: its personal data could not be read".into()));
         }
@@ -400,8 +419,8 @@ impl Import {
         keys: Option<Reader<K>>,
         progress: &mut dyn FnMut(i64),
     ) -> Result<End, BackupError> {
-        if keys.as_ref().is_some_and(|keys| keys.header != self.header) {
-            return Err(BackupError::Refused("the file of keys belongs to another installation".into()));
+        if keys.as_ref().is_some_and(|keys| keys.header != Header { content: Content::Keys, ..self.header.clone() }) {
+            return Err(BackupError::Refused("the file of keys holds none, or those of another installation".into()));
         }
         let mut events = Vec::with_capacity(PAGE.into());
         let mut line = log.read()?;
@@ -427,6 +446,7 @@ impl Import {
         }
         let mut tx = self.connection.begin().await?;
         require_empty(&mut tx).await?;
+        sqlx::query("delete from ops.subject_keys").execute(&mut *tx).await?;
         let end = insert_rows(&mut tx, line, &mut log).await?;
         if let Some(mut keys) = keys {
             let line = keys.read()?;

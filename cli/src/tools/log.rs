@@ -1,8 +1,8 @@
 //! `tenure log`.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, Permissions};
 use std::io::{BufReader, BufWriter, Seek as _, SeekFrom};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -10,7 +10,7 @@ use anyhow::Context as _;
 use clap::Subcommand;
 use serde_json::json;
 use store::Store;
-use store::backup::{End, Import, LEFT_OUT, Reader, Writer};
+use store::backup::{BackupError, Content, End, Import, LEFT_OUT, Reader, Writer};
 
 use crate::site::Site;
 use crate::terminal::{advance, print, progress};
@@ -64,47 +64,70 @@ fn open(file: &Path) -> anyhow::Result<BufReader<File>> {
 }
 
 async fn export(site: &Site, file: &Path, keys: Option<&Path>) -> anyhow::Result<End> {
+    anyhow::ensure!(keys != Some(file), "the log and the keys go to two files");
     let (store, _) = site.store().await?;
-    let mut writer = writer(&store, file).with_context(|| file.display().to_string())?;
+    // Only what was written to its end takes the place of an earlier one.
+    let draft = with_suffix(file, ".part");
+    let mut writer = writer(&store, file, &draft).with_context(|| file.display().to_string())?;
     let bar = progress("exporting", store.head().await?.position);
     store.back_up(&mut writer, &mut |position| advance(&bar, position)).await?;
     bar.finish_and_clear();
-    let end = finish(writer)?;
+    let end = finish(writer, &draft, file)?;
     if let Some(keys) = keys {
-        // Only what was written to its end takes the place of an earlier one.
-        let draft = keys.with_extension("new");
-        let mut writer = Writer::begin(BufWriter::new(private().truncate(true).open(&draft)?), store.backup_header())?;
+        let draft = with_suffix(keys, ".part");
+        let opened = private(&draft)?;
+        opened.set_len(0)?;
+        let mut writer = Writer::begin(BufWriter::new(opened), store.backup_header(Content::Keys))?;
         store.back_up_keys(&mut writer).await?;
-        finish(writer)?;
-        std::fs::rename(draft, keys)?;
+        finish(writer, &draft, keys)?;
     }
     Ok(end)
 }
 
-/// Only the owner may read it.
-fn private() -> OpenOptions {
-    let mut options = OpenOptions::new();
-    options.read(true).write(true).create(true).mode(0o600);
-    options
+fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    name.into()
 }
 
-/// Continues the file, or begins it.
-fn writer(store: &Store, file: &Path) -> anyhow::Result<Writer<BufWriter<File>>> {
-    let mut opened = private().open(file)?;
-    let header = store.backup_header();
-    if opened.metadata()?.len() == 0 {
-        return Ok(Writer::begin(BufWriter::new(opened), header)?);
+/// A file that only its owner may read, and only one process at a time writes.
+fn private(path: &Path) -> anyhow::Result<File> {
+    let file = File::options().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
+    file.set_permissions(Permissions::from_mode(0o600))?;
+    file.try_lock().map_err(|_| anyhow::anyhow!("another export is writing {}", path.display()))?;
+    Ok(file)
+}
+
+/// Goes on with the draft of an export that was interrupted, or with a copy of the file, or begins.
+fn writer(store: &Store, file: &Path, draft: &Path) -> anyhow::Result<Writer<BufWriter<File>>> {
+    let mut opened = private(draft)?;
+    let header = store.backup_header(Content::Log);
+    if opened.metadata()?.len() == 0 && file.exists() {
+        std::io::copy(&mut File::open(file)?, &mut opened)?;
+        opened.rewind()?;
     }
-    let (found, resume) = Reader::open(BufReader::new(&opened))?.resume()?;
-    anyhow::ensure!(found == header, "it holds the log of another installation, {}", found.installation);
+    let resumed = match Reader::open(BufReader::new(&opened)) {
+        Err(BackupError::Unfinished(0)) => None,
+        opened => Some(opened?.resume()?),
+    };
+    let Some((found, resume)) = resumed else {
+        anyhow::ensure!(!file.exists(), "it is no backup");
+        opened.set_len(0)?;
+        opened.rewind()?;
+        return Ok(Writer::begin(BufWriter::new(opened), header)?);
+    };
+    anyhow::ensure!(found == header, "it holds the log of another installation, {}, or keys", found.installation);
     opened.set_len(resume.length())?;
     opened.seek(SeekFrom::End(0))?;
     Ok(Writer::resume(BufWriter::new(opened), resume))
 }
 
-fn finish(writer: Writer<BufWriter<File>>) -> anyhow::Result<End> {
-    let (file, end) = writer.end()?;
-    file.into_inner().context("the file could not be written")?.sync_all()?;
+fn finish(writer: Writer<BufWriter<File>>, draft: &Path, file: &Path) -> anyhow::Result<End> {
+    let (written, end) = writer.end()?;
+    written.into_inner().context("the file could not be written")?.sync_all()?;
+    std::fs::rename(draft, file)?;
+    let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    File::open(folder)?.sync_all()?;
     Ok(end)
 }
 

@@ -100,8 +100,8 @@ async fn three_nodes_with_three_replicas_lose_nothing_when_the_leader_is_killed_
     for _ in 0..3 {
         let victim = leader(&bus).await;
         chaos.load.progress(200).await;
+        let before = position(&bus).await.expect("the stream");
         cluster.kill(&victim).await;
-        let before = position(&bus).await.unwrap_or(0);
         chaos.load.progress(200).await;
         eventually("another one leads and the stream goes on", || async { position(&bus).await.filter(|now| *now > before + 100) }).await;
         cluster.restart(&victim);

@@ -48,7 +48,7 @@ pub(crate) struct Row {
 
 /// What is to be written, and what everybody is to be told once it is.
 pub(crate) struct Plan {
-    pub(crate) before: i64,
+    pub(crate) before: Head,
     pub(crate) after: Head,
     pub(crate) rows: Vec<Row>,
     pub(crate) keys: Vec<(Key, KeyRecord)>,
@@ -59,7 +59,7 @@ pub(crate) struct Plan {
 impl Plan {
     /// Nothing yet, after this head.
     pub(crate) fn after(head: Head) -> Self {
-        Self { before: head.position, after: head, rows: Vec::new(), keys: Vec::new(), guards: Guards::default(), answers: Vec::new() }
+        Self { before: head, after: head, rows: Vec::new(), keys: Vec::new(), guards: Guards::default(), answers: Vec::new() }
     }
 
     /// Whether there is anything to write.

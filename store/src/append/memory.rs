@@ -11,6 +11,7 @@ use domain::{Effect, Precondition, TenantId};
 
 use super::decide::{Plan, Snapshot, decide_next};
 use super::guards::{Counter, Guards, StreamKey, TenantHead};
+use super::queue::{BATCH_BYTES, BATCH_EVENTS};
 use super::{Expected, Prepared};
 use crate::Head;
 
@@ -27,6 +28,13 @@ pub(super) struct Memory {
 }
 
 impl Memory {
+    /// Forgets everything unless it is about this head: an equal head proves that nothing has changed since.
+    pub(super) fn confirm(&mut self, head: Head) {
+        if self.head != Some(head) {
+            self.forget();
+        }
+    }
+
     pub(super) fn forget(&mut self) {
         *self = Self::default();
     }
@@ -120,6 +128,7 @@ pub(super) struct Draft {
     pub(super) assumed: Vec<(StreamKey, i64)>,
     plan: Plan,
     snapshot: Snapshot,
+    bytes: usize,
 }
 
 impl Draft {
@@ -127,7 +136,7 @@ impl Draft {
     pub(super) fn after(memory: &Memory, now: DateTime<Utc>) -> Option<Self> {
         let head = memory.head?;
         let snapshot = Snapshot { head, guards: Guards::default(), keys: HashMap::new() };
-        Some(Self { batch: Vec::new(), now, assumed: Vec::new(), plan: Plan::after(head), snapshot })
+        Some(Self { batch: Vec::new(), now, assumed: Vec::new(), plan: Plan::after(head), snapshot, bytes: 0 })
     }
 
     /// Decides one more request, or gives it back because that takes reading.
@@ -136,12 +145,18 @@ impl Draft {
             return Err(request);
         }
         decide_next(&mut self.snapshot, &mut self.plan, &request, self.now);
+        // A refused request writes nothing under its key, so nothing would show that the key is known; and whoever repeats a request gets its first answer, not a refusal.
+        if request.key.is_some() && self.plan.answers.pop_if(|answer| answer.is_err()).is_some() {
+            return Err(request);
+        }
+        self.bytes += request.bytes();
         self.batch.push(request);
         Ok(())
     }
 
-    pub(super) fn events(&self) -> usize {
-        self.plan.rows.len()
+    /// Whether one more batch from the queue may join.
+    pub(super) fn has_room(&self, requests: usize) -> bool {
+        self.batch.len() < requests && self.plan.rows.len() < BATCH_EVENTS && self.bytes < BATCH_BYTES
     }
 
     /// The requests and what they came to.

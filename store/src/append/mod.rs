@@ -178,6 +178,11 @@ impl Prepared {
         self.streams.iter().map(|s| s.events.len()).sum()
     }
 
+    /// How large its payloads are.
+    pub(crate) fn bytes(&self) -> usize {
+        self.streams.iter().flat_map(|s| &s.events).map(|e| e.payload.len()).sum()
+    }
+
     pub(crate) fn effects(&self) -> impl Iterator<Item = &Effect> {
         self.streams.iter().flat_map(|s| &s.events).flat_map(|e| &e.effects)
     }

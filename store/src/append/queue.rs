@@ -11,7 +11,7 @@ use super::{AppendError, Prepared};
 /// The most events that one transaction writes.
 pub(super) const BATCH_EVENTS: usize = 2048;
 /// The most payload that one transaction writes, in bytes.
-const BATCH_BYTES: usize = 4 * 1024 * 1024;
+pub(super) const BATCH_BYTES: usize = 4 * 1024 * 1024;
 
 pub(crate) struct Queue {
     lines: Mutex<Lines>,
@@ -115,7 +115,7 @@ impl Lines {
             }
             self.waiting -= 1;
             events += request.event_count();
-            bytes += request.streams.iter().flat_map(|s| &s.events).map(|e| e.payload.len()).sum::<usize>();
+            bytes += request.bytes();
             batch.push(request);
             if alone {
                 break;

@@ -1,6 +1,8 @@
 //! The one task of a process that writes the log.
 //!
-//! A batch takes two round trips. The first reads, without any lock, what the requests are to be decided upon, all in one snapshot. The second, `append_batch`, takes the
+//! As long as no other process appends, a batch takes one statement: it is decided from memory while the one before it is being written (see [`super::memory`]).
+//!
+//! Otherwise it takes two round trips. The first reads, without any lock, what the requests are to be decided upon, all in one snapshot. The second, `append_batch`, takes the
 //! head's lock, makes sure that the log has not moved since that snapshot, writes and commits, as one statement: the lock is never held across the network. Everything an
 //! append looks at is changed by appends of events only, so an unmoved head proves that the whole snapshot still holds. (Idempotency records of requests without events
 //! are the exception; their primary key stands guard.) If another process was quicker, the batch is
@@ -24,7 +26,7 @@ use tokio::sync::watch;
 use super::decide::{Plan, decide};
 use super::guards::StreamKey;
 use super::memory::{Draft, Memory};
-use super::queue::{BATCH_EVENTS, Queue};
+use super::queue::Queue;
 use super::snapshot::read;
 use super::{AppendError, Outcome, Prepared};
 use crate::database::{Database, DbRole};
@@ -46,8 +48,6 @@ pub(crate) struct Writer {
     connection: Option<PgConnection>,
     lock_first: u32,
     memory: Memory,
-    /// This many batches are not decided from memory, since an assumption did not hold.
-    distrust: u32,
 }
 
 /// A batch that is being written.
@@ -115,7 +115,7 @@ impl Drop for Writer {
 
 impl Writer {
     pub(crate) fn new(database: Database, queue: Arc<Queue>, clock: Arc<dyn Clock>, head: watch::Sender<i64>) -> Self {
-        Self { database, queue, clock, head, connection: None, lock_first: 0, memory: Memory::default(), distrust: 0 }
+        Self { database, queue, clock, head, connection: None, lock_first: 0, memory: Memory::default() }
     }
 
     /// While one batch is being written, the next one is decided request by request as they come; the lock and the disk are never waited for with nothing else to do.
@@ -137,7 +137,7 @@ impl Writer {
             if flight.is_none() && !open {
                 break;
             }
-            let room = draft.as_ref().is_none_or(|draft| draft.batch.len() < self.queue.batch() && draft.events() < BATCH_EVENTS);
+            let room = draft.as_ref().is_none_or(|draft| draft.has_room(self.queue.batch()));
             tokio::select! {
                 biased;
                 (batch, landed) = land(&mut flight) => match self.landed(landed) {
@@ -168,7 +168,7 @@ impl Writer {
     /// Decides what can be decided from memory; the rest has to be read for.
     fn decide(&mut self, batch: Vec<Prepared>, draft: &mut Option<Draft>, careful: &mut VecDeque<Vec<Prepared>>) {
         metrics::gauge!("tenure_append_queue").set(f64::from(u32::try_from(self.queue.len()).unwrap_or(u32::MAX)));
-        if draft.is_none() && self.lock_first == 0 && self.distrust == 0 {
+        if draft.is_none() && self.lock_first == 0 {
             *draft = Draft::after(&self.memory, self.clock.now());
         }
         let Some(draft) = draft else { return careful.push_back(batch) };
@@ -202,10 +202,13 @@ impl Writer {
     /// What to answer to a batch that was written; otherwise, what is in doubt before it is tried with care.
     fn landed(&mut self, Landed { plan, connection, verdict }: Landed) -> Result<Vec<Outcome>, Doubts> {
         self.connection = connection;
+        if matches!(verdict, Ok(Verdict::Written)) {
+            return Ok(self.done(&mut vec![plan]));
+        }
+        self.memory.forget();
         match verdict {
-            Ok(Verdict::Written) => return Ok(self.done(&mut vec![plan])),
+            Ok(Verdict::Written | Verdict::Mistaken) => {}
             Ok(Verdict::Moved) => self.lock_first = LOCK_FIRST,
-            Ok(Verdict::Mistaken) => self.distrust = LOCK_FIRST,
             Err(Failure::Database(error)) => tracing::warn!(%error, "a batch failed"),
             Err(Failure::Connection(error)) => {
                 tracing::warn!(%error, "the connection to the log was lost");
@@ -217,11 +220,11 @@ impl Writer {
 
     /// Writes a batch and answers everybody in it. Whoever asked may have gone by then; that changes nothing.
     async fn serve(&mut self, batch: Vec<Prepared>, doubts: Doubts) {
-        self.distrust = self.distrust.saturating_sub(1);
         let failure = match self.commit(&batch.iter().collect::<Vec<_>>(), doubts).await {
             Ok(answers) => return answer(batch, answers),
             Err(failure) => failure,
         };
+        self.memory.forget();
         let mut reachable = match &failure {
             Failure::Connection(error) => {
                 tracing::warn!(%error, requests = batch.len(), "the log cannot be reached");
@@ -278,15 +281,16 @@ impl Writer {
 
     async fn attempt(&mut self, batch: &[&Prepared], doubts: &mut Doubts) -> Result<Vec<Outcome>, Failure> {
         let now = self.clock.now();
-        // Whatever comes of this attempt, only its own success tells what is so then.
-        self.memory.forget();
         let connection = match &mut self.connection {
             Some(connection) => connection,
             None => self.connection.insert(connect(&self.database).await.map_err(Failure::Connection)?),
         };
         if doubts.is_empty() && self.lock_first == 0 {
-            let plan = decide(read(connection, batch).await?, batch, now);
+            let snapshot = read(connection, batch).await?;
+            self.memory.confirm(snapshot.head);
+            let plan = decide(snapshot, batch, now);
             if plan.is_empty() {
+                self.memory.learn(&plan);
                 return Ok(plan.answers);
             }
             if send(connection, plan, now, doubts).await? {
@@ -305,12 +309,15 @@ impl Writer {
             if was_written(&mut tx, &doubts[n]).await? {
                 tx.rollback().await?;
                 doubts.truncate(n + 1);
+                self.memory.forget();
                 return Ok(self.done(doubts));
             }
         }
         // What was made for an earlier position never will be; and without events there is nothing that could happen twice: the records' primary key stands guard.
-        doubts.retain(|plan| plan.before == head && !plan.rows.is_empty());
-        let plan = decide(read(&mut tx, batch).await?, batch, now);
+        doubts.retain(|plan| plan.before.position == head && !plan.rows.is_empty());
+        let snapshot = read(&mut tx, batch).await?;
+        self.memory.confirm(snapshot.head);
+        let plan = decide(snapshot, batch, now);
         if plan.rows.is_empty() && !doubts.is_empty() {
             // Nothing here moves the head, so the doubtful statement might still be executed after this answer.
             return Err(Failure::lost("an earlier attempt is still in doubt"));
@@ -323,7 +330,7 @@ impl Writer {
             return Err(Failure::lost("the head moved under its lock"));
         }
         tx.commit().await?;
-        doubts.iter().for_each(|plan| self.memory.learn(plan));
+        doubts.last().into_iter().for_each(|plan| self.memory.learn(plan));
         Ok(self.done(doubts))
     }
 
@@ -433,11 +440,12 @@ async fn assuming(
     now: DateTime<Utc>,
 ) -> Result<Verdict, Failure> {
     let query = sqlx::query_scalar(
-        "select append_assuming($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24, $25, $26, $27, $28, $29, $30, $31, $32, $33)",
+        "select append_assuming($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24, $25, $26, $27, $28, $29, $30, $31, $32, $33, $34)",
     )
     .bind(assumed.iter().map(|a| a.0.0).collect::<Vec<_>>())
     .bind(assumed.iter().map(|a| a.0.1.to_string()).collect::<Vec<_>>())
-    .bind(assumed.iter().map(|a| a.1).collect::<Vec<_>>());
+    .bind(assumed.iter().map(|a| a.1).collect::<Vec<_>>())
+    .bind(plan.before.log_hash.0);
     match bind(query, plan, now).fetch_one(connection).await? {
         0_i32 => Ok(Verdict::Moved),
         1 => Ok(Verdict::Written),
@@ -456,7 +464,7 @@ fn bind<'q, T>(
     let heads: Vec<_> = plan.guards.tenants.changes().filter_map(|(tenant, _, head)| head.map(|head| (tenant, head))).collect();
     let keys = &plan.keys;
     query
-        .bind(plan.before)
+        .bind(plan.before.position)
         .bind(plan.after.position)
         .bind(plan.after.log_hash.0)
         .bind(rows.iter().map(|r| r.event_id).collect::<Vec<_>>())

@@ -8,6 +8,8 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use rand::seq::SliceRandom as _;
+use reqwest::StatusCode;
+use serde_json::json;
 use servers::{Nats, Postgres};
 use sqlx::PgPool;
 use testing::eventually;
@@ -149,6 +151,11 @@ impl Chaos {
                     .await
                     .unwrap();
                 self.apis[0].ready("unavailable").await;
+                for answer in
+                    [self.apis[0].get("/v1/tenants").await, self.apis[0].post("/v1/tenants", json!({"slug": "none", "name": "x"})).await]
+                {
+                    assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE);
+                }
                 sqlx::query("alter role tenure_service connection limit -1").execute(&self.owner).await.unwrap();
             }
             Fault::JumpClocks => {
@@ -218,18 +225,22 @@ impl Chaos {
         }
     }
 
+    /// Which transactions hold the log's lock and wait for their process.
+    async fn holders(&self) -> Vec<(i32, String)> {
+        let query = "select a.pid, a.xact_start::text from pg_locks l join pg_stat_activity a using (pid)
+             where l.relation = 'log_head'::regclass and l.mode = 'RowShareLock' and a.state = 'idle in transaction' and a.usename = 'tenure_service'";
+        sqlx::query_as(query).fetch_all(&self.owner).await.unwrap()
+    }
+
     /// Stops a process while its session has a transaction open, and shows that the other one gets on all the same.
     async fn stall_writer(&mut self) {
         let stalled = &self.apis[0];
         eventually("it stops inside its transaction", || async {
             stalled.signal(Signal::SIGSTOP);
-            let inside: bool = sqlx::query_scalar(
-                "select exists(select from pg_locks l join pg_stat_activity a using (pid)
-                 where l.relation = 'log_head'::regclass and l.mode = 'RowShareLock' and a.state = 'idle in transaction' and a.usename = 'tenure_service')",
-            )
-            .fetch_one(&self.owner)
-            .await
-            .unwrap();
+            // A process that runs would have moved on after a while.
+            let (before, _, after) =
+                (self.holders().await, sqlx::query("select pg_sleep(0.1)").execute(&self.owner).await, self.holders().await);
+            let inside = before.iter().any(|holder| after.contains(holder));
             if !inside {
                 stalled.signal(Signal::SIGCONT);
             }
@@ -324,7 +335,8 @@ fn set_clock(file: &Path, minutes: i64) {
 /// The library that lets a process believe in another time; scripts/setup.sh installs it.
 fn faketime() -> String {
     let found = std::fs::read_dir("/usr/lib").unwrap().flatten().map(|entry| entry.path().join("faketime/libfaketimeMT.so.1"));
-    let found = found.chain([PathBuf::from("/usr/lib/faketime/libfaketimeMT.so.1")]).find(|path| path.exists());
+    let found =
+        found.chain(["/usr/lib", "/usr/lib64"].map(|lib| Path::new(lib).join("faketime/libfaketimeMT.so.1"))).find(|path| path.exists());
     found.expect("libfaketime: run scripts/setup.sh").display().to_string()
 }
 
