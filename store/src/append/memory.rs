@@ -4,13 +4,14 @@
 //! being written. The versions of streams, and that keys are new, are assumed, and checked by `append_assuming` under the head's lock. Whatever cannot be known in this
 //! way is left to the careful path, which reads first.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
+use std::hash::Hash;
 
 use chrono::{DateTime, Utc};
 use domain::{Effect, Precondition, TenantId};
 
 use super::decide::{Plan, Snapshot, decide_next};
-use super::guards::{Counter, Guards, StreamKey, TenantHead};
+use super::guards::{Counter, Guards, StreamKey, Table, TenantHead};
 use super::queue::{BATCH_BYTES, BATCH_EVENTS};
 use super::{Expected, Prepared};
 use crate::Head;
@@ -22,7 +23,7 @@ const MOST: usize = 20_000;
 #[derive(Default)]
 pub(super) struct Memory {
     head: Option<Head>,
-    tenants: HashMap<TenantId, TenantHead>,
+    tenants: HashMap<TenantId, Option<TenantHead>>,
     counters: HashMap<(TenantId, &'static str), Option<Counter>>,
     allocations: HashMap<(TenantId, &'static str), Option<i64>>,
 }
@@ -46,34 +47,9 @@ impl Memory {
             self.forget();
         }
         self.head = Some(plan.after);
-        self.tenants.extend(guards.tenants.rows().map(|(tenant, head)| (*tenant, head.clone())));
+        self.tenants.extend(guards.tenants.known().map(|(tenant, head)| (*tenant, head.cloned())));
         self.counters.extend(guards.counters.known().map(|(key, counter)| (*key, counter.cloned())));
         self.allocations.extend(guards.allocations.known().map(|(key, last)| (*key, last.copied())));
-    }
-
-    /// Puts what is known of a row into the guards; false when nothing is.
-    fn tenant(&self, tenant: TenantId, guards: &mut Guards) -> bool {
-        if !guards.tenants.knows(&tenant) {
-            let Some(head) = self.tenants.get(&tenant) else { return false };
-            guards.tenants.load(tenant, head.clone());
-        }
-        true
-    }
-
-    fn counter(&self, key: (TenantId, &'static str), guards: &mut Guards) -> bool {
-        if !guards.counters.knows(&key) {
-            let Some(counter) = self.counters.get(&key) else { return false };
-            guards.counters.put(key, counter.clone());
-        }
-        true
-    }
-
-    fn allocation(&self, key: (TenantId, &'static str), guards: &mut Guards) -> bool {
-        if !guards.allocations.knows(&key) {
-            let Some(last) = self.allocations.get(&key) else { return false };
-            guards.allocations.put(key, *last);
-        }
-        true
     }
 
     /// Puts everything that a request is decided upon into the guards; false when something is not known.
@@ -88,7 +64,7 @@ impl Memory {
         };
         let preconditions = request.preconditions.iter().all(|precondition| match precondition {
             Precondition::GateOpen => true,
-            Precondition::CounterWithin { counter, .. } => self.counter((request.tenant, counter), guards),
+            Precondition::CounterWithin { counter, .. } => supply_row(&self.counters, &mut guards.counters, (request.tenant, *counter)),
             Precondition::StreamAt { aggregate, stream, version } => {
                 assume((aggregate, *stream), *version, guards);
                 true
@@ -99,15 +75,17 @@ impl Memory {
             | Precondition::TimerSet { .. } => false,
         });
         preconditions
-            && self.tenant(request.tenant, guards)
+            && supply_row(&self.tenants, &mut guards.tenants, request.tenant)
             && request.streams.iter().all(|part| {
                 let tenant = part.stream.tenant;
                 let Expected::Exact(version) = part.expected else { return false };
                 assume((part.aggregate, part.stream), version, guards);
-                self.tenant(tenant, guards)
+                supply_row(&self.tenants, &mut guards.tenants, tenant)
                     && part.events.iter().flat_map(|event| &event.effects).all(|effect| match effect {
-                        Effect::Count { counter, .. } | Effect::Bound { counter, .. } => self.counter((tenant, counter), guards),
-                        Effect::Allocate { sequence, .. } => self.allocation((tenant, sequence), guards),
+                        Effect::Count { counter, .. } | Effect::Bound { counter, .. } => {
+                            supply_row(&self.counters, &mut guards.counters, (tenant, *counter))
+                        }
+                        Effect::Allocate { sequence, .. } => supply_row(&self.allocations, &mut guards.allocations, (tenant, *sequence)),
                         Effect::TakeClaim { .. }
                         | Effect::ReleaseClaim { .. }
                         | Effect::SetTimer { .. }
@@ -118,6 +96,15 @@ impl Memory {
                     })
             })
     }
+}
+
+/// Puts what is remembered of a row into its table; false when nothing is.
+fn supply_row<K: Copy + Eq + Hash, V: Clone + PartialEq>(remembered: &HashMap<K, Option<V>>, table: &mut Table<K, V>, key: K) -> bool {
+    if !table.knows(&key) {
+        let Some(row) = remembered.get(&key) else { return false };
+        table.put(key, row.clone());
+    }
+    true
 }
 
 /// The next batch, decided request by request as they come.
@@ -159,12 +146,9 @@ impl Draft {
         self.batch.len() < requests && self.plan.rows.len() < BATCH_EVENTS && self.bytes < BATCH_BYTES
     }
 
-    /// The requests and what they came to.
+    /// The requests, what they came to, and what is checked before it is written: also what was assumed for a request that was given back, since others may have been decided upon it.
     pub(super) fn finish(mut self) -> (Vec<Prepared>, Plan, Vec<(StreamKey, i64)>) {
         self.plan.guards = self.snapshot.guards;
-        // What was assumed for a request that was given back, or refused, is checked all the same: others may have been decided upon it.
-        let mut seen = HashSet::new();
-        self.assumed.retain(|(key, _)| seen.insert(*key));
         (self.batch, self.plan, self.assumed)
     }
 }
