@@ -5,6 +5,7 @@ pub(crate) mod guards;
 pub(crate) mod memory;
 pub(crate) mod queue;
 pub(crate) mod snapshot;
+pub(crate) mod statement;
 pub(crate) mod writer;
 
 use domain::{Effect, Precondition, Refusal, StreamId, TenantId};
