@@ -5,13 +5,15 @@ use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use access::Access;
 use axum::error_handling::HandleErrorLayer;
-use axum::extract::DefaultBodyLimit;
-use axum::http::{HeaderName, HeaderValue, Request};
+use axum::extract::{DefaultBodyLimit, State};
+use axum::http::{HeaderName, HeaderValue, Request, StatusCode};
 use axum::response::{IntoResponse as _, Response};
 use axum::{BoxError, Router, middleware};
 use commands::Executor;
 use domain::IdSource;
+use domain::identity::access_record::{Action, NoteAccess, Outcome};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use projections::ReadSide;
 use tokio_io_timeout::TimeoutStream;
@@ -26,10 +28,10 @@ use tower_http::trace::{DefaultOnResponse, TraceLayer};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_swagger_ui::SwaggerUi;
 
+use crate::extract::Asked;
 use crate::health::Probe;
 use crate::problem::{Problem, code, finish, page};
 use crate::routes;
-use crate::token::TokenKey;
 
 /// The most that a body may take, in bytes.
 const BODY: usize = 1024 * 1024;
@@ -63,8 +65,8 @@ pub struct App {
     pub executor: Executor,
     /// Opens read models.
     pub reads: ReadSide,
-    /// Verifies tokens.
-    pub token_key: TokenKey,
+    /// Says who asks, and lets people in.
+    pub access: Access,
     /// Looks at everything.
     pub probe: Probe,
     /// The figures.
@@ -136,6 +138,7 @@ pub fn router_with(app: App, limits: Limits, more: OpenApiRouter<App>) -> Router
                 .on_failure(()),
         )
         .layer(middleware::from_fn(finish))
+        .layer(middleware::from_fn_with_state(app.access.clone(), record_refusals))
         .layer(CatchPanicLayer::custom(panicked));
     api.layer(limited)
         .merge(operations)
@@ -146,6 +149,31 @@ pub fn router_with(app: App, limits: Limits, more: OpenApiRouter<App>) -> Router
         .layer(DefaultBodyLimit::max(BODY))
         .layer(around)
         .with_state(app)
+}
+
+/// Has it recorded who was refused what, without their waiting for it. Refusals are sampled, so that nobody fills the log with them.
+async fn record_refusals(State(access): State<Access>, mut request: axum::extract::Request, next: middleware::Next) -> Response {
+    let asked = Asked::default();
+    request.extensions_mut().insert(asked.clone());
+    let target = format!("{} {}", request.method(), request.uri().path());
+    let response = next.run(request).await;
+    if response.status() == StatusCode::FORBIDDEN
+        && let Some(caller) = asked.0.get().cloned()
+    {
+        let note = NoteAccess {
+            action: Action::Command,
+            outcome: Outcome::Refused,
+            actor: Some(caller.actor.name()),
+            target: Some(target),
+            code: response.extensions().get::<Problem>().map(|problem| problem.code().to_owned()),
+        };
+        tokio::spawn(async move {
+            if let Err(error) = access.note(caller.tenant, note).await {
+                tracing::warn!(%error, "a refusal could not be recorded");
+            }
+        });
+    }
+    response
 }
 
 fn span<B>(request: &Request<B>) -> tracing::Span {

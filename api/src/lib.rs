@@ -12,7 +12,6 @@ pub mod extract;
 pub mod health;
 pub mod problem;
 pub mod routes;
-pub mod token;
 
 pub use app::{App, Limits, router};
 pub use problem::Problem;

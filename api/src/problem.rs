@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 
+use access::AccessError;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Request};
 use axum::http::header::{CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
@@ -14,8 +15,6 @@ use projections::QueryError;
 use serde::Serialize;
 use tower_http::request_id::RequestId;
 use utoipa::ToSchema;
-
-use crate::token::TokenError;
 
 /// The pages that explain problems, inside the binary. A problem's `type` is the path of one of them.
 #[derive(rust_embed::Embed)]
@@ -55,6 +54,11 @@ macro_rules! codes {
 codes! {
     UNAUTHENTICATED UNAUTHORIZED "auth.unauthenticated";
     FORBIDDEN FORBIDDEN "auth.forbidden";
+    INVALID_CREDENTIALS UNAUTHORIZED "auth.invalid_credentials";
+    NO_ACCOUNT FORBIDDEN "auth.no_account";
+    NOT_ACTIVE FORBIDDEN "auth.not_active";
+    WRONG_PASSWORD FORBIDDEN "auth.wrong_password";
+    WEAK_PASSWORD UNPROCESSABLE_ENTITY "auth.weak_password";
     BAD_CURSOR BAD_REQUEST "request.bad_cursor";
     BAD_HEADER BAD_REQUEST "request.bad_header";
     BAD_QUERY BAD_REQUEST "request.bad_query";
@@ -176,10 +180,10 @@ impl Problem {
     }
 
     /// The caller has to say who they are.
-    pub fn unauthenticated(error: Option<&TokenError>) -> Self {
+    pub fn unauthenticated(error: Option<String>) -> Self {
         let (detail, challenge) = match error {
             None => ("a bearer token is needed".to_owned(), "Bearer realm=\"tenure\""),
-            Some(error) => (error.to_string(), "Bearer realm=\"tenure\", error=\"invalid_token\""),
+            Some(error) => (error, "Bearer realm=\"tenure\", error=\"invalid_token\""),
         };
         Self::new(code::UNAUTHENTICATED, detail).header(WWW_AUTHENTICATE, HeaderValue::from_static(challenge))
     }
@@ -188,6 +192,11 @@ impl Problem {
     pub fn internal(detail: impl std::fmt::Display) -> Self {
         tracing::error!(error = %detail, "a request failed");
         Self::new(code::INTERNAL, "something went wrong on our side")
+    }
+
+    /// The code.
+    pub(crate) fn code(&self) -> &str {
+        &self.code
     }
 
     fn header(mut self, name: axum::http::HeaderName, value: HeaderValue) -> Self {
@@ -210,6 +219,30 @@ impl From<CommandError> for Problem {
             CommandError::Overloaded => Self::new(code::OVERLOADED, detail),
             CommandError::Unavailable => Self::new(code::UNAVAILABLE, detail),
             CommandError::Internal(reason) => Self::internal(reason),
+        }
+    }
+}
+
+impl From<AccessError> for Problem {
+    fn from(error: AccessError) -> Self {
+        let detail = error.to_string();
+        match error {
+            AccessError::Invalid | AccessError::Expired => Self::unauthenticated(Some(detail)),
+            AccessError::InvalidCredentials => {
+                Self::new(code::INVALID_CREDENTIALS, detail).header(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"tenure\""))
+            }
+            AccessError::NotActive => Self::new(code::NOT_ACTIVE, detail),
+            AccessError::WeakPassword(why) => {
+                let errors = vec![FieldError { pointer: "/password".into(), detail: why }];
+                Self { errors, ..Self::new(code::WEAK_PASSWORD, "the password will not do") }
+            }
+            AccessError::Busy => Self::new(code::OVERLOADED, detail),
+            AccessError::Command(error) => error.into(),
+            AccessError::Unavailable(source) => {
+                tracing::warn!(error = %source, "the database cannot be reached");
+                Self::new(code::UNAVAILABLE, detail)
+            }
+            AccessError::Internal(reason) => Self::internal(reason),
         }
     }
 }

@@ -5,8 +5,8 @@ use std::process::Stdio;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use access::token::TokenKey;
 use anyhow::Context as _;
-use api::token::TokenKey;
 use async_nats::jetstream::consumer::pull::OrderedConfig;
 use chrono::TimeDelta;
 use domain::{Clock as _, Role, SystemClock, TenantId};

@@ -51,10 +51,22 @@ enum Command {
     },
     /// Bring the database's schema up to this version, as its owner.
     Migrate,
-    /// Print a bearer token and nothing else.
+    /// Make the people who run the installation.
+    #[command(subcommand)]
+    Admin(Admin),
+    /// Look after the keys that sign access tokens.
+    #[command(subcommand)]
+    Keys(tools::keys::Keys),
+    /// Bring in what was elsewhere.
+    #[command(subcommand)]
+    Import(tools::import::Import),
+    /// Look at the mails that were queued, and attempt dead letters again.
+    #[command(subcommand)]
+    Deliveries(tools::deliveries::Deliveries),
+    /// Print an operator's bearer token and nothing else: whoever can read the installation's operator key may be anybody.
     DevToken {
         /// A tenant's id, or `system`.
-        #[arg(long, value_parser = api::token::tenant::parse)]
+        #[arg(long, value_parser = access::token::tenant::parse)]
         tenant: TenantId,
         /// super_admin (of the system tenant), org_admin, support_agent, user or viewer.
         #[arg(long)]
@@ -89,6 +101,12 @@ enum Command {
     /// Look at the read models, and mend them.
     #[command(subcommand)]
     Projections(tools::projections::Projections),
+}
+
+#[derive(Subcommand)]
+enum Admin {
+    /// Make somebody a super_admin of the platform, or an org_admin of a tenant. The password is asked for, or read from standard input.
+    Create(tools::admin::Create),
 }
 
 #[derive(Subcommand)]
@@ -139,6 +157,13 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             roles::run(&Site::find(&dir)?, &roles, listener, cancel).await?;
         }
         Command::Migrate => Site::find(&dir)?.owner()?.migrate().await?,
+        Command::Admin(Admin::Create(wanted)) => tools::admin::create(&Site::find(&dir)?, wanted).await?,
+        Command::Keys(what) => tools::keys::run(&Site::find(&dir)?, what).await?,
+        Command::Import(what) => {
+            let all = tools::import::run(&Site::find(&dir)?, what).await?;
+            return Ok(if all { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+        }
+        Command::Deliveries(what) => tools::deliveries::run(&Site::find(&dir)?, what).await?,
         Command::DevToken { tenant, role, user, ttl } => println!("{}", tools::token::dev_token(&dir, tenant, role, &user, ttl)?),
         Command::Events(what) => return tools::events::run(&Site::find(&dir)?, what).await,
         Command::Audit(Audit::Verify { json }) => return tools::audit::verify(&Site::find(&dir)?, json).await,

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use access::Access;
 use api::health::{Component, Health, Level, Probe};
 use api::{App, Limits};
 use bus::Bus;
@@ -13,6 +14,8 @@ use commands::Executor;
 use commands::timers::TimerPoller;
 use futures::FutureExt as _;
 use metrics_exporter_prometheus::PrometheusHandle;
+use outbound::policy::MailPolicy;
+use outbound::worker::Worker;
 use projections::{Progress, ReadSide, start_all};
 use serde_json::json;
 use store::{DbRole, Store};
@@ -27,6 +30,8 @@ use crate::site::Site;
 const GRACE: Duration = Duration::from_secs(20);
 /// How often figures are folded.
 const UPKEEP: Duration = Duration::from_secs(5);
+/// How often sessions and secrets that count no more are forgotten.
+const HOUSEKEEPING: Duration = Duration::from_secs(3600);
 /// How long a health check waits for a dependency.
 const PROBE: Duration = Duration::from_secs(1);
 /// A read model that is further behind than this many events is said to lag.
@@ -59,6 +64,7 @@ pub(crate) async fn run(site: &Site, roles: &[RoleName], listener: Option<TcpLis
     let bus = site.bus(&store).await?;
     let progress = Progress::default();
     let executor = Executor::new(store.clone());
+    let access = site.access(&executor)?;
     // What runs in the background ends after the API has.
     let background = CancellationToken::new();
     let mut tasks = JoinSet::new();
@@ -69,16 +75,19 @@ pub(crate) async fn run(site: &Site, roles: &[RoleName], listener: Option<TcpLis
         relaying = Some(relay.status());
         tasks.spawn(relay.run(background.clone()));
     }
+    let follows = has(RoleName::Projector) || has(RoleName::Policies);
+    let feed = if follows { Feed::start(store.clone(), bus.clone(), background.clone()) } else { Feed::silent() };
     if has(RoleName::Projector) {
-        let feed = Feed::start(store.clone(), bus.clone(), background.clone());
         let pool = site.database()?.pool(DbRole::Projector, 8);
         start_all(&mut tasks, &store, &pool, &feed, &progress, &background);
     }
     if has(RoleName::Policies) {
-        tracing::info!("no policy exists in this version");
+        tasks.spawn(bus::subscription::run(MailPolicy::new(store.clone()), store.clone(), feed.clone(), background.clone()));
+        tasks.spawn(Worker::new(store.clone(), site.mailer()?).run(background.clone()));
     }
     if has(RoleName::Timers) {
         tasks.spawn(TimerPoller::new(executor.clone()).run(background.clone()));
+        tasks.spawn(housekeep(access.clone(), background.clone()));
     }
     let metrics = api::app::recorder();
     tasks.spawn(upkeep(metrics.clone(), background.clone()));
@@ -87,7 +96,7 @@ pub(crate) async fn run(site: &Site, roles: &[RoleName], listener: Option<TcpLis
         if let Some(listener) = listener {
             let reads = ReadSide::new(&site.database()?, progress, site.cursor_key()?);
             let probe = probe(store.clone(), bus, reads.clone(), relaying);
-            let app = App { executor, reads, token_key: site.token_key()?, probe, metrics };
+            let app = App { executor, reads, access, probe, metrics };
             api::app::serve(listener, api::router(app, Limits::default()), cancel.clone().cancelled_owned(), GRACE).await?;
         } else {
             cancel.cancelled().await;
@@ -108,6 +117,15 @@ pub(crate) async fn run(site: &Site, roles: &[RoleName], listener: Option<TcpLis
         let _ = tokio::time::timeout(GRACE / 2, writer).await;
     }
     ended
+}
+
+/// Forgets sessions and secrets that count no more.
+async fn housekeep(access: Access, cancel: CancellationToken) {
+    while tokio::time::timeout(HOUSEKEEPING, cancel.cancelled()).await.is_err() {
+        if let Err(error) = access.housekeep().await {
+            tracing::warn!(%error, "old sessions and secrets cannot be forgotten");
+        }
+    }
 }
 
 /// Keeps the figures small, scraped or not.

@@ -3,10 +3,14 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use access::Access;
+use access::passwords::Hashing;
+use access::token::TokenKey;
 use anyhow::Context as _;
-use api::token::TokenKey;
 use bus::Bus;
+use commands::Executor;
 use domain::SystemClock;
+use outbound::mail::Mailer;
 use projections::cursor::CursorKey;
 use servers::Remembered;
 use sha2::{Digest as _, Sha256};
@@ -95,9 +99,28 @@ impl Site {
         Ok(Bus::connect(url, &self.prefix, store.installation()).await?.with_replicas(self.replicas))
     }
 
-    /// Verifies tokens.
-    pub(crate) fn token_key(&self) -> anyhow::Result<TokenKey> {
-        token_key(&self.dir)
+    /// Signing in. Operators' tokens are accepted where there is a key for them.
+    pub(crate) fn access(&self, executor: &Executor) -> anyhow::Result<Access> {
+        let operator = if has(&self.dir, TOKEN) { Some(token_key(&self.dir)?) } else { None };
+        let mut hashing = Hashing::default();
+        let number = |name: &str, default: u32| match env(name) {
+            Some(text) => text.parse().with_context(|| format!("{name} must be a number")),
+            None => Ok(default),
+        };
+        hashing.memory_kib = number("TENURE_ACCESS_ARGON2_MEMORY_KIB", hashing.memory_kib)?;
+        hashing.iterations = number("TENURE_ACCESS_ARGON2_ITERATIONS", hashing.iterations)?;
+        hashing.parallelism = number("TENURE_ACCESS_ARGON2_PARALLELISM", hashing.parallelism)?;
+        Access::new(executor.clone(), hashing, operator).map_err(|error| anyhow::anyhow!("TENURE_ACCESS_ARGON2_…: {error}"))
+    }
+
+    /// Sends mails: by the SMTP server of `TENURE_MAIL_URL`, else into files of the data directory.
+    pub(crate) fn mailer(&self) -> anyhow::Result<Mailer> {
+        let from = env("TENURE_MAIL_FROM").unwrap_or_else(|| "Tenure <no-reply@tenure.invalid>".into());
+        let links = env("TENURE_MAIL_LINKS").unwrap_or_else(|| "http://127.0.0.1:8080".into());
+        match env("TENURE_MAIL_URL") {
+            Some(url) => Mailer::smtp(&url, &from, &links).context("TENURE_MAIL_URL or TENURE_MAIL_FROM"),
+            None => Mailer::files(&self.dir.join("mail"), &from, &links).context("mails cannot be written to files"),
+        }
     }
 
     /// Signs cursors: derived from the master key, so that all processes have the same.
@@ -115,6 +138,11 @@ struct Secret {
 const MASTER: &Secret = &Secret { variable: "TENURE_STORE_MASTER_KEY", file: "master.key" };
 const TOKEN: &Secret = &Secret { variable: "TENURE_API_TOKEN_KEY", file: "token.pem" };
 
+/// Whether there is such a secret.
+fn has(dir: &Path, secret: &Secret) -> bool {
+    env(secret.variable).is_some() || env(&format!("{}_FILE", secret.variable)).is_some() || dir.join(secret.file).exists()
+}
+
 fn secret(dir: &Path, secret: &Secret) -> anyhow::Result<String> {
     if let Some(value) = env(secret.variable) {
         return Ok(value);
@@ -123,7 +151,7 @@ fn secret(dir: &Path, secret: &Secret) -> anyhow::Result<String> {
     std::fs::read_to_string(&path).with_context(|| format!("no key in {} or {}", secret.variable, path.display()))
 }
 
-/// Signs and verifies tokens.
+/// Signs and verifies the tokens of operators: whoever has it may be anybody.
 pub(crate) fn token_key(dir: &Path) -> anyhow::Result<TokenKey> {
     TokenKey::from_pem(&secret(dir, TOKEN)?).context(TOKEN.variable)
 }

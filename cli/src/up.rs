@@ -38,7 +38,7 @@ pub(crate) async fn up(dir: &Path, http: Option<SocketAddr>) -> anyhow::Result<(
             // A private database was just started, so whoever held a lease is gone.
             store::lease::expire_all(&site.database()?.pool(store::DbRole::Writer, 1)).await?;
         }
-        welcome(data.path(), listener.local_addr()?)?;
+        welcome(&site, data.path(), listener.local_addr()?).await?;
         roles::run(&site, &RoleName::ALL, Some(listener), cancel).await
     }
     .await;
@@ -64,20 +64,27 @@ async fn listen(http: Option<SocketAddr>) -> anyhow::Result<TcpListener> {
 }
 
 /// Says what to do next.
-fn welcome(dir: &Path, address: SocketAddr) -> anyhow::Result<()> {
+async fn welcome(site: &Site, dir: &Path, address: SocketAddr) -> anyhow::Result<()> {
     let token = tools::token::dev_token(dir, TenantId::SYSTEM, Role::SuperAdmin, "dev", TimeDelta::hours(12))?;
     let base = format!("http://{address}");
     // Another slug at every start, so that the line can be pasted again.
     let id = IdSource::new(std::sync::Arc::new(SystemClock)).next().simple().to_string();
     let slug = format!("acme-{}", &id[id.len() - 6..]);
     let until = (SystemClock.now() + TimeDelta::hours(12)).format("%H:%M UTC");
+    let admin = if has_admin(site).await? {
+        String::new()
+    } else {
+        "\nNobody runs the platform yet. In another terminal:\n\ntenure admin create --email you@example.com --name 'Your Name'\n"
+            .to_owned()
+    };
     println!(
         "\nTenure is up.
 
   API   {base}/v1
   docs  {base}/docs
-
-A token of the platform's super_admin, good until {until}:
+  mail  {}/mail, unless TENURE_MAIL_URL names a server
+{admin}
+An operator's token, as the platform's super_admin, good until {until}:
 
 export TOKEN={token}
 
@@ -89,7 +96,19 @@ curl -s {base}/health
 
 Ctrl-C stops it; the data stays in {}.
 ",
+        dir.display(),
         dir.display()
     );
     Ok(())
+}
+
+/// Whether somebody has been made a super_admin.
+async fn has_admin(site: &Site) -> anyhow::Result<bool> {
+    let pool = site.database()?.pool(store::DbRole::Writer, 1);
+    let admins: Option<i64> = sqlx::query_scalar("select value from counters where tenant_id = $1 and name = $2")
+        .bind(TenantId::SYSTEM.0)
+        .bind(domain::identity::user::ADMINS)
+        .fetch_optional(&pool)
+        .await?;
+    Ok(admins.is_some_and(|admins| admins > 0))
 }

@@ -8,6 +8,7 @@ use crate::CommandError;
 pub fn may_enter(actor: &Actor, tenant: TenantId) -> bool {
     match actor {
         Actor::User { tenant: own, role, .. } => *own == tenant || (*own == TenantId::SYSTEM && *role == Role::SuperAdmin),
+        Actor::Service { tenant: own, .. } => *own == tenant || *own == TenantId::SYSTEM,
         Actor::System { .. } => true,
     }
 }

@@ -16,17 +16,22 @@ use uuid::Uuid;
 
 use crate::authorize::authorize;
 use crate::error::CommandError;
+use crate::lookup::Looked;
 
 /// How long a command is decided again because its stream has moved on meanwhile. Another process that is quicker each time must let this one through at last.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Commands for one stream in one process queue behind each other, on one of this many locks; two streams sharing one by chance costs time, nothing else.
 const STRIPES: usize = 4096;
+/// The same for choices among the people of a tenant.
+const TURNS: usize = 64;
 
 /// Executes commands of all aggregates. Cheap to clone.
 #[derive(Clone)]
 pub struct Executor {
     store: Store,
     stripes: Arc<[Mutex<()>]>,
+    /// For choices by load; never taken before a stream's own.
+    turns: Arc<[Mutex<()>]>,
 }
 
 /// A command with everything around it.
@@ -114,7 +119,12 @@ enum Attempt {
 impl Executor {
     /// An executor over `store`.
     pub fn new(store: Store) -> Self {
-        Self { store, stripes: (0..STRIPES).map(|_| Mutex::new(())).collect() }
+        let locks = |count| (0..count).map(|_| Mutex::new(())).collect();
+        Self { store, stripes: locks(STRIPES), turns: locks(TURNS) }
+    }
+
+    pub(crate) fn turn(&self, hash: u64) -> &Mutex<()> {
+        &self.turns[usize::try_from(hash % TURNS as u64).unwrap_or(0)]
     }
 
     /// The store it works on.
@@ -161,11 +171,13 @@ impl Executor {
         request: &Request<A>,
         Loaded { state, version, since }: Loaded<A>,
     ) -> Result<Attempt, CommandError> {
+        let looked = self.look_up(request.stream.tenant, state.looks_up(&request.command)).await?;
         let ctx = Context {
             now: self.store.clock().now(),
             actor: request.actor.clone(),
             stream: request.stream,
             fresh_id: self.store.fresh_id(),
+            found: looked.found.clone(),
         };
         let (mut after, sink) = (state.clone(), EventSink::default());
         let decided = after.handle(Issued { command: request.command.clone(), ctx }, &(), &sink).await;
@@ -181,7 +193,7 @@ impl Executor {
         if events.is_empty() && request.key.is_none() {
             return self.conclude(request, version, || Ok(())).await;
         }
-        self.append(request, Loaded { state, version, since }, after, events).await
+        self.append(request, Loaded { state, version, since }, after, events, &looked).await
     }
 
     /// What was concluded from a state alone is final only when the log confirms the version, and when the request's key is not known already.
@@ -208,11 +220,13 @@ impl Executor {
         loaded: Loaded<A>,
         after: A,
         events: Vec<A::Event>,
+        looked: &Looked<'_>,
     ) -> Result<Attempt, CommandError> {
         let Loaded { state: mut before, version, since } = loaded;
         let count = i64::try_from(events.len()).unwrap_or(i64::MAX);
         let mut new = Vec::with_capacity(events.len());
         let mut preconditions = request.preconditions.clone();
+        preconditions.extend(looked.preconditions.iter().cloned());
         let mut allocates = false;
         for event in events {
             preconditions.extend(A::requires(&event, request.stream));
@@ -227,7 +241,7 @@ impl Executor {
             });
             before.apply(event);
         }
-        if A::GATED && count > 0 {
+        if count > 0 && A::gated(&request.command) {
             preconditions.push(Precondition::GateOpen);
         }
         let append = Append {
@@ -255,6 +269,7 @@ impl Executor {
                 Ok(Attempt::Done(Outcome::of(&appended)))
             }
             Err(AppendError::Conflict { .. }) => Ok(Attempt::Stale),
+            Err(AppendError::Refused(refusal)) if looked.outdated(&refusal) => Ok(Attempt::Stale),
             Err(error) => {
                 // After an unanswered append nobody knows what the stream looks like.
                 self.store.forget::<A>(request.stream);

@@ -1,37 +1,78 @@
-//! Who acts, and what each built-in role may do: explicit tables of permissions, `<resource>:<action>`.
+//! Who acts, and what each role may do: explicit tables of permissions, `<resource>:<action>`.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use utoipa::openapi::schema::{ObjectBuilder, Type};
+use utoipa::openapi::{RefOr, Schema};
 use uuid::Uuid;
 
-use crate::ids::{TenantId, UserId};
+use crate::ids::{RoleId, TenantId, UserId};
 
-/// A built-in role.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, utoipa::ToSchema)]
-#[serde(rename_all = "snake_case")]
+/// A role: a built-in one, or one that a tenant has defined.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub enum Role {
     /// Runs the platform; exists in the system tenant only.
     SuperAdmin,
     /// Runs a tenant.
-    #[serde(alias = "admin")]
     OrgAdmin,
+    /// Looks after what a tenant pays.
+    BillingAdmin,
     /// Works on tickets.
-    #[serde(alias = "agent")]
     SupportAgent,
     /// Uses the product.
     User,
     /// May look, not touch.
     Viewer,
+    /// One that the tenant has defined: a named set of permissions.
+    Custom(RoleId),
 }
 
-impl FromStr for Role {
-    type Err = serde_json::Error;
+impl utoipa::PartialSchema for Role {
+    fn schema() -> RefOr<Schema> {
+        let schema = ObjectBuilder::new().schema_type(Type::String).examples(["support_agent"]);
+        schema.description(Some("A built-in role, or the id of one that the tenant has defined.")).build().into()
+    }
+}
 
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        serde_json::from_value(Value::String(text.to_owned()))
+impl utoipa::ToSchema for Role {}
+
+/// The text is neither a built-in role nor the id of one that a tenant has defined.
+#[derive(Debug, thiserror::Error)]
+#[error("a role is super_admin, org_admin (or admin), billing_admin, support_agent (or agent), user, viewer, or the id of a custom one")]
+pub struct UnknownRole;
+
+impl FromStr for Role {
+    type Err = UnknownRole;
+
+    fn from_str(text: &str) -> Result<Self, UnknownRole> {
+        match text {
+            "super_admin" => Ok(Self::SuperAdmin),
+            "org_admin" | "admin" => Ok(Self::OrgAdmin),
+            "billing_admin" => Ok(Self::BillingAdmin),
+            "support_agent" | "agent" => Ok(Self::SupportAgent),
+            "user" => Ok(Self::User),
+            "viewer" => Ok(Self::Viewer),
+            id => id.parse().map(Self::Custom).map_err(|_| UnknownRole),
+        }
+    }
+}
+
+impl TryFrom<String> for Role {
+    type Error = UnknownRole;
+
+    fn try_from(text: String) -> Result<Self, UnknownRole> {
+        text.parse()
+    }
+}
+
+impl From<Role> for String {
+    fn from(role: Role) -> Self {
+        role.to_string()
     }
 }
 
@@ -40,10 +81,35 @@ impl fmt::Display for Role {
         f.write_str(match self {
             Self::SuperAdmin => "super_admin",
             Self::OrgAdmin => "org_admin",
+            Self::BillingAdmin => "billing_admin",
             Self::SupportAgent => "support_agent",
             Self::User => "user",
             Self::Viewer => "viewer",
+            Self::Custom(id) => return id.fmt(f),
         })
+    }
+}
+
+/// A set of permissions.
+pub type Permissions = Arc<BTreeSet<String>>;
+
+/// What somebody may beyond or instead of what their role says.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Grants {
+    /// What the table of the built-in role says.
+    #[default]
+    OfRole,
+    /// Exactly this: a custom role, or the scopes of an API key.
+    Only(Permissions),
+}
+
+impl Grants {
+    /// Whether these, for this role, include the permission.
+    pub fn allow(&self, role: Role, permission: &str) -> bool {
+        match self {
+            Self::OfRole => role.allows(permission),
+            Self::Only(permissions) => permissions.contains(permission),
+        }
     }
 }
 
@@ -51,14 +117,30 @@ impl fmt::Display for Role {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum Actor {
-    /// Somebody with a token.
+    /// A person, with a token or with an API key of theirs.
     User {
         /// The token's subject.
         id: String,
-        /// The tenant the token is for, which for a platform super admin is not the tenant acted upon.
+        /// The token's tenant, which for a platform super admin is not the tenant acted upon.
         tenant: TenantId,
-        /// The role the token carries.
+        /// Their role.
         role: Role,
+        /// The API key that they used, if it was one.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        key: Option<Uuid>,
+        /// What they may; not recorded.
+        #[serde(skip)]
+        grants: Grants,
+    },
+    /// A program, with an API key that belongs to nobody in particular.
+    Service {
+        /// The key.
+        key: Uuid,
+        /// The key's tenant.
+        tenant: TenantId,
+        /// What it may; not recorded.
+        #[serde(skip)]
+        grants: Permissions,
     },
     /// Tenure itself: a timer, a policy.
     System {
@@ -67,12 +149,39 @@ pub enum Actor {
     },
 }
 
-/// What everybody may who belongs to a tenant.
-const MEMBER: &[&str] = &["tenant:read"];
+/// What everybody may who belongs to a tenant: their own account, their own keys.
+const MEMBER: &[&str] = &["tenant:read", "user:update", "api_key:create", "api_key:read"];
 
 /// What an org_admin may do in their tenant. The platform keeps to itself what stops a tenant and what brings it back.
-const ORG_ADMIN: &[&str] =
-    &["tenant:rename", "tenant:change_slug", "tenant:update_settings", "tenant:set_llm_config", "tenant:set_branding", "tenant:cancel"];
+const ORG_ADMIN: &[&str] = &[
+    "tenant:rename",
+    "tenant:change_slug",
+    "tenant:update_settings",
+    "tenant:set_llm_config",
+    "tenant:set_branding",
+    "tenant:cancel",
+    "user:register",
+    "user:invite",
+    "user:manage",
+    "user:change_role",
+    "user:lock",
+    "user:suspend",
+    "user:delete",
+    "user:erase",
+    "session:read",
+    "session:revoke",
+    "role:define",
+    "role:delete",
+    "api_key:create_service",
+    "api_key:manage",
+    "token:introspect",
+    "access_record:read",
+    "delivery:read",
+    "delivery:retry",
+];
+
+/// What those may who look after people without running the tenant: who there is, and in which role.
+const PEOPLE: &[&str] = &["user:read", "role:read"];
 
 /// What those may who work on tickets; `ticket:work` shows them what is internal and lets them act on everybody's.
 const SUPPORT_AGENT: &[&str] = &[
@@ -105,32 +214,109 @@ const USER: &[&str] = &["ticket:read", "ticket:open", "ticket:edit", "ticket:com
 const VIEWER: &[&str] = &["ticket:read", "ticket:read_all", "ticket:report"];
 
 impl Role {
-    /// Whether the role has the permission. A super admin, who exists in the system tenant only, has all of them.
-    pub fn allows(self, permission: &str) -> bool {
-        let table: &[&[&str]] = match self {
-            Self::SuperAdmin => return true,
-            Self::OrgAdmin => &[MEMBER, ORG_ADMIN, SUPPORT_AGENT],
-            Self::SupportAgent => &[MEMBER, SUPPORT_AGENT],
+    /// The built-in ones.
+    pub const BUILT_IN: [Self; 6] = [Self::SuperAdmin, Self::OrgAdmin, Self::BillingAdmin, Self::SupportAgent, Self::User, Self::Viewer];
+
+    /// The tables of a built-in role. A super admin has all permissions of a tenant, and those that no table names.
+    fn tables(self) -> &'static [&'static [&'static str]] {
+        match self {
+            Self::SuperAdmin | Self::OrgAdmin => &[MEMBER, ORG_ADMIN, PEOPLE, SUPPORT_AGENT],
+            // What there is to pay comes with billing.
+            Self::BillingAdmin => &[MEMBER, PEOPLE],
+            Self::SupportAgent => &[MEMBER, PEOPLE, SUPPORT_AGENT],
             Self::User => &[MEMBER, USER],
             Self::Viewer => &[MEMBER, VIEWER],
-        };
-        table.iter().any(|permissions| permissions.contains(&permission))
+            Self::Custom(_) => &[],
+        }
+    }
+
+    /// The permissions of a built-in role, as far as tables name them.
+    pub fn permissions(self) -> impl Iterator<Item = &'static str> {
+        self.tables().iter().flat_map(|table| table.iter().copied())
+    }
+
+    /// Whether a built-in role has the permission. A super admin, who exists in the system tenant only, has all of them; what a custom one has is looked up.
+    pub fn allows(self, permission: &str) -> bool {
+        self == Self::SuperAdmin || self.permissions().any(|has| has == permission)
+    }
+
+    /// Which one of the tenant's own it is, if it is one.
+    pub fn custom(self) -> Option<RoleId> {
+        if let Self::Custom(id) = self { Some(id) } else { None }
+    }
+
+    /// Whether it runs its tenant: of those, each tenant keeps at least one.
+    pub fn is_admin(self) -> bool {
+        matches!(self, Self::SuperAdmin | Self::OrgAdmin)
+    }
+
+    /// Whether somebody in it may be among those who work on tickets; of a custom role nobody knows without looking.
+    pub fn may_work(self) -> bool {
+        matches!(self, Self::Custom(_)) || (self != Self::SuperAdmin && self.allows("ticket:work"))
     }
 }
 
+/// All permissions that a tenant can give to its own roles and keys.
+pub fn grantable() -> BTreeSet<&'static str> {
+    Role::BUILT_IN.into_iter().flat_map(Role::permissions).collect()
+}
+
 impl Actor {
+    /// Somebody with a built-in role.
+    pub fn person(id: impl Into<String>, tenant: TenantId, role: Role) -> Self {
+        Self::User { id: id.into(), tenant, role, key: None, grants: Grants::OfRole }
+    }
+
+    /// A part of Tenure itself.
+    pub fn system(name: &str) -> Self {
+        Self::System { name: name.to_owned() }
+    }
+
     /// Whether the actor has the permission. Tenure itself has all of them.
     pub fn may(&self, permission: &str) -> bool {
         match self {
-            Self::User { role, .. } => role.allows(permission),
+            Self::User { role, grants, .. } => grants.allow(*role, permission),
+            Self::Service { grants, .. } => grants.contains(permission),
             Self::System { .. } => true,
         }
     }
 
-    /// The user who acts, if it is one. A token whose subject is no UUID, as development tokens have, stands for the same user every time (UUIDv5, RFC 9562 section 5.5).
+    /// Whether the actor has all that a role has, whose permissions these are if it is a custom one: nobody gives or takes what they do not have.
+    pub fn covers(&self, role: Role, custom: Option<&Permissions>) -> bool {
+        match role {
+            Role::SuperAdmin => {
+                matches!(self, Self::System { .. } | Self::User { role: Role::SuperAdmin, grants: Grants::OfRole, .. })
+            }
+            Role::Custom(_) => custom.is_some_and(|permissions| permissions.iter().all(|permission| self.may(permission))),
+            Role::OrgAdmin | Role::BillingAdmin | Role::SupportAgent | Role::User | Role::Viewer => {
+                role.permissions().all(|permission| self.may(permission))
+            }
+        }
+    }
+
+    /// Whose the actor is; Tenure itself belongs to nobody.
+    pub fn tenant(&self) -> Option<TenantId> {
+        match self {
+            Self::User { tenant, .. } | Self::Service { tenant, .. } => Some(*tenant),
+            Self::System { .. } => None,
+        }
+    }
+
+    /// Who acts, in one word: a user's id, a key's id, a part of Tenure.
+    pub fn name(&self) -> String {
+        match self {
+            Self::User { id, .. } => id.clone(),
+            Self::Service { key, .. } => key.to_string(),
+            Self::System { name } => name.clone(),
+        }
+    }
+
+    /// The user who acts, if it is one; a service's key acts for itself. A token whose subject is no UUID, as development tokens have, stands for the same user every time
+    /// (UUIDv5, RFC 9562 section 5.5).
     pub fn user(&self) -> Option<UserId> {
         match self {
             Self::User { id, tenant, .. } => Some(UserId(id.parse().unwrap_or_else(|_| Uuid::new_v5(&tenant.0, id.as_bytes())))),
+            Self::Service { key, .. } => Some(UserId(*key)),
             Self::System { .. } => None,
         }
     }

@@ -1,5 +1,6 @@
 //! What every aggregate has in common.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use chrono::{DateTime, Utc};
@@ -8,9 +9,10 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use crate::StreamId;
-use crate::actor::Actor;
-use crate::effect::{Effect, Precondition, Refusal};
+use crate::actor::{Actor, Grants, Permissions, Role};
+use crate::effect::{Claim, Effect, Precondition, Refusal};
 use crate::error::DomainError;
+use crate::ids::{RoleId, UserId};
 
 /// What a rule may know besides its own state and the command.
 #[derive(Clone, Debug)]
@@ -23,6 +25,55 @@ pub struct Context {
     pub stream: StreamId,
     /// A fresh UUIDv7 for whatever the rule creates.
     pub fresh_id: Uuid,
+    /// What [`Aggregate::looks_up`] asked for.
+    pub found: Found,
+}
+
+/// Something outside its own stream that a rule has to know. It is looked up before the command is decided, and must still be so when the events are appended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Lookup {
+    /// A user of the tenant.
+    User(UserId),
+    /// What a role of the tenant may.
+    Role(RoleId),
+    /// Of the users who hold a claim, are active and have a permission: the one whose counter is lowest.
+    LeastLoaded {
+        /// The claim, whose value is the user's id.
+        claim: Claim,
+        /// The counter of each.
+        counter: &'static str,
+        /// The permission.
+        permission: &'static str,
+    },
+}
+
+/// What was found of it.
+#[derive(Clone, Debug, Default)]
+pub struct Found {
+    /// The users, as far as they exist.
+    pub users: BTreeMap<UserId, Person>,
+    /// What the roles may, as far as they exist.
+    pub roles: BTreeMap<RoleId, Permissions>,
+    /// The one with the least load, if there is anybody.
+    pub least_loaded: Option<UserId>,
+}
+
+/// What other aggregates may know of a user.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Person {
+    /// Whether they can do anything at all.
+    pub active: bool,
+    /// Their role.
+    pub role: Role,
+    /// What it allows.
+    pub grants: Grants,
+}
+
+impl Person {
+    /// Whether they may, now.
+    pub fn may(&self, permission: &str) -> bool {
+        self.active && self.grants.allow(self.role, permission)
+    }
 }
 
 /// A command with its context.
@@ -77,8 +128,15 @@ pub trait Aggregate:
     /// How events of older versions are read; in order, oldest first.
     const UPCASTERS: &'static [Upcaster] = &[];
 
-    /// Whether its changing commands are refused while the tenant's gate is closed.
-    const GATED: bool = true;
+    /// Whether a changing command is refused while the tenant's gate is closed.
+    fn gated(_command: &Self::Ask) -> bool {
+        true
+    }
+
+    /// What has to be looked up for a command.
+    fn looks_up(&self, _command: &Self::Ask) -> Vec<Lookup> {
+        vec![]
+    }
 
     /// Every rule: what follows from the command in this state. An empty answer means that what is asked is already so.
     fn decide(&self, issued: Issued<Self::Ask>) -> Result<Vec<Self::Event>, Self::Error>;
@@ -100,6 +158,11 @@ pub trait Aggregate:
     fn refused(_refusal: &Refusal) -> Option<Self::Error> {
         None
     }
+}
+
+/// Asking for what is already so is neither an error nor an event.
+pub(crate) fn changed<E>(differs: bool, event: impl FnOnce() -> E) -> Vec<E> {
+    if differs { vec![event()] } else { vec![] }
 }
 
 /// Declares an aggregate's `Command` enum from its command structs: `Variant(Struct) "name", "permission";`.

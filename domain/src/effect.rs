@@ -36,6 +36,37 @@ pub enum Gate {
     Closed(&'static str),
 }
 
+/// A counter of a tenant: one for all of it, or one of many of the same kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct CounterName {
+    /// `users`, `active_org_admins`, …
+    pub kind: &'static str,
+    /// Whose, where there is one for each of something.
+    pub of: Option<Uuid>,
+}
+
+impl CounterName {
+    /// One of many.
+    pub fn of(kind: &'static str, of: Uuid) -> Self {
+        Self { kind, of: Some(of) }
+    }
+}
+
+impl From<&'static str> for CounterName {
+    fn from(kind: &'static str) -> Self {
+        Self { kind, of: None }
+    }
+}
+
+impl std::fmt::Display for CounterName {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.of {
+            None => f.write_str(self.kind),
+            Some(of) => write!(f, "{}:{of}", self.kind),
+        }
+    }
+}
+
 /// One change that an event makes to the guards.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Effect {
@@ -57,15 +88,15 @@ pub enum Effect {
     },
     /// Adds to a counter of the tenant. Refused when a positive change would pass the ceiling or a negative one the floor.
     Count {
-        /// `seats`, `active_org_admins`, …
-        counter: &'static str,
+        /// Which.
+        counter: CounterName,
         /// The change.
         delta: i64,
     },
     /// Sets the bounds of a counter; never refused, also when the value lies outside.
     Bound {
         /// The counter.
-        counter: &'static str,
+        counter: CounterName,
         /// The least it may be lowered to.
         floor: Option<i64>,
         /// The most it may be raised to.
@@ -134,7 +165,7 @@ pub enum Precondition {
     /// A counter of the tenant lies within these bounds (inclusive), before this request's effects.
     CounterWithin {
         /// The counter.
-        counter: &'static str,
+        counter: CounterName,
         /// At least.
         at_least: Option<i64>,
         /// At most.

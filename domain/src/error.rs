@@ -1,6 +1,7 @@
 //! How rules refuse.
 
 use std::borrow::Cow;
+use std::convert::Infallible;
 
 /// What kind of refusal an error is; each kind has one HTTP status, decided in the `api` crate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,6 +31,23 @@ pub trait DomainError: std::error::Error + Send + Sync + 'static {
 
     /// A stable code for programs, `<aggregate>.<reason>`: the page's name unless it says more.
     fn code(&self) -> Cow<'static, str>;
+}
+
+/// For what nothing refuses.
+impl DomainError for Infallible {
+    const PAGES: &'static [(&'static str, Kind)] = &[];
+
+    fn kind(&self) -> Kind {
+        match *self {}
+    }
+
+    fn page(&self) -> &'static str {
+        match *self {}
+    }
+
+    fn code(&self) -> Cow<'static, str> {
+        match *self {}
+    }
 }
 
 /// Declares an enum of errors: each with its kind, the name of the page that explains it (which is its code, unless `code` says otherwise) and its text.

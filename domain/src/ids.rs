@@ -29,6 +29,8 @@ ids! {
     TenantId,
     /// A person in a tenant.
     UserId,
+    /// A role that a tenant has defined.
+    RoleId,
     /// A data subject: the person whom a sealed value is about. Destroying the subject's key erases all of them.
     SubjectId,
 }

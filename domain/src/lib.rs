@@ -16,7 +16,8 @@
 //! # What a rule may know
 //!
 //! `decide` sees the folded state of its own stream, the command, and a [`Context`] with the time, the actor and a fresh id. What other streams say is never read
-//! beforehand: it is declared as an [`Effect`] (claims, counters, timers) or a [`Precondition`] and checked inside the append.
+//! beforehand and trusted: it is declared as an [`Effect`] (claims, counters, timers), a [`Precondition`], or a [`aggregate::Lookup`] whose answer must still hold, and checked
+//! inside the append.
 
 pub mod actor;
 pub mod aggregate;
@@ -31,9 +32,9 @@ pub mod time;
 
 pub use actor::{Actor, Role};
 pub use aggregate::{Aggregate, Context, EventKind, Issued};
-pub use effect::{Claim, Effect, Gate, Precondition, Refusal, Scope};
+pub use effect::{Claim, CounterName, Effect, Gate, Precondition, Refusal, Scope};
 pub use error::{DomainError, Kind};
-pub use ids::{StreamId, SubjectId, TenantId, UserId};
+pub use ids::{RoleId, StreamId, SubjectId, TenantId, UserId};
 pub use personal::Personal;
 pub use time::{Clock, IdSource, ManualClock, SystemClock};
 
@@ -43,6 +44,10 @@ macro_rules! for_each_aggregate {
     ($callback:ident) => {
         $callback! {
             $crate::identity::tenant::Tenant,
+            $crate::identity::user::User,
+            $crate::identity::role::Role,
+            $crate::identity::api_key::ApiKey,
+            $crate::identity::access_record::AccessRecord,
             $crate::support::ticket::Ticket,
         }
     };

@@ -3,7 +3,6 @@
 use std::collections::{HashMap, HashSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use cqrs_es::Aggregate as _;
 use serde::Deserialize;
 use serde_json::Value;
 use sqlx::types::Json;
@@ -12,7 +11,7 @@ use store::load::{LoadError, unknown_metadata};
 use store::{Erases, RawEvent, Store};
 use uuid::Uuid;
 
-use crate::model::ReadModel;
+use crate::model::{ReadModel, Source as _};
 
 /// Why a batch was not folded.
 #[derive(Debug, thiserror::Error)]
@@ -99,7 +98,7 @@ pub(crate) async fn fold<M: ReadModel>(
     let own = table::<M>(generation);
     let mut mine: Vec<&RawEvent> = Vec::with_capacity(events.len());
     for event in events {
-        if event.aggregate_type == M::Aggregate::TYPE && !held.contains(&event.position) {
+        if M::Events::TYPES.contains(&event.aggregate_type.as_str()) && !held.contains(&event.position) {
             mine.push(event);
         }
         if let Some(column) = M::SUBJECT
@@ -176,7 +175,7 @@ async fn fold_rows<M: ReadModel>(store: &Store, connection: &mut PgConnection, t
     if events.is_empty() {
         return Ok(());
     }
-    let events = store.typed::<M::Aggregate>(events).await?;
+    let events = M::Events::typed(store, events).await?;
     let mut rows: HashMap<M::Key, Option<M::Row>> = guarded(|| events.iter().flat_map(M::keys).map(|key| (key, None)).collect())?;
     if rows.is_empty() {
         return Ok(());

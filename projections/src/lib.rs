@@ -37,6 +37,11 @@ macro_rules! for_each_read_model {
         $callback! {
             $crate::identity::tenant::Tenants,
             $crate::identity::tenant_timeline::Timeline,
+            $crate::identity::user::Users,
+            $crate::identity::invitation::Invitations,
+            $crate::identity::role::Roles,
+            $crate::identity::api_key::ApiKeys,
+            $crate::identity::access_record::AccessRecords,
             $crate::support::ticket::Tickets,
             $crate::support::ticket_thread::Thread,
             $crate::support::ticket_statistics::Statistics,

@@ -85,6 +85,11 @@ pub(crate) fn select<'q>(model: &str, paging: &Paging) -> QueryBuilder<'q, Postg
     ))
 }
 
+/// The pattern of `like` for what contains this text.
+pub(crate) fn containing(text: &str) -> String {
+    format!("%{}%", text.replace('\\', "\\\\").replace('%', "\\%").replace('_', "\\_"))
+}
+
 /// One page of what the statement selects. `identity` says of which list, filters included: a cursor fits no other.
 pub(crate) async fn page<T: DeserializeOwned + Send + Unpin + 'static>(
     read: &mut Read,

@@ -5,7 +5,8 @@ use std::hash::Hash;
 use domain::{Aggregate, TenantId};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use store::{RawEvent, Recorded};
+use store::load::LoadError;
+use store::{RawEvent, Recorded, Store};
 use uuid::Uuid;
 
 /// What waits together when one event of it cannot be folded.
@@ -43,6 +44,28 @@ impl StreamKey {
     }
 }
 
+/// Whose events a read model folds: those of one aggregate, or of several that it names itself.
+pub trait Source: Send + Sync + 'static {
+    /// The aggregate types.
+    const TYPES: &'static [&'static str];
+
+    /// What their events are to the fold.
+    type Event: Send + Sync;
+
+    /// Turns stored events of these types into what the fold sees.
+    fn typed(store: &Store, events: &[&RawEvent]) -> impl Future<Output = Result<Vec<Recorded<Self::Event>>, LoadError>> + Send;
+}
+
+impl<A: Aggregate> Source for A {
+    const TYPES: &'static [&'static str] = &[A::TYPE];
+
+    type Event = <A as cqrs_es::Aggregate>::Event;
+
+    async fn typed(store: &Store, events: &[&RawEvent]) -> Result<Vec<Recorded<Self::Event>>, LoadError> {
+        store.typed::<A>(events).await
+    }
+}
+
 /// A fold of the log into rows. Pure: given the same events it makes the same rows, so rebuilt = live.
 pub trait ReadModel: Send + Sync + 'static {
     /// Versioned: `tenants_v1`. Also the name of the view that queries read.
@@ -55,7 +78,7 @@ pub trait ReadModel: Send + Sync + 'static {
     const SUBJECT: Option<&'static str> = None;
 
     /// Whose events it folds.
-    type Aggregate: Aggregate;
+    type Events: Source;
 
     /// The key columns; the first is always `tenant_id`.
     type Key: Serialize + Clone + Eq + Hash + Send + Sync;
@@ -64,14 +87,10 @@ pub trait ReadModel: Send + Sync + 'static {
     type Row: Serialize + DeserializeOwned + Clone + PartialEq + Send + Sync + Unpin;
 
     /// The rows that an event touches. An event that moves something carries both the old and the new value.
-    fn keys(event: &Recorded<<Self::Aggregate as cqrs_es::Aggregate>::Event>) -> Vec<Self::Key>;
+    fn keys(event: &Recorded<<Self::Events as Source>::Event>) -> Vec<Self::Key>;
 
     /// What becomes of one of them.
-    fn apply(
-        key: &Self::Key,
-        row: Option<Self::Row>,
-        event: &Recorded<<Self::Aggregate as cqrs_es::Aggregate>::Event>,
-    ) -> Option<Self::Row>;
+    fn apply(key: &Self::Key, row: Option<Self::Row>, event: &Recorded<<Self::Events as Source>::Event>) -> Option<Self::Row>;
 
     /// What is left of a row once its subject's personal data has been erased: what the fold would have made of the erased values.
     fn erased(row: Self::Row) -> Self::Row {

@@ -13,7 +13,7 @@ use store::{RawEvent, Store};
 use uuid::Uuid;
 
 use crate::fold::{FoldError, fold};
-use crate::model::ReadModel;
+use crate::model::{ReadModel, Source};
 
 /// Waiting events that a retry folds in one transaction.
 const PAGE: i64 = 500;
@@ -35,7 +35,7 @@ pub(crate) async fn advance<M: ReadModel>(
     events: &[&RawEvent],
     one_by_one: bool,
 ) -> Result<(), FoldError> {
-    let mine = |event: &RawEvent| event.aggregate_type == <M::Aggregate as cqrs_es::Aggregate>::TYPE;
+    let mine = |event: &RawEvent| <M::Events as Source>::TYPES.contains(&event.aggregate_type.as_str());
     let erasing = |event: &RawEvent| M::SUBJECT.is_some() && event.metadata.contains("\"erases\"");
     if !events.iter().any(|event| mine(event) || erasing(event)) {
         return Ok(());

@@ -224,3 +224,11 @@ pub struct Recorded<E> {
     /// When it was recorded.
     pub recorded_at: DateTime<Utc>,
 }
+
+impl<E> Recorded<E> {
+    /// The same, its event seen otherwise.
+    pub fn map<F>(self, see: impl FnOnce(E) -> F) -> Recorded<F> {
+        let Self { event, position, event_id, stream, version, actor, recorded_at } = self;
+        Recorded { event: see(event), position, event_id, stream, version, actor, recorded_at }
+    }
+}

@@ -8,12 +8,14 @@
 //! * [`audit`]: the invariants, checked from the stored bytes.
 //! * [`backup`]: the whole log as a file, and back.
 //! * [`export`]: a tenant's events for somebody who checks them without us.
+//! * [`claims`]: who holds what.
 //! * [`keys`]: how long idempotency keys are known.
 //! * [`lease`], [`timers`]: who may do what now.
 
 pub mod append;
 pub mod audit;
 pub mod backup;
+pub mod claims;
 pub mod database;
 pub mod event;
 pub mod export;
@@ -165,6 +167,21 @@ impl Store {
     /// Forgets all keys and states, since some personal data has been erased: what this process still could unseal must not be seen after that.
     pub fn forget_unsealed(&self) {
         self.inner.forget_unsealed();
+    }
+
+    /// HMAC-SHA-256 (RFC 2104) of the parts under the master key, for one use only: what it makes can be checked by every process, and made by none without the key.
+    pub fn mac(&self, domain: &'static str, parts: &[&[u8]]) -> [u8; 32] {
+        self.inner.keyring.master().keyed(domain, parts)
+    }
+
+    /// Encrypts a secret of the installation under the master key, for one use only.
+    pub fn wrap(&self, domain: &'static str, secret: &[u8]) -> Option<Vec<u8>> {
+        self.inner.keyring.master().wrap(domain, secret)
+    }
+
+    /// What [`Store::wrap`] was given for this use; `None` when it was not this, or not by this key.
+    pub fn unwrap(&self, domain: &'static str, wrapped: &[u8]) -> Option<Vec<u8>> {
+        self.inner.keyring.master().unwrap(domain, wrapped)
     }
 
     /// How many appends wait for the writer.

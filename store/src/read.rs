@@ -1,7 +1,6 @@
 //! Reading the log.
 
 use chrono::{DateTime, Utc};
-use domain::Actor;
 use sqlx::{PgConnection, QueryBuilder};
 use uuid::Uuid;
 
@@ -33,10 +32,7 @@ impl Filter {
     /// Whether an event passes, as [`Store::list`] decides it.
     pub fn passes(&self, event: &RawEvent) -> bool {
         let metadata = || serde_json::from_str::<Metadata>(&event.metadata).ok();
-        let actor = |metadata: Metadata| match metadata.actor {
-            Actor::User { id, .. } => id,
-            Actor::System { name } => name,
-        };
+        let actor = |metadata: Metadata| metadata.actor.name();
         self.tenant.is_none_or(|tenant| tenant == event.tenant_id)
             && self
                 .kind
@@ -110,7 +106,9 @@ pub(crate) async fn page(connection: &mut PgConnection, after: i64, limit: i64, 
         query.push(" and split_part(aggregate_id, '/', 2) = ").push_bind(id.to_string());
     }
     if let Some(actor) = &filter.actor {
-        query.push(" and coalesce(metadata -> 'actor' ->> 'id', metadata -> 'actor' ->> 'name') = ").push_bind(actor);
+        query
+            .push(" and coalesce(metadata -> 'actor' ->> 'id', metadata -> 'actor' ->> 'key', metadata -> 'actor' ->> 'name') = ")
+            .push_bind(actor);
     }
     if let Some(correlation) = filter.correlation {
         query.push(" and metadata ->> 'correlation_id' = ").push_bind(correlation.to_string());

@@ -52,8 +52,18 @@ impl MasterKey {
         Hash(self.keyed("key check", &[installation.as_bytes()]))
     }
 
+    /// Encrypts a secret of the installation for one use.
+    pub(crate) fn wrap(&self, domain: &str, secret: &[u8]) -> Option<Vec<u8>> {
+        encrypt(&self.cipher(), installation(domain), secret).ok()
+    }
+
+    /// What was wrapped for this use.
+    pub(crate) fn unwrap(&self, domain: &str, wrapped: &[u8]) -> Option<Vec<u8>> {
+        decrypt(&self.cipher(), installation(domain), wrapped)
+    }
+
     /// HMAC-SHA-256 under the master key; each use has its own domain, and each part its length before it.
-    fn keyed(&self, domain: &str, parts: &[&[u8]]) -> [u8; 32] {
+    pub(crate) fn keyed(&self, domain: &str, parts: &[&[u8]]) -> [u8; 32] {
         let Ok(mut mac) = <Hmac<Sha256> as hmac::Mac>::new_from_slice(&self.0) else { unreachable!("HMAC takes keys of any length") };
         for part in [&[domain.as_bytes()], parts].concat() {
             mac.update(&(part.len() as u64).to_be_bytes());
@@ -262,6 +272,11 @@ fn bound_to(name: Name) -> [u8; 32] {
     aad[..16].copy_from_slice(name.0.0.as_bytes());
     aad[16..].copy_from_slice(name.1.0.as_bytes());
     aad
+}
+
+/// What a secret of the installation, which is no data subject's, is bound to.
+fn installation(domain: &str) -> Name {
+    (TenantId::SYSTEM, SubjectId(Uuid::new_v5(&Uuid::nil(), domain.as_bytes())))
 }
 
 /// nonce ‖ ciphertext.

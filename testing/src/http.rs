@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 
+use access::Access;
+use access::token::TokenKey;
 use api::health::{Health, Level, Probe};
-use api::token::TokenKey;
 use api::{App, Limits};
 use axum::Router;
 use axum::body::{Body, to_bytes};
@@ -14,6 +15,7 @@ use futures::FutureExt as _;
 use serde_json::Value;
 use tower::ServiceExt as _;
 use utoipa_axum::router::OpenApiRouter;
+use uuid::Uuid;
 
 use crate::Env;
 use crate::node::Node;
@@ -27,6 +29,8 @@ pub struct Client {
     pub key: TokenKey,
     /// The token that is sent, if any.
     pub token: Option<String>,
+    /// Signing in.
+    pub access: Access,
     clock: domain::ManualClock,
 }
 
@@ -41,6 +45,21 @@ pub struct Answer {
     pub json: Value,
     /// Its body.
     pub text: String,
+}
+
+/// The password of everybody in tests.
+pub const PASSWORD: &str = "violet kettle marmot 71 drift";
+
+/// Somebody who has logged in.
+pub struct Person {
+    /// Their id.
+    pub id: Uuid,
+    /// Their session.
+    pub session: Uuid,
+    /// Their refresh token.
+    pub refresh: String,
+    /// The interface, with their access token.
+    pub client: Client,
 }
 
 impl Answer {
@@ -70,14 +89,15 @@ impl Client {
     pub fn with(env: &Env, node: &Node, limits: Limits, more: OpenApiRouter<App>) -> Self {
         let key = TokenKey::from_pem(&TokenKey::generate()).expect("a key");
         let probe: Probe = std::sync::Arc::new(|| async { Health { status: Level::Ok, components: BTreeMap::new() } }.boxed());
+        let access = node.access(Some(key.clone()));
         let app = App {
             executor: node.executor.clone(),
             reads: node.reads.clone(),
-            token_key: key.clone(),
+            access: access.clone(),
             probe,
             metrics: api::app::recorder(),
         };
-        let client = Self { router: api::app::router_with(app, limits, more), key, token: None, clock: env.clock.clone() };
+        let client = Self { router: api::app::router_with(app, limits, more), key, token: None, access, clock: env.clock.clone() };
         client.acting(TenantId::SYSTEM, Role::SuperAdmin)
     }
 
@@ -134,6 +154,39 @@ impl Client {
     pub async fn post_with(&self, uri: &str, body: Value, headers: &[(&str, &str)]) -> Answer {
         let headers: Vec<_> = headers.iter().copied().chain([("content-type", "application/json")]).collect();
         self.send(Method::POST, uri, &headers, body.to_string()).await
+    }
+
+    /// As the platform: makes somebody a user of a tenant, and answers their id.
+    pub async fn register(&self, tenant: TenantId, role: &str, email: &str) -> Uuid {
+        let named = [("tenure-tenant", tenant.to_string())];
+        let named = [(named[0].0, named[0].1.as_str())];
+        let body = serde_json::json!({"email": email, "name": "Somebody", "role": role, "email_verified": true});
+        let answer = self.post_with("/v1/users", body, &named).await;
+        assert_eq!(answer.status, StatusCode::CREATED, "{}", answer.text);
+        answer.field("id").parse().expect("an id")
+    }
+
+    /// As the platform: makes somebody a user who has logged in.
+    pub async fn person(&self, tenant: TenantId, role: &str, email: &str) -> Person {
+        let id = self.register(tenant, role, email).await;
+        let named = [("tenure-tenant", tenant.to_string())];
+        let named = [(named[0].0, named[0].1.as_str())];
+        let set = self.post_with(&format!("/v1/users/{id}/set-password"), serde_json::json!({"password": PASSWORD}), &named).await;
+        assert_eq!(set.status, StatusCode::OK, "{}", set.text);
+        self.login(tenant, email, PASSWORD).await.expect("a login")
+    }
+
+    /// Logs in; the problem, if that is refused.
+    pub async fn login(&self, tenant: TenantId, email: &str, password: &str) -> Result<Person, Answer> {
+        let body = serde_json::json!({"tenant": if tenant == TenantId::SYSTEM { "system".to_owned() } else { tenant.to_string() }, "email": email, "password": password});
+        let answer = self.with_token(None).post("/v1/auth/login", body).await;
+        if answer.status != StatusCode::OK {
+            return Err(answer);
+        }
+        let id = answer.field("user_id").parse().expect("an id");
+        let session = answer.field("session_id").parse().expect("an id");
+        let refresh = answer.field("refresh_token").to_owned();
+        Ok(Person { id, session, refresh, client: self.with_token(Some(answer.field("access_token").to_owned())) })
     }
 
     /// Makes a tenant and answers its id.

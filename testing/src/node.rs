@@ -1,5 +1,8 @@
 //! What `tenure serve` runs, inside the test.
 
+use access::Access;
+use access::passwords::Hashing;
+use access::token::TokenKey;
 use bus::Bus;
 use bus::feed::Feed;
 use bus::relay::{Relay, Status, hint};
@@ -9,6 +12,7 @@ use commands::timers::TimerPoller;
 use domain::identity::tenant::{ProvisionTenant, Slug, Tenant};
 use domain::text::DisplayName;
 use domain::{Actor, Aggregate, StreamId, TenantId};
+use outbound::policy::MailPolicy;
 use projections::cursor::CursorKey;
 use projections::projector::Projector;
 use projections::{Progress, ReadModel, ReadSide, start_all};
@@ -59,7 +63,10 @@ impl Node {
         let progress = Progress::default();
         let (mut tasks, projectors) = (JoinSet::new(), env.database.pool(DbRole::Projector, 8));
         start_all(&mut tasks, &store, &projectors, &feed, &progress, &cancel);
+        tasks.spawn(run(MailPolicy::new(store.clone()), store.clone(), feed.clone(), cancel.clone()));
         tasks.detach_all();
+        // It does not answer what happened before it first came.
+        eventually("the mail policy has begun", || async { outbound::policy::position(&store).await.ok().flatten() }).await;
         let reads = ReadSide::new(&env.database, progress.clone(), CursorKey([7; 32]));
         Self { executor: Executor::new(store.clone()), store, bus, feed, reads, relay: status, projectors, progress, cancel }
     }
@@ -68,6 +75,12 @@ impl Node {
     pub fn project<M: ReadModel>(&self) {
         let projector = Projector::<M>::new(self.store.clone(), self.projectors.clone(), self.progress.clone());
         tokio::spawn(run(projector, self.store.clone(), self.feed.clone(), self.cancel.clone()));
+    }
+
+    /// Signing in, with hashes that cost next to nothing.
+    pub fn access(&self, operator: Option<TokenKey>) -> Access {
+        let hashing = Hashing { memory_kib: 64, iterations: 1, ..Hashing::default() };
+        Access::new(self.executor.clone(), hashing, operator).expect("parameters")
     }
 
     /// A poller of this node.
@@ -116,6 +129,10 @@ impl Node {
         .await;
         eventually("the read models are at the log's end", || async {
             self.reads.positions().await.ok()?.iter().all(|(_, position, _)| *position >= head).then_some(())
+        })
+        .await;
+        eventually("the mails are decided upon", || async {
+            outbound::policy::position(&self.store).await.ok()?.filter(|position| *position >= head).map(drop)
         })
         .await;
     }

@@ -175,7 +175,7 @@ fn folded(words: &Personal<String>) -> Option<String> {
 impl ReadModel for Things {
     const NAME: &'static str = "things_v1";
     const SUBJECT: Option<&'static str> = Some("subject_id");
-    type Aggregate = Thing;
+    type Events = Thing;
     type Key = StreamKey;
     type Row = Row;
 

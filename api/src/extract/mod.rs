@@ -3,12 +3,14 @@
 mod query;
 mod write;
 
+use std::sync::{Arc, OnceLock};
+
 use axum::extract::FromRequestParts;
 use axum::http::header::AUTHORIZATION;
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
-use commands::authorize::may_enter;
-use domain::{Actor, TenantId};
+use commands::authorize::{authorize, may_enter};
+use domain::{Actor, StreamId, TenantId};
 use uuid::Uuid;
 
 pub use query::{After, ListBody, Listed, Listing, Params, Query, Shown};
@@ -25,10 +27,46 @@ const TENURE_TENANT: HeaderName = HeaderName::from_static("tenure-tenant");
 /// Who asks, and for which tenant.
 #[derive(Clone, Debug)]
 pub struct Caller {
-    /// Who.
+    /// Who, with what they may now.
     pub actor: Actor,
-    /// The token's tenant, or the one that a super admin named.
+    /// The token's tenant, or the one that the platform named.
     pub tenant: TenantId,
+    /// The session of the token.
+    pub session: Option<Uuid>,
+    /// The API key that was used.
+    pub key: Option<Uuid>,
+}
+
+/// Where a request leaves who asked, for whoever records what they were refused.
+#[derive(Clone, Default)]
+pub(crate) struct Asked(pub(crate) Arc<OnceLock<Caller>>);
+
+impl Caller {
+    /// The user who asks, in their own tenant: for what people do with their own account.
+    pub fn own_user(&self) -> Result<StreamId, Problem> {
+        match &self.actor {
+            Actor::User { id, tenant, .. } if *tenant == self.tenant => {
+                let id = id.parse().map_err(|_| Problem::new(code::NO_ACCOUNT, "an operator's token belongs to no user"))?;
+                Ok(StreamId::new(*tenant, id))
+            }
+            Actor::User { .. } | Actor::Service { .. } | Actor::System { .. } => {
+                Err(Problem::new(code::NO_ACCOUNT, "this is for people with their own token, in their own tenant"))
+            }
+        }
+    }
+
+    /// The same, and not by an API key: what gives more than a key may give needs a session.
+    pub fn in_person(&self) -> Result<StreamId, Problem> {
+        if self.key.is_some() {
+            return Err(Problem::new(code::NO_ACCOUNT, "this needs a session; an API key will not do"));
+        }
+        self.own_user()
+    }
+
+    /// Refuses a caller who lacks the permission.
+    pub fn require(&self, permission: &'static str) -> Result<(), Problem> {
+        Ok(authorize(&self.actor, permission)?)
+    }
 }
 
 impl FromRequestParts<App> for Caller {
@@ -41,18 +79,24 @@ impl FromRequestParts<App> for Caller {
             .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
             .map(|(_, token)| token.trim());
         let Some(token) = token else { return Err(Problem::unauthenticated(None)) };
-        let actor =
-            app.token_key.verify(token, app.executor.store().clock().now()).map_err(|error| Problem::unauthenticated(Some(&error)))?;
-        let Actor::User { tenant: own, .. } = &actor else { return Err(Problem::unauthenticated(None)) };
+        let authenticated = app.access.authenticate(token).await?;
+        let Some(own) = authenticated.actor.tenant() else { return Err(Problem::unauthenticated(None)) };
         let tenant = match parts.headers.get(TENURE_TENANT) {
-            None => *own,
+            None => own,
             Some(value) => value
                 .to_str()
                 .ok()
-                .and_then(|text| crate::token::tenant::parse(text).ok())
+                .and_then(|text| access::token::tenant::parse(text).ok())
                 .ok_or_else(|| Problem::new(code::BAD_HEADER, "Tenure-Tenant must be a tenant's id"))?,
         };
-        if may_enter(&actor, tenant) { Ok(Self { actor, tenant }) } else { Err(Problem::not_found()) }
+        if !may_enter(&authenticated.actor, tenant) {
+            return Err(Problem::not_found());
+        }
+        let caller = Self { actor: authenticated.actor, tenant, session: authenticated.session, key: authenticated.key };
+        if let Some(asked) = parts.extensions.get::<Asked>() {
+            let _ = asked.0.set(caller.clone());
+        }
+        Ok(caller)
     }
 }
 

@@ -63,6 +63,13 @@ impl<C: DeserializeOwned> FromRequest<App> for Body<C> {
     }
 }
 
+impl<C> Body<C> {
+    /// The same request, completed by what the server draws: that is no part of what makes two requests the same.
+    pub fn map<D>(self, complete: impl FnOnce(C) -> D) -> Body<D> {
+        Body { command: complete(self.command), canonical: self.canonical }
+    }
+}
+
 impl<C: DeserializeOwned> Body<C> {
     fn parse(bytes: &[u8]) -> Result<Self, Problem> {
         let value: Value =
@@ -204,7 +211,7 @@ impl<A: Aggregate> Write<A> {
 
 /// The answer to a command.
 pub struct Written {
-    outcome: Outcome,
+    pub(crate) outcome: Outcome,
     path: String,
 }
 
@@ -221,11 +228,18 @@ pub struct WrittenBody {
     position: i64,
 }
 
+impl WrittenBody {
+    /// What came of a command.
+    pub fn of(outcome: &Outcome) -> Self {
+        Self { id: outcome.id, version: outcome.version, position: outcome.position }
+    }
+}
+
 impl IntoResponse for Written {
     fn into_response(self) -> Response {
+        let body = WrittenBody::of(&self.outcome);
         let Outcome { id, version, position, created, replayed } = self.outcome;
-        let mut response =
-            (if created { StatusCode::CREATED } else { StatusCode::OK }, axum::Json(WrittenBody { id, version, position })).into_response();
+        let mut response = (if created { StatusCode::CREATED } else { StatusCode::OK }, axum::Json(body)).into_response();
         let headers = response.headers_mut();
         set(headers, ETAG, &etag(version));
         set(headers, TENURE_POSITION, &position.to_string());

@@ -59,6 +59,15 @@ fn of(schema: &Value, schemas: &Value) -> Value {
     if let Some(name) = schema["$ref"].as_str().and_then(|path| path.rsplit('/').next()) {
         return of(&schemas[name], schemas);
     }
+    if let Some(parts) = schema["allOf"].as_array().filter(|parts| parts.len() > 1) {
+        // What is flattened into one object.
+        let parts: Vec<Value> = parts.iter().map(|part| of(part, schemas)).collect();
+        if parts.iter().all(Value::is_object) {
+            return Value::Object(
+                parts.iter().filter_map(Value::as_object).flatten().map(|(name, field)| (name.clone(), field.clone())).collect(),
+            );
+        }
+    }
     let one_of = schema["oneOf"].as_array().or_else(|| schema["anyOf"].as_array()).or_else(|| schema["allOf"].as_array());
     if let Some(first) = one_of.and_then(|all| all.iter().find(|one| one["type"] != "null")) {
         return of(first, schemas);

@@ -1,5 +1,6 @@
 //! All routes. This file only lists them.
 
+mod delivery;
 mod examples;
 mod headers;
 pub mod identity;
@@ -38,7 +39,16 @@ impl utoipa::Modify for Bearer {
 
 /// Everything under `/v1`.
 pub(crate) fn all() -> OpenApiRouter<App> {
-    OpenApiRouter::with_openapi(Description::openapi()).merge(identity::tenant::routes()).merge(support::ticket::routes())
+    OpenApiRouter::with_openapi(Description::openapi())
+        .merge(identity::session::routes())
+        .merge(identity::me::routes())
+        .merge(identity::tenant::routes())
+        .merge(identity::user::routes())
+        .merge(identity::role::routes())
+        .merge(identity::api_key::routes())
+        .merge(identity::access_record::routes())
+        .merge(delivery::routes())
+        .merge(support::ticket::routes())
 }
 
 /// What operators ask; never refused for load.

@@ -4,13 +4,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
+use access::links::{self, Purpose};
 use api::problem::{code, status_of};
 use axum::http::{Method, StatusCode};
 use domain::{Aggregate, DomainError, Kind, Refusal, Role};
 use projections::ReadModel;
+use projections::model::Source;
 use serde_json::{Value, json};
 use testing::Env;
-use testing::http::Client;
+use testing::http::{Answer, Client};
 use testing::node::Node;
 
 /// An operation of the description.
@@ -40,9 +42,9 @@ fn tags() -> BTreeSet<String> {
 
 fn read_models_of(aggregate: &str) -> Vec<&'static str> {
     macro_rules! all {
-        ($($model:ty,)*) => { [$((<<$model as ReadModel>::Aggregate as cqrs_es::Aggregate>::TYPE, <$model as ReadModel>::NAME)),*] };
+        ($($model:ty,)*) => { [$((<<$model as ReadModel>::Events as Source>::TYPES, <$model as ReadModel>::NAME)),*] };
     }
-    projections::for_each_read_model!(all).into_iter().filter(|(of, _)| *of == aggregate).map(|(_, name)| name).collect()
+    projections::for_each_read_model!(all).into_iter().filter(|(of, _)| of.contains(&aggregate)).map(|(_, name)| name).collect()
 }
 
 fn missing<A: Aggregate>() -> Vec<String> {
@@ -144,23 +146,52 @@ fn fits(real: &Value, described: &Value, at: &str) -> Result<(), String> {
     }
 }
 
-/// Calls an operation with the example of its description.
-async fn call(client: &Client, operation: &Operation, id: &str) {
+/// Calls an operation with the example of its description, or with another body where an example cannot fit, and answers what it answered.
+async fn call_with(client: &Client, operation: &Operation, id: &str, body: Option<Value>) -> Answer {
     let description = &operation.description;
     let uri = operation.path.replace("{id}", id);
     let (media, body) = match description["requestBody"]["content"].as_object().and_then(|content| content.iter().next()) {
-        Some((media, content)) => (media.as_str(), content["example"].to_string()),
-        None => ("", String::new()),
+        Some((media, content)) => (media.as_str(), body.unwrap_or_else(|| content["example"].clone())),
+        None => ("", Value::Null),
+    };
+    let text = match media {
+        "" => String::new(),
+        "application/x-www-form-urlencoded" => format!("token={}", body["token"].as_str().unwrap()),
+        _ => body.to_string(),
     };
     let headers = [("content-type", media)];
-    let answer = client.send(operation.method.clone(), &uri, if media.is_empty() { &[] } else { &headers }, body.clone()).await;
-    let said = format!("{} {uri} {body}: {} {}", operation.method, answer.status, answer.text);
+    let answer = client.send(operation.method.clone(), &uri, if media.is_empty() { &[] } else { &headers }, text.clone()).await;
+    let said = format!("{} {uri} {text}: {} {}", operation.method, answer.status, answer.text);
     assert!(answer.status.is_success(), "{said}");
     let described = &description["responses"][answer.status.as_str()];
     assert!(described.is_object(), "{said}: not described");
-    let Some(content) = described["content"]["application/json"].as_object() else { return };
-    assert!(content["example"].is_object(), "{said}: no example");
-    fits(&answer.json, &content["example"], "").unwrap_or_else(|error| panic!("{said}: {error}"));
+    if let Some(content) = described["content"]["application/json"].as_object() {
+        assert!(content["example"].is_object(), "{said}: no example");
+        fits(&answer.json, &content["example"], "").unwrap_or_else(|error| panic!("{said}: {error}"));
+    }
+    answer
+}
+
+/// Calls operations by name with the examples of their description, in an order in which each of them is allowed.
+struct Calls {
+    operations: BTreeMap<String, Operation>,
+    called: BTreeSet<String>,
+}
+
+impl Calls {
+    async fn one(&mut self, client: &Client, name: &str, id: &str, body: Option<Value>) -> Answer {
+        self.called.insert(name.to_owned());
+        call_with(client, &self.operations[name], id, body).await
+    }
+
+    async fn all(&mut self, node: &Node, client: &Client, id: &str, names: &[&str]) {
+        for name in names.iter().flat_map(|line| line.split(' ')) {
+            if name.starts_with("list_") || name.starts_with("get_") {
+                node.settled().await;
+            }
+            self.one(client, name, id, None).await;
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -168,40 +199,94 @@ async fn every_operation_of_the_description_was_called_with_its_example_and_answ
     let env = Env::new().await;
     let node = Node::start(&env).await;
     let platform = Client::new(&env, &node);
-    let agent = platform.acting(platform.provision("desk").await, Role::SupportAgent);
+    let tenant = platform.provision("desk").await;
+    let admin = platform.acting(tenant, Role::OrgAdmin);
     let example = "01900000-0000-7000-8000-000000000001";
+    let mut calls = Calls { operations: operations(), called: BTreeSet::new() };
+
+    // The example's assignee is this user.
+    calls.all(&node, &admin, example, &["register_user"]).await;
+    let agent = platform.acting(tenant, Role::SupportAgent);
     let ticket = agent.post("/v1/tickets", json!({"subject": "Mine", "body": "Another one."})).await.field("id").to_owned();
-    let operations = operations();
-    let mut called = BTreeSet::new();
-    // In an order in which each of them is allowed.
     let tickets = [
-        "open_ticket edit_ticket change_status add_comment redact_comment assign_ticket unassign_ticket change_priority link_ticket unlink_ticket",
-        "tag_ticket untag_ticket attach_file detach_file add_follower remove_follower resolve_ticket reopen_ticket resolve_ticket close_ticket",
-        "list_tickets get_ticket list_ticket_thread list_ticket_statistics",
+        "open_ticket edit_ticket change_status add_comment redact_comment assign_ticket unassign_ticket auto_assign_ticket change_priority link_ticket",
+        "unlink_ticket tag_ticket untag_ticket attach_file detach_file add_follower remove_follower resolve_ticket reopen_ticket resolve_ticket",
+        "close_ticket list_tickets get_ticket list_ticket_thread list_ticket_statistics",
     ];
-    for name in tickets.iter().flat_map(|line| line.split(' ')) {
-        if name == "list_tickets" {
-            node.settled().await;
+    calls.all(&node, &agent, &ticket, &tickets).await;
+    calls.all(&node, &agent, example, &["delete_ticket"]).await;
+
+    let users = [
+        "update_profile request_email_verification change_email change_role set_password lock_user unlock_user suspend_user reactivate_user",
+        "deactivate_user reactivate_user list_users get_user list_user_sessions end_user_sessions delete_user erase_user",
+    ];
+    calls.all(&node, &admin, example, &users).await;
+    let inviting = platform.acting(platform.provision("inviting").await, Role::OrgAdmin);
+    calls.all(&node, &inviting, example, &["invite_user resend_invitation list_invitations revoke_invitation"]).await;
+    calls.all(&node, &admin, example, &["define_role rename_role change_permissions list_roles get_role delete_role"]).await;
+    calls.all(&node, &admin, example, &["create_api_key list_api_keys get_api_key rotate_api_key revoke_api_key"]).await;
+    calls.all(&node, &admin, example, &["list_access_records list_deliveries list_delivery_attempts retry_delivery"]).await;
+
+    // The login of the example.
+    let acme = platform.provision("acme").await;
+    let (ada, named) = (platform.register(acme, "org_admin", "ada@example.com").await, [("tenure-tenant", acme.to_string())]);
+    let named = [(named[0].0, named[0].1.as_str())];
+    let password = json!({"password": "correct horse battery staple"});
+    platform.post_with(&format!("/v1/users/{ada}/set-password"), password, &named).await;
+    let nobody = platform.with_token(None);
+    let tokens = calls.one(&nobody, "login", "", None).await;
+    let tokens = calls.one(&nobody, "refresh", "", Some(json!({"refresh_token": tokens.field("refresh_token")}))).await;
+    let ada = platform.with_token(Some(tokens.field("access_token").to_owned()));
+    calls.all(&node, &ada, "", &["me check_permissions my_tenants my_sessions change_my_password end_my_sessions"]).await;
+    calls.one(&ada, "switch_tenant", "", None).await;
+    calls.one(&ada, "introspect", "", Some(json!({"token": tokens.field("access_token")}))).await;
+    calls.all(&node, &nobody, "", &["revoke request_password_reset jwks"]).await;
+    calls.all(&node, &ada, "", &["logout"]).await;
+    // Links, as mails have them.
+    let link = |purpose, user: uuid::Uuid| {
+        let (store, access) = (node.store.clone(), platform.access.clone());
+        async move {
+            let stream = domain::StreamId::new(acme, user);
+            let details = access.details(stream).await.unwrap().unwrap();
+            let link = match purpose {
+                Purpose::Invitation => details.invitation,
+                Purpose::Verification => details.verification,
+                Purpose::Reset => details.reset,
+            };
+            json!({"token": links::write(&store, purpose, stream, link?.token), "password": "correct horse battery staple", "name": "Ada"})
+                .into()
         }
-        call(&agent, &operations[name], &ticket).await;
-        called.insert(name.to_owned());
-    }
-    call(&agent, &operations["delete_ticket"], example).await;
-    called.insert("delete_ticket".to_owned());
+    };
+    let only = |body: Option<Value>, fields: &[&str]| {
+        body.map(|body| Value::Object(fields.iter().map(|field| ((*field).to_owned(), body[*field].clone())).collect()))
+    };
+    let invite = async |email: &str| -> uuid::Uuid {
+        let invited = platform.post_with("/v1/invitations", json!({"email": email, "role": "user"}), &named).await;
+        invited.field("id").parse().unwrap()
+    };
+    let grace = invite("grace@example.com").await;
+    calls.one(&nobody, "accept_invitation", "", link(Purpose::Invitation, grace).await).await;
+    let body = only(link(Purpose::Invitation, invite("mary@example.com").await).await, &["token"]);
+    calls.one(&nobody, "decline_invitation", "", body).await;
+    platform.post_with(&format!("/v1/users/{grace}/change-email"), json!({"email": "g@example.com"}), &named).await;
+    calls.one(&nobody, "verify_email", "", only(link(Purpose::Verification, grace).await, &["token"])).await;
+    nobody.post("/v1/auth/request-password-reset", json!({"tenant": "acme", "email": "g@example.com"})).await;
+    let reset = testing::eventually("a link", || async { only(link(Purpose::Reset, grace).await, &["token", "password"]) }).await;
+    calls.one(&nobody, "reset_password", "", Some(reset)).await;
+
     let tenants = [
         "provision_tenant complete_provisioning rename_tenant change_slug update_settings set_llm_config set_branding suspend_tenant reactivate_tenant",
         "freeze_tenant reactivate_tenant deactivate_tenant reactivate_tenant cancel_tenant list_tenants get_tenant list_tenant_timeline delete_tenant",
         "livez readyz health metrics",
     ];
-    for name in tenants.iter().flat_map(|line| line.split(' ')) {
-        if name == "list_tenants" {
-            node.settled().await;
-        }
-        call(&platform, &operations[name], example).await;
-        called.insert(name.to_owned());
-    }
-    let all: BTreeSet<String> = operations.keys().cloned().collect();
-    assert_eq!(called, all);
+    // The example's slug is taken.
+    platform.post(&format!("/v1/tenants/{acme}/change-slug"), json!({"slug": "elsewhere"})).await;
+    env.clock.advance(chrono::TimeDelta::days(31));
+    node.timers().fire_due().await.unwrap();
+    let platform = platform.acting(domain::TenantId::SYSTEM, Role::SuperAdmin);
+    calls.all(&node, &platform, example, &tenants).await;
+    let all: BTreeSet<String> = calls.operations.keys().cloned().collect();
+    assert_eq!(calls.called, all);
 }
 
 #[test]

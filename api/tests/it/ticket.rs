@@ -66,7 +66,7 @@ async fn a_ticket_goes_from_opening_through_work_to_closing() {
     let (ticket, other) = (desk.open(&desk.ada, "Help", "It is broken.").await, desk.open(&desk.ada, "More help", "Too.").await);
     let base = format!("/v1/tickets/{ticket}");
     let (comment, file) = (id(), id());
-    let follower = id();
+    let follower = desk.platform.register(desk.tenant, "support_agent", "grace@example.com").await;
     for (path, body, version) in [
         ("change-status", json!({"status": "open"}), 2),
         ("change-status", json!({"status": "open"}), 2),
@@ -313,7 +313,7 @@ async fn a_requester_sees_and_changes_only_their_own_tickets_and_no_other_tenant
 async fn tickets_are_found_by_every_filter_and_by_what_is_said_in_them() {
     let desk = Desk::new().await;
     let agent = &desk.agent;
-    let assignee = id();
+    let assignee = desk.platform.register(desk.tenant, "agent", "grace@example.com").await;
     let first = desk.open(&desk.ada, "Invoice 2041", "The total is wrong, it says 99.").await;
     let second = agent
         .post("/v1/tickets", json!({"subject": "Printer", "body": "Paper jam", "priority": "high", "channel": "phone", "tags": ["hardware"], "requester": desk.ada_id}))

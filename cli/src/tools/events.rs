@@ -69,7 +69,7 @@ pub(crate) enum Events {
 #[derive(Args)]
 pub(crate) struct Which {
     /// Of this tenant.
-    #[arg(long, value_parser = api::token::tenant::parse)]
+    #[arg(long, value_parser = access::token::tenant::parse)]
     tenant: Option<TenantId>,
     /// Of an aggregate type (`tenant`) or an event type (`tenant.renamed`).
     #[arg(long = "type")]

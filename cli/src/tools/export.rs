@@ -45,7 +45,7 @@ impl Format {
 #[derive(Args)]
 pub(crate) struct Export {
     /// Whose events.
-    #[arg(long, value_parser = api::token::tenant::parse)]
+    #[arg(long, value_parser = access::token::tenant::parse)]
     tenant: TenantId,
     /// How it is written.
     #[arg(long, value_enum, default_value_t = Format::Jsonl)]

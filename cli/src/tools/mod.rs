@@ -1,10 +1,14 @@
 //! The tools. This file only lists them.
 
+pub(crate) mod admin;
 pub(crate) mod audit;
 pub(crate) mod bus;
+pub(crate) mod deliveries;
 pub(crate) mod doctor;
 pub(crate) mod events;
 pub(crate) mod export;
+pub(crate) mod import;
+pub(crate) mod keys;
 pub(crate) mod log;
 pub(crate) mod projections;
 pub(crate) mod replay;

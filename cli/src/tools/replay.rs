@@ -25,7 +25,7 @@ pub(crate) struct Wanted {
     #[arg(long)]
     subject_prefix: String,
     /// Only this tenant's events.
-    #[arg(long, value_parser = api::token::tenant::parse)]
+    #[arg(long, value_parser = access::token::tenant::parse)]
     tenant: Option<TenantId>,
     /// Only events of this type: an aggregate's (`ticket`) or an event's (`ticket.opened`).
     #[arg(long = "type")]

@@ -24,7 +24,7 @@ impl Site {
             ("DATABASE_OWNER_URL", servers.remembered.owner_url()),
             ("NATS_URL", servers.remembered.nats_url()),
             ("TENURE_STORE_MASTER_KEY", "5".repeat(64)),
-            ("TENURE_API_TOKEN_KEY", api::token::TokenKey::generate()),
+            ("TENURE_API_TOKEN_KEY", access::token::TokenKey::generate()),
         ];
         let migrated = tool(dir.path(), &environment, &["migrate"]).await;
         assert!(migrated.status.success(), "{}", text(&migrated.stderr));

@@ -139,12 +139,12 @@ async fn a_role_without_the_permission_is_refused_and_nothing_is_written() {
     a.execute(request(tenant, provision("acme"))).await.unwrap();
     for (role, may) in [(Role::OrgAdmin, true), (Role::SupportAgent, false), (Role::User, false), (Role::Viewer, false)] {
         let mut rename = request(tenant, rename(&role.to_string()));
-        rename.actor = Actor::User { id: "u".into(), tenant, role };
+        rename.actor = Actor::person("u", tenant, role);
         let answer = a.execute(rename).await;
         assert_eq!(answer.is_ok(), may, "{role}");
         assert!(may || matches!(answer, Err(CommandError::Forbidden { permission: "tenant:rename" })));
         let mut freeze = request(tenant, FreezeTenant {});
-        freeze.actor = Actor::User { id: "u".into(), tenant, role };
+        freeze.actor = Actor::person("u", tenant, role);
         assert!(matches!(a.execute(freeze).await, Err(CommandError::Forbidden { .. })), "{role}: only the platform stops tenants");
     }
     assert_eq!(a.store().head().await.unwrap().position, 2);

@@ -1,4 +1,9 @@
 //! Who uses the platform.
 
+pub mod access_record;
+pub mod api_key;
+pub mod invitation;
+pub mod role;
 pub mod tenant;
 pub mod tenant_timeline;
+pub mod user;

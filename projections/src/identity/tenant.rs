@@ -63,7 +63,7 @@ pub struct Row {
 
 impl ReadModel for Tenants {
     const NAME: &'static str = "tenants_v1";
-    type Aggregate = Tenant;
+    type Events = Tenant;
     type Key = StreamKey;
     type Row = Row;
 
@@ -173,7 +173,7 @@ pub async fn list(read: &mut Read, cursors: &CursorKey, filter: &Filter, paging:
         query.push(" and plan = ").push_bind(plan);
     }
     if let Some(q) = &filter.q {
-        let pattern = format!("%{}%", q.replace('\\', "\\\\").replace('%', "\\%").replace('_', "\\_"));
+        let pattern = list::containing(q);
         query.push(" and (lower(name) like lower(").push_bind(pattern.clone()).push(") or slug like lower(").push_bind(pattern).push("))");
     }
     if let Some(slug) = &filter.slug {

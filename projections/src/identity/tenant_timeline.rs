@@ -46,7 +46,7 @@ pub struct Row {
 
 impl ReadModel for Timeline {
     const NAME: &'static str = "tenant_timeline_v1";
-    type Aggregate = Tenant;
+    type Events = Tenant;
     type Key = Key;
     type Row = Row;
 

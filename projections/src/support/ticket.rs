@@ -108,7 +108,7 @@ pub struct Attachment {
 impl ReadModel for Tickets {
     const NAME: &'static str = "tickets_v1";
     const SUBJECT: Option<&'static str> = Some("requester_id");
-    type Aggregate = Ticket;
+    type Events = Ticket;
     type Key = StreamKey;
     type Row = Row;
 

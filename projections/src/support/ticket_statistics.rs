@@ -62,7 +62,7 @@ pub struct Row {
 impl ReadModel for Statistics {
     const NAME: &'static str = "ticket_statistics_v1";
     const PARTITION: Partition = Partition::Tenant;
-    type Aggregate = Ticket;
+    type Events = Ticket;
     type Key = Key;
     type Row = Row;
 

@@ -60,7 +60,7 @@ pub struct Row {
 impl ReadModel for Thread {
     const NAME: &'static str = "ticket_thread_v1";
     const SUBJECT: Option<&'static str> = Some("requester_id");
-    type Aggregate = Ticket;
+    type Events = Ticket;
     type Key = Key;
     type Row = Row;
 

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::hash::Hash as StdHash;
 
 use chrono::{DateTime, Utc};
-use domain::{Claim, Effect, Gate, Precondition, Refusal, Scope, StreamId, TenantId};
+use domain::{Claim, CounterName, Effect, Gate, Precondition, Refusal, Scope, StreamId, TenantId};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
@@ -115,7 +115,7 @@ pub(crate) struct Guards {
     pub(crate) tenants: Table<TenantId, TenantHead>,
     pub(crate) claims: Table<ClaimKey, Holder>,
     pub(crate) held: Table<Holder, ClaimKey>,
-    pub(crate) counters: Table<(TenantId, &'static str), Counter>,
+    pub(crate) counters: Table<(TenantId, CounterName), Counter>,
     pub(crate) allocations: Table<(TenantId, &'static str), i64>,
     pub(crate) timers: Table<(&'static str, StreamId, String), DateTime<Utc>>,
     pub(crate) erased: Table<(TenantId, domain::SubjectId), ()>,
@@ -186,11 +186,11 @@ impl Guards {
                 None => Err(Refusal::ClaimNotHeld { namespace: claim.namespace.to_owned() }),
             },
             Precondition::CounterWithin { counter, at_least, at_most } => {
-                let value = self.counters.get(&(tenant, counter)).map_or(0, |c| c.value);
+                let value = self.counters.get(&(tenant, *counter)).map_or(0, |c| c.value);
                 if at_least.is_none_or(|n| value >= n) && at_most.is_none_or(|n| value <= n) {
                     Ok(())
                 } else {
-                    Err(Refusal::CounterOutOfBounds { counter: (*counter).to_owned(), value, floor: *at_least, ceiling: *at_most })
+                    Err(Refusal::CounterOutOfBounds { counter: counter.to_string(), value, floor: *at_least, ceiling: *at_most })
                 }
             }
             Precondition::GateOpen if tenant == TenantId::SYSTEM => Ok(()),
@@ -242,7 +242,7 @@ impl Guards {
                 let key = (tenant, *counter);
                 let mut c = self.counters.get(&key).cloned().unwrap_or(Counter { value: 0, floor: None, ceiling: None });
                 let refused =
-                    || Refusal::CounterOutOfBounds { counter: (*counter).to_owned(), value: c.value, floor: c.floor, ceiling: c.ceiling };
+                    || Refusal::CounterOutOfBounds { counter: counter.to_string(), value: c.value, floor: c.floor, ceiling: c.ceiling };
                 let value = c.value.checked_add(*delta).ok_or_else(refused)?;
                 if (*delta > 0 && c.ceiling.is_some_and(|most| value > most)) || (*delta < 0 && c.floor.is_some_and(|least| value < least))
                 {
@@ -295,7 +295,7 @@ impl Guards {
             .counters
             .changes()
             .filter_map(|(k, _, c)| {
-                c.map(|c| json!({"tenant_id": k.0, "name": k.1, "value": c.value, "floor": c.floor, "ceiling": c.ceiling}))
+                c.map(|c| json!({"tenant_id": k.0, "name": k.1.to_string(), "value": c.value, "floor": c.floor, "ceiling": c.ceiling}))
             })
             .collect();
         let allocations: Vec<_> = self

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::hash::Hash;
 
 use chrono::{DateTime, Utc};
-use domain::{Effect, Precondition, TenantId};
+use domain::{CounterName, Effect, Precondition, TenantId};
 
 use super::decide::{Plan, Snapshot, decide_next};
 use super::guards::{Counter, Guards, StreamKey, Table, TenantHead};
@@ -24,7 +24,7 @@ const MOST: usize = 20_000;
 pub(super) struct Memory {
     head: Option<Head>,
     tenants: HashMap<TenantId, Option<TenantHead>>,
-    counters: HashMap<(TenantId, &'static str), Option<Counter>>,
+    counters: HashMap<(TenantId, CounterName), Option<Counter>>,
     allocations: HashMap<(TenantId, &'static str), Option<i64>>,
 }
 

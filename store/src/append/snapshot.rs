@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 
 use chrono::{DateTime, Utc};
-use domain::{Effect, Precondition, StreamId, TenantId};
+use domain::{CounterName, Effect, Precondition, StreamId, TenantId};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use sqlx::types::Json;
@@ -63,7 +63,7 @@ struct TimerRow {
 struct Wanted {
     claims: HashSet<ClaimKey>,
     labels: HashSet<Holder>,
-    counters: HashSet<(TenantId, &'static str)>,
+    counters: HashSet<(TenantId, CounterName)>,
     allocations: HashSet<(TenantId, &'static str)>,
     timers: HashSet<(&'static str, StreamId, String)>,
     /// The static form of every name, for rows that come back.
@@ -86,8 +86,8 @@ impl Wanted {
                         wanted.claims.insert(claim_key(claim, request.tenant, value));
                     }
                     Precondition::CounterWithin { counter, .. } => {
-                        let counter = wanted.name(counter);
-                        wanted.counters.insert((request.tenant, counter));
+                        wanted.name(counter.kind);
+                        wanted.counters.insert((request.tenant, *counter));
                     }
                     Precondition::TimerSet { aggregate, stream, name, .. } => {
                         let aggregate = wanted.name(aggregate);
@@ -120,8 +120,8 @@ impl Wanted {
                 self.labels.insert(Holder { aggregate: aggregate.to_owned(), stream, namespace: claim.namespace, label: label.clone() });
             }
             Effect::Count { counter, .. } | Effect::Bound { counter, .. } => {
-                let counter = self.name(counter);
-                self.counters.insert((tenant, counter));
+                self.name(counter.kind);
+                self.counters.insert((tenant, *counter));
             }
             Effect::Allocate { sequence, .. } => {
                 let sequence = self.name(sequence);
@@ -145,7 +145,7 @@ impl Wanted {
             json!({
                 "claims": self.claims.iter().map(|c| json!({"scope": c.scope, "namespace": c.namespace, "value": c.value})).collect::<Vec<_>>(),
                 "labels": self.labels.iter().map(|h| json!({"aggregate_type": h.aggregate, "aggregate_id": h.stream.to_string(), "namespace": h.namespace, "label": h.label})).collect::<Vec<_>>(),
-                "counters": self.counters.iter().map(|c| json!({"tenant_id": c.0, "name": c.1})).collect::<Vec<_>>(),
+                "counters": self.counters.iter().map(|c| json!({"tenant_id": c.0, "name": c.1.to_string()})).collect::<Vec<_>>(),
                 "allocations": self.allocations.iter().map(|c| json!({"tenant_id": c.0, "name": c.1})).collect::<Vec<_>>(),
                 "timers": self.timers.iter().map(|t| json!({"aggregate_type": t.0, "aggregate_id": t.1.to_string(), "name": t.2})).collect::<Vec<_>>(),
             })
@@ -165,8 +165,11 @@ impl Wanted {
             guards.held.load(holder, key);
         }
         for row in rows.counters {
-            let Some(name) = known(&row.name) else { continue };
-            guards.counters.load((row.tenant_id, name), Counter { value: row.value, floor: row.floor, ceiling: row.ceiling });
+            let (kind, of) = row.name.split_once(':').map_or((row.name.as_str(), None), |(kind, of)| (kind, of.parse().ok()));
+            let Some(kind) = known(kind) else { continue };
+            guards
+                .counters
+                .load((row.tenant_id, CounterName { kind, of }), Counter { value: row.value, floor: row.floor, ceiling: row.ceiling });
         }
         for row in rows.allocations {
             let Some(name) = known(&row.name) else { continue };

@@ -32,7 +32,7 @@ async fn sixty_four_callers_at_once_leave_a_dense_log_with_one_winner_per_claim_
     // Two processes: each has its own writer, so they also race for the head.
     let stores = [env.store().await, env.store().await];
     let (busy, few) = (tenant(), StreamId::new(tenant(), id()));
-    stores[0].append(new_stream(busy, vec![Effect::Bound { counter: "seats", floor: Some(0), ceiling: Some(20) }])).await.unwrap();
+    stores[0].append(new_stream(busy, vec![Effect::Bound { counter: "seats".into(), floor: Some(0), ceiling: Some(20) }])).await.unwrap();
     let mut tasks = Vec::new();
     for caller in 0..64_u32 {
         let store = stores[caller as usize % 2].clone();
@@ -51,8 +51,8 @@ async fn sixty_four_callers_at_once_leave_a_dense_log_with_one_winner_per_claim_
                     // A wrong version: refused, and harms nobody.
                     0 => request.streams[0].expected = Expected::Exact(7),
                     1 => request.streams[0].events[0].effects.push(take(&format!("slug-{}", round % 4))),
-                    2 => request.streams[0].events[0].effects.push(Effect::Count { counter: "seats", delta: 1 }),
-                    3 => request.streams[0].events[0].effects.push(Effect::Count { counter: "seats", delta: -1 }),
+                    2 => request.streams[0].events[0].effects.push(Effect::Count { counter: "seats".into(), delta: 1 }),
+                    3 => request.streams[0].events[0].effects.push(Effect::Count { counter: "seats".into(), delta: -1 }),
                     // Everybody on one stream.
                     4 => request.streams[0] = to(few, Expected::Any, vec![event(vec![])]).streams.remove(0),
                     _ => {}
@@ -195,7 +195,10 @@ async fn preconditions_are_checked_under_the_lock() {
     let store = env.store().await;
     let tenant = tenant();
     let other = StreamId::new(tenant, id());
-    store.append(to(other, Expected::Exact(0), vec![event(vec![take("acme"), Effect::Count { counter: "n", delta: 3 }])])).await.unwrap();
+    store
+        .append(to(other, Expected::Exact(0), vec![event(vec![take("acme"), Effect::Count { counter: "n".into(), delta: 3 }])]))
+        .await
+        .unwrap();
     let ask = |precondition| store.append(when(new_stream(tenant, vec![]), precondition));
     let at = |version| Precondition::StreamAt { aggregate: "thing", stream: other, version };
     assert!(ask(at(1)).await.is_ok());
@@ -206,7 +209,7 @@ async fn preconditions_are_checked_under_the_lock() {
     let held = |value: &str| Precondition::ClaimHeld { claim: SLUG, value: value.into() };
     assert!(ask(held("acme")).await.is_ok());
     assert!(matches!(ask(held("other")).await, Err(AppendError::Refused(Refusal::ClaimNotHeld { .. }))));
-    let within = |at_least, at_most| Precondition::CounterWithin { counter: "n", at_least, at_most };
+    let within = |at_least, at_most| Precondition::CounterWithin { counter: "n".into(), at_least, at_most };
     assert!(ask(within(Some(3), Some(3))).await.is_ok());
     assert!(matches!(ask(within(Some(4), None)).await, Err(AppendError::Refused(Refusal::CounterOutOfBounds { value: 3, .. }))));
     assert!(matches!(ask(Precondition::GateOpen).await, Err(AppendError::Refused(Refusal::NoSuchTenant { .. }))));

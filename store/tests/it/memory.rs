@@ -11,7 +11,7 @@ use crate::kit::{at_once, event, keyed, new_stream, tenant, to, with_payload};
 const SEATS: &str = "seats";
 
 fn seat() -> Vec<Effect> {
-    vec![Effect::Count { counter: SEATS, delta: 1 }]
+    vec![Effect::Count { counter: SEATS.into(), delta: 1 }]
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -19,7 +19,7 @@ async fn a_known_key_gets_its_first_answer_also_when_the_request_would_be_refuse
     let env = Env::new().await;
     let store = env.store().await;
     let t = tenant();
-    store.append(new_stream(t, vec![Effect::Bound { counter: SEATS, floor: None, ceiling: Some(1) }])).await.unwrap();
+    store.append(new_stream(t, vec![Effect::Bound { counter: SEATS.into(), floor: None, ceiling: Some(1) }])).await.unwrap();
     let first = store.append(keyed(new_stream(t, seat()), "k", 1)).await.unwrap();
     for _ in 0..20 {
         let answers = at_once(
@@ -41,7 +41,7 @@ async fn what_another_process_has_appended_is_never_overlooked() {
     let env = Env::new().await;
     let stores = [env.store().await, env.store().await];
     let t = tenant();
-    stores[0].append(new_stream(t, vec![Effect::Bound { counter: SEATS, floor: None, ceiling: Some(150) }])).await.unwrap();
+    stores[0].append(new_stream(t, vec![Effect::Bound { counter: SEATS.into(), floor: None, ceiling: Some(150) }])).await.unwrap();
     let numbered = || {
         let mut effects = seat();
         effects.push(Effect::Allocate { sequence: "number", pointer: "/number" });

@@ -2,9 +2,9 @@
 
 use chrono::{DateTime, NaiveDate, Utc};
 use domain::support::ticket::{
-    AddComment, AddFollower, AssignTicket, AttachFile, ChangePriority, ChangeStatus, Channel, CloseTicket, DeleteTicket, DetachFile,
-    EditTicket, LinkTicket, OpenTicket, Priority, RedactComment, RemoveFollower, ReopenTicket, ResolveTicket, Status, TagTicket, Ticket,
-    UnassignTicket, UnlinkTicket, UntagTicket,
+    AddComment, AddFollower, AssignTicket, AttachFile, AutoAssignTicket, ChangePriority, ChangeStatus, Channel, CloseTicket, DeleteTicket,
+    DetachFile, EditTicket, LinkTicket, OpenTicket, Priority, RedactComment, RemoveFollower, ReopenTicket, ResolveTicket, Status,
+    TagTicket, Ticket, UnassignTicket, UnlinkTicket, UntagTicket,
 };
 use domain::{StreamId, UserId};
 use projections::ReadModel as _;
@@ -40,6 +40,7 @@ crate::commands! { Ticket, "tickets", stream:
     add_comment(AddComment) post "/v1/tickets/{id}/comments" "application/json";
     redact_comment(RedactComment) post "/v1/tickets/{id}/redact-comment" "application/json";
     assign_ticket(AssignTicket) post "/v1/tickets/{id}/assign" "application/json";
+    auto_assign_ticket(AutoAssignTicket) post "/v1/tickets/{id}/auto-assign" "application/json";
     unassign_ticket(UnassignTicket) post "/v1/tickets/{id}/unassign" "application/json";
     change_priority(ChangePriority) post "/v1/tickets/{id}/change-priority" "application/json";
     change_status(ChangeStatus) post "/v1/tickets/{id}/change-status" "application/json";

@@ -18,7 +18,7 @@ use serde_json::Value;
 pub use command::*;
 pub use event::{Event, Owner};
 
-use crate::aggregate::{Ask as _, EventKind, Issued};
+use crate::aggregate::{Ask as _, EventKind, Issued, changed};
 use crate::effect::{Claim, Effect, Gate, Refusal, Scope};
 use crate::ids::{SubjectId, TenantId};
 use crate::personal::Personal;
@@ -123,6 +123,14 @@ impl fmt::Display for Status {
 }
 
 impl Tenant {
+    /// What people call it, while it exists.
+    pub fn name(&self) -> Option<&str> {
+        match self {
+            Self::Live(tenant) => Some(&tenant.name),
+            Self::Absent | Self::Deleted => None,
+        }
+    }
+
     /// Where it stands; `None` when it does not exist.
     pub fn status(&self) -> Option<Status> {
         match self {
@@ -253,11 +261,6 @@ impl Details {
     }
 }
 
-/// Asking for what is already so is neither an error nor an event.
-fn changed(differs: bool, event: impl FnOnce() -> Event) -> Vec<Event> {
-    if differs { vec![event()] } else { vec![] }
-}
-
 fn alias_label(slug: &str) -> String {
     format!("alias:{slug}")
 }
@@ -274,7 +277,9 @@ impl crate::Aggregate for Tenant {
     const EVENTS: &'static [EventKind] = Event::KINDS;
 
     /// A tenant has to be reachable while it is closed, or nothing could open it again; its own rules say what is refused then.
-    const GATED: bool = false;
+    fn gated(_: &Command) -> bool {
+        false
+    }
 
     fn decide(&self, issued: Issued<Command>) -> Result<Vec<Event>, Error> {
         match (self, issued.command) {

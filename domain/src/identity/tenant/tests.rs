@@ -25,6 +25,7 @@ fn at(now: DateTime<Utc>, command: impl Into<Command>) -> Issued<Command> {
             actor: Actor::System { name: "test".into() },
             stream: StreamId::new(TenantId(id), id),
             fresh_id: Uuid::from_u128(9),
+            found: crate::aggregate::Found::default(),
         },
     }
 }

@@ -226,6 +226,8 @@ pub struct RemoveFollower {
 }
 
 crate::bare_commands! {
+    /// Has the one work on a ticket who has the fewest to work on, unless somebody does already.
+    AutoAssignTicket
     /// Has nobody in particular work on a ticket.
     UnassignTicket
     /// Says that a ticket is done. It can be reopened for 14 days.
@@ -244,6 +246,7 @@ crate::commands! { "ticket":
     AddComment(AddComment) "add_comment", "comment";
     RedactComment(RedactComment) "redact_comment", "redact_comment";
     Assign(AssignTicket) "assign", "assign";
+    AutoAssign(AutoAssignTicket) "auto_assign", "assign";
     Unassign(UnassignTicket) "unassign", "assign";
     ChangePriority(ChangePriority) "change_priority", "change_priority";
     ChangeStatus(ChangeStatus) "change_status", "change_status";
@@ -289,6 +292,10 @@ crate::errors! {
         LinkedToItself: Invalid "ticket.linked_to_itself", "a ticket cannot be linked to itself";
         /// The ticket to link to does not exist.
         NothingToLink: Invalid "ticket.nothing_to_link", "there is no such ticket to link to";
+        /// Only an active user with ticket:work works on tickets.
+        NotAnAgent: Invalid "ticket.not_an_agent", "the assignee is no active user who may work on tickets";
+        /// There is nobody who works on tickets.
+        NobodyToAssign: Conflict "ticket.nobody_to_assign", "the tenant has no active user who may work on tickets";
         /// There is a bound on everything that a ticket has.
         TooMany {
             /// Of what.

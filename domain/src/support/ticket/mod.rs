@@ -20,13 +20,17 @@ pub use command::*;
 pub use event::Event;
 pub use value::{Channel, Priority, Relation, Status, Visibility};
 
-use crate::aggregate::{Ask as _, Context, EventKind, Issued};
-use crate::effect::{Effect, Precondition, Refusal};
+use crate::aggregate::{Ask as _, Context, EventKind, Issued, Lookup, changed};
+use crate::effect::{CounterName, Effect, Precondition, Refusal};
+use crate::identity::user::STAFF;
 use crate::ids::{StreamId, UserId};
 use crate::personal::Personal;
 
 /// How long a resolved ticket can be reopened.
 pub const REOPEN_WINDOW: TimeDelta = TimeDelta::days(14);
+
+/// How many tickets somebody works on that are neither resolved nor gone, for each.
+pub const LOAD: &str = "agent_load";
 
 /// The most comments that a ticket may have: each is folded whenever the ticket is loaded.
 pub const MAX_COMMENTS: usize = 5_000;
@@ -92,11 +96,6 @@ impl Ticket {
             (Self::Absent, _) => {}
         }
     }
-}
-
-/// What follows from a command that changes nothing but one thing, if it changes it.
-fn changed(differs: bool, event: impl FnOnce() -> Event) -> Vec<Event> {
-    if differs { vec![event()] } else { vec![] }
 }
 
 /// One more of something, if there is room.
@@ -230,8 +229,15 @@ impl Details {
                 .map(|subject| Event::SubjectChanged { subject: self.personal(subject) })
                 .into_iter()
                 .collect()),
+            Command::Assign(c) if self.assignee == Some(c.assignee) => Ok(vec![]),
             Command::Assign(c) => {
-                Ok(changed(self.assignee != Some(c.assignee), || Event::Assigned { from: self.assignee, to: c.assignee }))
+                let works = ctx.found.users.get(&c.assignee).is_some_and(|user| user.may("ticket:work"));
+                if works { Ok(vec![Event::Assigned { from: self.assignee, to: c.assignee }]) } else { Err(Error::NotAnAgent) }
+            }
+            Command::AutoAssign(_) if self.assignee.is_some() => Ok(vec![]),
+            Command::AutoAssign(_) => {
+                let to = ctx.found.least_loaded.ok_or(Error::NobodyToAssign)?;
+                Ok(vec![Event::Assigned { from: None, to }])
             }
             Command::Unassign(_) => Ok(self.assignee.map(|from| Event::Unassigned { from }).into_iter().collect()),
             Command::ChangePriority(c) => {
@@ -320,20 +326,38 @@ impl crate::Aggregate for Ticket {
         }
     }
 
+    fn looks_up(&self, command: &Command) -> Vec<Lookup> {
+        if let Command::Assign(c) = command {
+            vec![Lookup::User(c.assignee)]
+        } else if matches!(command, Command::AutoAssign(_)) {
+            vec![Lookup::LeastLoaded { claim: STAFF, counter: LOAD, permission: "ticket:work" }]
+        } else {
+            vec![]
+        }
+    }
+
     fn effects(&self, event: &Event) -> Vec<Effect> {
+        let load = |user: UserId, delta| Effect::Count { counter: CounterName::of(LOAD, user.0), delta };
+        let (working, assignee) = match self {
+            Self::Absent => (false, None),
+            Self::Filed(ticket) => (ticket.status.is_live() && ticket.status != Status::Resolved, ticket.assignee),
+        };
         match event {
             Event::Opened { .. } => vec![Effect::Allocate { sequence: "ticket_number", pointer: "/number" }],
-            Event::SubjectChanged { .. }
+            Event::Assigned { from, to } if working => from.iter().map(|from| load(*from, -1)).chain([load(*to, 1)]).collect(),
+            Event::Unassigned { from } if working => vec![load(*from, -1)],
+            Event::Resolved { .. } | Event::Deleted if working => assignee.iter().map(|to| load(*to, -1)).collect(),
+            Event::Reopened => assignee.iter().map(|to| load(*to, 1)).collect(),
+            Event::Assigned { .. }
+            | Event::Unassigned { .. }
+            | Event::Resolved { .. }
+            | Event::Deleted
+            | Event::SubjectChanged { .. }
             | Event::CommentAdded { .. }
             | Event::CommentRedacted { .. }
-            | Event::Assigned { .. }
-            | Event::Unassigned { .. }
             | Event::PriorityChanged { .. }
             | Event::StatusChanged { .. }
-            | Event::Resolved { .. }
             | Event::Closed
-            | Event::Reopened
-            | Event::Deleted
             | Event::Linked { .. }
             | Event::Unlinked { .. }
             | Event::Tagged { .. }

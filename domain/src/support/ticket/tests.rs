@@ -7,8 +7,8 @@ use proptest::prelude::*;
 use uuid::Uuid;
 
 use super::*;
-use crate::actor::{Actor, Role};
-use crate::aggregate::{Aggregate as _, Context};
+use crate::actor::{Actor, Grants, Role};
+use crate::aggregate::{Aggregate as _, Context, Found, Person};
 use crate::{StreamId, TenantId};
 
 const TENANT: TenantId = TenantId(Uuid::from_u128(7));
@@ -23,8 +23,10 @@ fn day(n: i64) -> DateTime<Utc> {
 }
 
 fn issued(user: UserId, role: Role, now: DateTime<Utc>, command: impl Into<Command>) -> Issued<Command> {
-    let actor = Actor::User { id: user.to_string(), tenant: TENANT, role };
-    Issued { command: command.into(), ctx: Context { now, actor, stream: StreamId::new(TENANT, TICKET), fresh_id: FRESH } }
+    let agent = || Person { active: true, role: Role::SupportAgent, grants: Grants::OfRole };
+    let found = Found { users: [(ADA, agent()), (GRACE, agent())].into(), least_loaded: Some(GRACE), ..Found::default() };
+    let actor = Actor::person(user.to_string(), TENANT, role);
+    Issued { command: command.into(), ctx: Context { now, actor, stream: StreamId::new(TENANT, TICKET), fresh_id: FRESH, found } }
 }
 
 /// By Grace, who works on tickets.
@@ -146,6 +148,62 @@ fn only_those_who_work_on_tickets_open_them_for_others() {
     given(vec![]).when(system).then_expect_error(Error::NoRequester);
 }
 
+#[test]
+fn only_an_active_user_who_works_on_tickets_can_be_assigned_one() {
+    let assign = |person: Option<Person>| {
+        let mut issued = agent(AssignTicket { assignee: ADA });
+        issued.ctx.found.users = person.map(|person| (ADA, person)).into_iter().collect();
+        given(vec![opened()]).when(issued)
+    };
+    let person = |active, role, grants| Some(Person { active, role, grants });
+    let may = |permissions: &[&str]| Grants::Only(std::sync::Arc::new(permissions.iter().map(|p| (*p).to_owned()).collect()));
+    let custom = Role::Custom(crate::RoleId(OTHER));
+    assign(person(true, Role::SupportAgent, Grants::OfRole)).then_expect_events(vec![Event::Assigned { from: None, to: ADA }]);
+    assign(person(true, custom, may(&["ticket:work"]))).then_expect_events(vec![Event::Assigned { from: None, to: ADA }]);
+    assign(person(false, Role::SupportAgent, Grants::OfRole)).then_expect_error(Error::NotAnAgent);
+    assign(person(true, Role::Viewer, Grants::OfRole)).then_expect_error(Error::NotAnAgent);
+    assign(person(true, custom, may(&["ticket:read"]))).then_expect_error(Error::NotAnAgent);
+    assign(None).then_expect_error(Error::NotAnAgent);
+}
+
+#[test]
+fn automatic_assignment_takes_whom_it_is_told_has_the_least_load_unless_somebody_has_the_ticket() {
+    given(vec![opened()]).when(agent(AutoAssignTicket {})).then_expect_events(vec![Event::Assigned { from: None, to: GRACE }]);
+    given(vec![opened(), Event::Assigned { from: None, to: ADA }]).when(agent(AutoAssignTicket {})).then_expect_events(vec![]);
+    let mut nobody = agent(AutoAssignTicket {});
+    nobody.ctx.found.least_loaded = None;
+    given(vec![opened()]).when(nobody).then_expect_error(Error::NobodyToAssign);
+}
+
+#[test]
+fn somebodys_load_is_the_number_of_their_tickets_that_are_neither_resolved_nor_gone() {
+    let assigned = || Event::Assigned { from: None, to: GRACE };
+    let load = |history: &[Event], event: Event| -> i64 {
+        let own = CounterName::of(LOAD, GRACE.0);
+        let effects = fold(history).effects(&event).into_iter();
+        effects
+            .map(|effect| {
+                if let Effect::Count { counter, delta } = effect
+                    && counter == own
+                {
+                    delta
+                } else {
+                    0
+                }
+            })
+            .sum()
+    };
+    assert_eq!(load(&[opened()], assigned()), 1);
+    assert_eq!(load(&[opened(), assigned()], Event::Assigned { from: Some(GRACE), to: ADA }), -1);
+    assert_eq!(load(&[opened(), assigned()], Event::Unassigned { from: GRACE }), -1);
+    assert_eq!(load(&[opened(), assigned()], resolved(day(1))), -1);
+    assert_eq!(load(&[opened(), assigned(), resolved(day(1))], Event::Closed), 0);
+    assert_eq!(load(&[opened(), assigned(), resolved(day(1))], Event::Reopened), 1);
+    assert_eq!(load(&[opened(), assigned(), resolved(day(1))], Event::Deleted), 0);
+    assert_eq!(load(&[opened(), resolved(day(1))], assigned()), 0);
+    assert_eq!(load(&[opened(), assigned()], Event::Deleted), -1);
+}
+
 /// The table of the design, written down apart from the code: what each command does in each status.
 #[derive(Debug, PartialEq)]
 enum Then {
@@ -184,6 +242,8 @@ fn expected(status: Option<Status>, command: &Command) -> Then {
         | Command::Detach(_)
         | Command::AddFollower(_)
         | Command::RemoveFollower(_) => return if matches!(status, Closed | Deleted) { Refused } else { Becomes(status) },
+        // Somebody has the ticket already.
+        Command::AutoAssign(_) => return if matches!(status, Closed | Deleted) { Refused } else { AlreadySo },
     };
     if to == status {
         AlreadySo
@@ -201,6 +261,7 @@ fn every_command() -> Vec<Command> {
         comment(Visibility::Public).into(),
         RedactComment { comment: OTHER }.into(),
         AssignTicket { assignee: GRACE }.into(),
+        AutoAssignTicket {}.into(),
         UnassignTicket {}.into(),
         ChangePriority { priority: Priority::Urgent }.into(),
         ChangeStatus { status: WorkStatus::Open }.into(),
@@ -439,6 +500,7 @@ impl Model {
             // Whoever resolved it 15 days ago has no second thoughts.
             Command::Reopen(_) if status == Status::Resolved && today > self.resolved + 14 => None,
             _ if then == Then::Refused && !matches!(command, Command::RedactComment(_)) => None,
+            Command::AutoAssign(_) => set("assignee", true),
             _ if then == Then::AlreadySo => Some(0),
             Command::RedactComment(c) => self.redacted.get_mut(&c.comment).map(|redacted| usize::from(!std::mem::replace(redacted, true))),
             Command::AddComment(c) if c.visibility == Visibility::Internal && !agent => None,

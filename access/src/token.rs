@@ -1,9 +1,9 @@
-//! Bearer tokens: JWT (RFC 7519) signed with Ed25519 (RFC 8037).
+//! JSON Web Tokens (RFC 7519), signed with Ed25519 (RFC 8037).
 
 use std::sync::Arc;
 
 use chrono::{DateTime, TimeDelta, Utc};
-use domain::{Actor, Role, TenantId};
+use domain::{Role, TenantId};
 use ed25519_dalek::SigningKey;
 use ed25519_dalek::pkcs8::spki::der::pem::LineEnding;
 use ed25519_dalek::pkcs8::{DecodePrivateKey as _, EncodePrivateKey as _, EncodePublicKey as _};
@@ -11,6 +11,7 @@ use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
 use quick_cache::sync::Cache;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
+use uuid::Uuid;
 
 /// Who issues and who accepts.
 const ISSUER: &str = "tenure";
@@ -29,10 +30,23 @@ pub struct Claims {
     /// Of which tenant; `system` is the platform itself.
     #[serde(with = "tenant")]
     pub tenant: TenantId,
-    /// In which role.
+    /// In which role, when the token was made. What counts is the role that the user has when it is used.
     pub role: Role,
-    iat: i64,
-    exp: i64,
+    /// The session that it belongs to; an operator's token belongs to none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sid: Option<Uuid>,
+    /// When it was made, in seconds since 1970.
+    pub iat: i64,
+    /// Until when it is good.
+    pub exp: i64,
+}
+
+impl Claims {
+    /// For `sub` of `tenant` in `role`, from `now` on for `ttl`.
+    pub fn new(sub: &str, tenant: TenantId, role: Role, sid: Option<Uuid>, now: DateTime<Utc>, ttl: TimeDelta) -> Self {
+        let (iat, exp) = (now.timestamp(), (now + ttl).timestamp());
+        Self { iss: ISSUER.into(), aud: ISSUER.into(), sub: sub.into(), tenant, role, sid, iat, exp }
+    }
 }
 
 /// How a tenant is written in tokens and on the command line.
@@ -73,6 +87,8 @@ pub enum TokenError {
 /// Signs and verifies tokens.
 #[derive(Clone)]
 pub struct TokenKey {
+    kid: String,
+    public: [u8; 32],
     encoding: EncodingKey,
     decoding: DecodingKey,
     /// What tokens say whose signature was found right, by their SHA-256: a signature stays right, only its time passes.
@@ -84,7 +100,10 @@ impl TokenKey {
     pub fn from_pem(pem: &str) -> Result<Self, TokenError> {
         let key = SigningKey::from_pkcs8_pem(pem).map_err(|e| TokenError::Key(e.to_string()))?;
         let public = key.verifying_key().to_public_key_pem(LineEnding::LF).map_err(|e| TokenError::Key(e.to_string()))?;
+        let bytes = key.verifying_key().to_bytes();
         Ok(Self {
+            kid: hex::encode(&Sha256::digest(bytes)[..8]),
+            public: bytes,
             encoding: EncodingKey::from_ed_pem(pem.as_bytes()).map_err(|e| TokenError::Key(e.to_string()))?,
             decoding: DecodingKey::from_ed_pem(public.as_bytes()).map_err(|e| TokenError::Key(e.to_string()))?,
             known: Arc::new(Cache::new(KNOWN)),
@@ -98,22 +117,29 @@ impl TokenKey {
         pem.to_string()
     }
 
-    /// A token for `sub` of `tenant` in `role`, from `now` on for `ttl`.
-    pub fn sign(&self, sub: &str, tenant: TenantId, role: Role, now: DateTime<Utc>, ttl: TimeDelta) -> Result<String, TokenError> {
-        let claims = Claims {
-            iss: ISSUER.into(),
-            aud: ISSUER.into(),
-            sub: sub.into(),
-            tenant,
-            role,
-            iat: now.timestamp(),
-            exp: (now + ttl).timestamp(),
-        };
-        jsonwebtoken::encode(&Header::new(Algorithm::EdDSA), &claims, &self.encoding).map_err(|e| TokenError::Key(e.to_string()))
+    /// What tells it from other keys: the beginning of the SHA-256 of its public part.
+    pub fn kid(&self) -> &str {
+        &self.kid
     }
 
-    /// Who the token says the caller is.
-    pub fn verify(&self, token: &str, now: DateTime<Utc>) -> Result<Actor, TokenError> {
+    /// Its public part.
+    pub fn public(&self) -> &[u8; 32] {
+        &self.public
+    }
+
+    /// An operator's token for `sub` of `tenant` in `role`, from `now` on for `ttl`: it belongs to no session, and needs no user.
+    pub fn sign(&self, sub: &str, tenant: TenantId, role: Role, now: DateTime<Utc>, ttl: TimeDelta) -> Result<String, TokenError> {
+        self.sign_claims(&Claims::new(sub, tenant, role, None, now, ttl))
+    }
+
+    /// A token that says this.
+    pub fn sign_claims(&self, claims: &Claims) -> Result<String, TokenError> {
+        let header = Header { kid: Some(self.kid.clone()), ..Header::new(Algorithm::EdDSA) };
+        jsonwebtoken::encode(&header, claims, &self.encoding).map_err(|e| TokenError::Key(e.to_string()))
+    }
+
+    /// What the token says, if this key signed it and its time has not passed.
+    pub fn verify(&self, token: &str, now: DateTime<Utc>) -> Result<Claims, TokenError> {
         let claims = self.known.get_or_insert_with::<[u8; 32], _>(&Sha256::digest(token).into(), || self.decode(token))?;
         let now = now.timestamp();
         if claims.exp + LEEWAY.num_seconds() <= now {
@@ -127,7 +153,7 @@ impl TokenKey {
         {
             return Err(TokenError::Invalid);
         }
-        Ok(Actor::User { id: claims.sub, tenant: claims.tenant, role: claims.role })
+        Ok(claims)
     }
 
     /// What the token says, if its signature is right.
@@ -139,4 +165,9 @@ impl TokenKey {
         validation.validate_exp = false;
         Ok(jsonwebtoken::decode::<Claims>(token, &self.decoding, &validation).map_err(|_| TokenError::Invalid)?.claims)
     }
+}
+
+/// Which key a token says that it was signed with.
+pub(crate) fn kid(token: &str) -> Option<String> {
+    jsonwebtoken::decode_header(token).ok()?.kid
 }

@@ -1,0 +1,118 @@
+//! What people do with their accounts and with links from mails: where a command needs a secret besides.
+
+use commands::{Outcome, Request};
+use domain::identity::user::{
+    AcceptInvitation, DeclineInvitation, Details, EMAIL, Error, RequestPasswordReset, ResetPassword, SetPassword, User, VerifyEmail,
+    fold_email,
+};
+use domain::text::DisplayName;
+use domain::{Actor, DomainError as _, StreamId};
+use uuid::Uuid;
+
+use crate::links::{self, Purpose};
+use crate::passwords::{Password, weakness};
+use crate::{Access, AccessError};
+
+fn link_not_good() -> AccessError {
+    let error = Error::LinkNotGood;
+    AccessError::Command(commands::CommandError::Rejected {
+        kind: error.kind(),
+        code: error.code(),
+        page: error.page(),
+        detail: error.to_string(),
+    })
+}
+
+impl Access {
+    async fn system_request(&self, stream: StreamId, command: impl Into<<User as domain::Aggregate>::Ask>) -> Result<Outcome, AccessError> {
+        Ok(self.inner.executor.execute(Request::<User>::new(stream, command, Self::system(), self.store().fresh_id())).await?)
+    }
+
+    /// Hashes a password that will do for this user; it counts once an event names what is answered.
+    pub async fn credential(&self, user: StreamId, password: Password, name: Option<&str>) -> Result<Uuid, AccessError> {
+        let loaded = self.store().load::<User>(user).await?;
+        let known = loaded.state.details().map(|user| [user.email.known(), user.name.as_ref().and_then(|name| name.known())]);
+        let known: Vec<&str> = known.into_iter().flatten().flatten().map(String::as_str).chain(name).collect();
+        if let Some(weakness) = weakness(&password, &known) {
+            return Err(AccessError::WeakPassword(weakness));
+        }
+        let hash = self.inner.hasher.hash(password).await?;
+        self.keep(user, hash).await
+    }
+
+    /// Keeps a hash from elsewhere; it counts once an event names what is answered.
+    pub async fn imported(&self, user: StreamId, hash: String) -> Result<Uuid, AccessError> {
+        self.keep(user, hash).await
+    }
+
+    /// What is known of a user; `None` where there is none.
+    pub async fn details(&self, user: StreamId) -> Result<Option<Details>, AccessError> {
+        Ok(self.store().reload::<User>(user).await?.state.details().cloned())
+    }
+
+    /// Gives a user a password. `keeps` names the session that goes on.
+    pub async fn set_password(
+        &self,
+        user: StreamId,
+        password: Password,
+        keeps: Option<Uuid>,
+        actor: Actor,
+    ) -> Result<Outcome, AccessError> {
+        let credential = self.credential(user, password, None).await?;
+        let request = Request::<User>::new(user, SetPassword { credential, keeps }, actor, self.store().fresh_id());
+        Ok(self.inner.executor.execute(request).await?)
+    }
+
+    /// Makes whoever has the link a user.
+    pub async fn accept_invitation(&self, token: &str, name: Option<DisplayName>, password: Password) -> Result<Outcome, AccessError> {
+        let (user, token) = links::read(self.store(), Purpose::Invitation, token).ok_or_else(link_not_good)?;
+        self.ensure_good(user, token, |user| user.invitation).await?;
+        let credential = self.credential(user, password, name.as_ref().map(DisplayName::as_str)).await?;
+        self.system_request(user, AcceptInvitation { token, name, credential }).await
+    }
+
+    /// Declines for whoever has the link.
+    pub async fn decline_invitation(&self, token: &str) -> Result<Outcome, AccessError> {
+        let (user, token) = links::read(self.store(), Purpose::Invitation, token).ok_or_else(link_not_good)?;
+        self.system_request(user, DeclineInvitation { token }).await
+    }
+
+    /// Shows that an address is somebody's who has the link.
+    pub async fn verify_email(&self, token: &str) -> Result<Outcome, AccessError> {
+        let (user, token) = links::read(self.store(), Purpose::Verification, token).ok_or_else(link_not_good)?;
+        self.system_request(user, VerifyEmail { token }).await
+    }
+
+    /// Has a link sent to whoever has this address in this tenant, if anybody does. Nobody is told whether.
+    pub async fn request_password_reset(&self, tenant: &str, email: &str) -> Result<(), AccessError> {
+        let Some(tenant) = self.tenant(tenant).await? else { return Ok(()) };
+        let Some(user) = self.store().holder(&EMAIL, tenant, &fold_email(email)).await? else { return Ok(()) };
+        // Answering waits for nothing, so that how long it takes does not tell either.
+        let access = self.clone();
+        tokio::spawn(async move {
+            if let Err(error) = access.system_request(user, RequestPasswordReset {}).await {
+                tracing::debug!(%error, "no link was sent to set another password");
+            }
+        });
+        Ok(())
+    }
+
+    /// Sets another password for whoever has the link, and ends all sessions.
+    pub async fn reset_password(&self, token: &str, password: Password) -> Result<Outcome, AccessError> {
+        let (user, token) = links::read(self.store(), Purpose::Reset, token).ok_or_else(link_not_good)?;
+        self.ensure_good(user, token, |user| user.reset).await?;
+        let credential = self.credential(user, password, None).await?;
+        self.system_request(user, ResetPassword { token, credential }).await
+    }
+
+    /// Refuses a link that is used up before a password is hashed for it.
+    async fn ensure_good(
+        &self,
+        user: StreamId,
+        token: Uuid,
+        link: impl FnOnce(&Details) -> Option<domain::identity::user::Link>,
+    ) -> Result<(), AccessError> {
+        let details = self.details(user).await?;
+        if details.as_ref().and_then(link).is_some_and(|link| link.token == token) { Ok(()) } else { Err(link_not_good()) }
+    }
+}

@@ -1,0 +1,197 @@
+//! Passwords: how strong they must be, and how they are hashed.
+//!
+//! Hashing takes a core for tens of milliseconds, so it has a pool of its own: so many at a time, so many waiting, and everybody else is told to come back. However many
+//! log in, other requests keep the remaining cores.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use argon2::password_hash::{PasswordHash, PasswordHasher as _, PasswordVerifier as _, SaltString};
+use argon2::{Algorithm, Argon2, Params, Version};
+use tokio::sync::Semaphore;
+use zeroize::Zeroizing;
+
+use crate::AccessError;
+
+/// The fewest characters of a password. NIST SP 800-63B section 3.1.1.2 asks for 8 and no rules of composition; a little more costs nobody much.
+pub const MIN_LENGTH: usize = 10;
+/// The most, so that nobody can have megabytes hashed.
+pub const MAX_LENGTH: usize = 128;
+/// The least score of zxcvbn (Wheeler, USENIX Security 2016): 3 is beyond 10^8 guesses.
+const MIN_SCORE: u8 = 3;
+
+/// A password in clear; forgotten when dropped, and never printed.
+#[derive(Clone)]
+pub struct Password(Zeroizing<String>);
+
+impl Password {
+    /// What somebody typed.
+    pub fn new(text: String) -> Self {
+        Self(Zeroizing::new(text))
+    }
+}
+
+impl std::fmt::Debug for Password {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Password(…)")
+    }
+}
+
+/// How dear a hash is (RFC 9106), and how many are made at a time.
+#[derive(Clone, Copy, Debug)]
+pub struct Hashing {
+    /// Memory in KiB.
+    pub memory_kib: u32,
+    /// Passes over it.
+    pub iterations: u32,
+    /// Lanes.
+    pub parallelism: u32,
+    /// Hashes made at a time.
+    pub at_a_time: usize,
+    /// Hashes that may wait; more are refused.
+    pub waiting: usize,
+}
+
+impl Default for Hashing {
+    /// The OWASP password storage cheat sheet's first choice for Argon2id, on half of the cores.
+    fn default() -> Self {
+        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        Self { memory_kib: 19 * 1024, iterations: 2, parallelism: 1, at_a_time: (cores / 2).max(1), waiting: 64 }
+    }
+}
+
+/// What came of a check.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Checked {
+    /// It is another password.
+    Wrong,
+    /// It is this one.
+    Right {
+        /// A hash to replace the stored one with, which was made with less effort than is usual now.
+        better: Option<String>,
+    },
+}
+
+/// Hashes and checks passwords.
+#[derive(Clone)]
+pub struct Hasher {
+    argon2: Argon2<'static>,
+    permits: Arc<Semaphore>,
+    waiting: Arc<AtomicUsize>,
+    most: usize,
+    /// The hash of a password that nobody has: checking against it takes as long as against somebody's.
+    nobody: Arc<str>,
+}
+
+impl Hasher {
+    /// A hasher with these parameters; an error where Argon2 does not take them.
+    pub fn new(hashing: Hashing) -> Result<Self, argon2::Error> {
+        let params = Params::new(hashing.memory_kib, hashing.iterations, hashing.parallelism, None)?;
+        let argon2 = Argon2::new(Algorithm::Argon2id, Version::V0x13, params);
+        let nobody = hash(&argon2, &crate::secret::<16>().map(|byte| format!("{byte:x}")).concat()).unwrap_or_default();
+        Ok(Self {
+            argon2,
+            permits: Arc::new(Semaphore::new(hashing.at_a_time)),
+            waiting: Arc::default(),
+            most: hashing.waiting + hashing.at_a_time,
+            nobody: nobody.into(),
+        })
+    }
+
+    /// The hash of a password, as a PHC string.
+    pub async fn hash(&self, password: Password) -> Result<String, AccessError> {
+        let argon2 = self.argon2.clone();
+        self.run(move || hash(&argon2, &password.0)).await?.ok_or_else(|| AccessError::Internal("a password could not be hashed".into()))
+    }
+
+    /// Whether a password is the one of a stored hash: Argon2, or bcrypt from an import. Without a hash it takes as long, and is wrong.
+    pub async fn check(&self, password: Password, stored: Option<String>) -> Result<Checked, AccessError> {
+        let argon2 = self.argon2.clone();
+        let (nobody, stored) = (stored.is_none(), stored.unwrap_or_else(|| self.nobody.to_string()));
+        self.run(move || {
+            let right = verify(&password.0, &stored) && !nobody;
+            if !right {
+                return Checked::Wrong;
+            }
+            Checked::Right { better: weaker(&argon2, &stored).then(|| hash(&argon2, &password.0)).flatten() }
+        })
+        .await
+    }
+
+    async fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T, AccessError> {
+        struct Place(Arc<AtomicUsize>);
+        impl Drop for Place {
+            fn drop(&mut self) {
+                self.0.fetch_sub(1, Ordering::AcqRel);
+            }
+        }
+        let taken = self.waiting.fetch_add(1, Ordering::AcqRel);
+        let place = Place(self.waiting.clone());
+        if taken >= self.most {
+            return Err(AccessError::Busy);
+        }
+        let permit = self.permits.clone().acquire_owned().await.map_err(|_| AccessError::Busy)?;
+        let work = move || {
+            let _held = (permit, place);
+            work()
+        };
+        tokio::task::spawn_blocking(work).await.map_err(|e| AccessError::Internal(e.to_string()))
+    }
+}
+
+fn hash(argon2: &Argon2<'_>, password: &str) -> Option<String> {
+    let salt = SaltString::encode_b64(&crate::secret::<16>()).ok()?;
+    Some(argon2.hash_password(password.as_bytes(), &salt).ok()?.to_string())
+}
+
+/// Whether it is a hash that [`Hasher::check`] understands.
+pub fn is_hash(stored: &str) -> bool {
+    is_bcrypt(stored) || PasswordHash::new(stored).is_ok_and(|hash| hash.algorithm.as_str() == "argon2id" && hash.hash.is_some())
+}
+
+fn is_bcrypt(stored: &str) -> bool {
+    ["$2a$", "$2b$", "$2x$", "$2y$"].iter().any(|prefix| stored.starts_with(prefix)) && stored.len() == 60
+}
+
+fn verify(password: &str, stored: &str) -> bool {
+    if is_bcrypt(stored) {
+        return bcrypt::verify(password, stored).unwrap_or(false);
+    }
+    // The parameters are those of the hash, not ours.
+    PasswordHash::new(stored).is_ok_and(|parsed| Argon2::default().verify_password(password.as_bytes(), &parsed).is_ok())
+}
+
+/// Whether a hash was made with less effort than is usual now.
+fn weaker(argon2: &Argon2<'_>, stored: &str) -> bool {
+    let Some(params) = PasswordHash::new(stored).ok().and_then(|parsed| Params::try_from(&parsed).ok()) else { return true };
+    let now = argon2.params();
+    params.m_cost() < now.m_cost() || params.t_cost() < now.t_cost()
+}
+
+/// Why a password will not do, if it will not: too short, too long, too common, or too much like what is known of its owner. No rules of composition.
+pub fn weakness(password: &Password, known: &[&str]) -> Option<String> {
+    let length = password.0.chars().count();
+    if length < MIN_LENGTH {
+        return Some(format!("must have at least {MIN_LENGTH} characters"));
+    }
+    if length > MAX_LENGTH {
+        return Some(format!("must have at most {MAX_LENGTH} characters"));
+    }
+    let parts: Vec<&str> = known
+        .iter()
+        .flat_map(|text| text.split(|c: char| !c.is_alphanumeric()).chain([*text]))
+        .filter(|part| part.chars().count() > 2)
+        .chain(["tenure"])
+        .collect();
+    let lower = password.0.to_lowercase();
+    let rest = parts.iter().fold(lower.clone(), |rest, part| rest.replace(&part.to_lowercase(), ""));
+    if rest.len() < lower.len() && rest.chars().count() < MIN_LENGTH / 2 {
+        return Some("is too much like your name or your e-mail address".into());
+    }
+    let entropy = zxcvbn::zxcvbn(&password.0, &parts);
+    if u8::from(entropy.score()) >= MIN_SCORE {
+        return None;
+    }
+    let why = entropy.feedback().and_then(zxcvbn::feedback::Feedback::warning).map(|warning| format!(": {warning}"));
+    Some(format!("is too easy to guess{}", why.unwrap_or_default()))
+}

@@ -1,0 +1,390 @@
+//! Sessions: beginning one with a password, going on with a refresh token, ending it.
+//!
+//! A refresh token is the session, a generation and an authentication code over both; the table holds the generation that is good and nothing else. Using a token makes the
+//! next generation. A client whose answer was lost may ask again for a moment, and gets the same tokens; an older one proves that two parties have it, and ends the session
+//! (RFC 9700 section 4.14.2).
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD as BASE64;
+use chrono::{DateTime, TimeDelta, Utc};
+use commands::{CommandError, Request};
+use domain::identity::access_record::{Action, NoteAccess, Outcome};
+use domain::identity::api_key::ApiKey;
+use domain::identity::user::{Details, EMAIL, RecordLogin, RecordLoginFailure, Status, User, fold_email};
+use domain::{StreamId, TenantId, UserId};
+use serde::Serialize;
+use uuid::Uuid;
+
+use crate::passwords::{Checked, Password};
+use crate::token::Claims;
+use crate::{ACCESS_TTL, Access, AccessError, SESSION_TTL, same};
+
+/// How long after a refresh the token before it is answered the same again.
+pub const RETRY: TimeDelta = TimeDelta::seconds(10);
+/// What refresh tokens begin with.
+pub const REFRESH: &str = "trt_";
+/// What opaque access tokens begin with.
+pub const OPAQUE: &str = "tat_";
+/// How much of what a browser says of itself is kept.
+const USER_AGENT: usize = 200;
+
+/// What whoever logs in gets.
+#[derive(Clone, Serialize, utoipa::ToSchema)]
+pub struct Tokens {
+    /// For `Authorization: Bearer`.
+    #[schema(example = "eyJ0eXAiOiJKV1QiLCJhbGciOiJFZERTQSJ9…")]
+    pub access_token: String,
+    /// Always `Bearer`.
+    #[schema(example = "Bearer")]
+    pub token_type: &'static str,
+    /// For how many seconds the access token is good.
+    #[schema(example = 600)]
+    pub expires_in: i64,
+    /// For the next access token; good once.
+    #[schema(example = "trt_AaH8TVi…")]
+    pub refresh_token: String,
+    /// The session.
+    pub session_id: Uuid,
+    /// The tenant.
+    pub tenant_id: TenantId,
+    /// The user.
+    pub user_id: UserId,
+}
+
+/// A session as its user sees it.
+#[derive(Clone, Debug, PartialEq, Serialize, sqlx::FromRow, utoipa::ToSchema)]
+pub struct Session {
+    /// Which.
+    pub id: Uuid,
+    /// What the program said of itself that began it.
+    #[schema(example = "curl/8.5.0")]
+    pub user_agent: Option<String>,
+    /// When it began.
+    pub created_at: DateTime<Utc>,
+    /// When it was last refreshed.
+    pub last_used_at: DateTime<Utc>,
+    /// When it ends at the latest.
+    pub expires_at: DateTime<Utc>,
+}
+
+/// What a login says besides the password.
+#[derive(Clone, Debug)]
+pub struct Login<'a> {
+    /// The tenant's id or slug, or `system`.
+    pub tenant: &'a str,
+    /// The user's address.
+    pub email: &'a str,
+    /// Whether the access tokens are to be opaque, rather than JWTs.
+    pub opaque: bool,
+    /// What the program says of itself.
+    pub user_agent: Option<&'a str>,
+}
+
+#[derive(sqlx::FromRow)]
+struct Row {
+    tenant_id: Uuid,
+    user_id: Uuid,
+    epoch: i64,
+    generation: i64,
+    rotated_at: DateTime<Utc>,
+    opaque: bool,
+    expires_at: DateTime<Utc>,
+    ended_at: Option<DateTime<Utc>>,
+}
+
+impl Row {
+    fn stream(&self) -> StreamId {
+        StreamId::new(TenantId(self.tenant_id), self.user_id)
+    }
+}
+
+impl Access {
+    /// Begins a session for whoever knows the password. That somebody does not exist is told by nothing, nor by how long it takes.
+    pub async fn login(&self, login: Login<'_>, password: Password) -> Result<Tokens, AccessError> {
+        let tenant = self.tenant(login.tenant).await?;
+        let stream = match tenant {
+            Some(tenant) => self.store().holder(&EMAIL, tenant, &fold_email(login.email)).await?,
+            None => None,
+        };
+        // A stream that nobody holds is as quickly read as one of somebody.
+        let asked = stream.unwrap_or_else(|| StreamId::new(tenant.unwrap_or(TenantId::SYSTEM), self.store().fresh_id()));
+        let loaded = self.store().reload::<User>(asked).await?;
+        let user = loaded.state.details().filter(|_| stream.is_some());
+        let stored = self.hash_of(user.and_then(|user| user.credential)).await?;
+        match (self.inner.hasher.check(password, stored).await?, user) {
+            (Checked::Right { better }, Some(user)) => self.entered(asked, user, better, &login).await,
+            (Checked::Wrong, Some(_)) => {
+                self.inner
+                    .executor
+                    .execute(Request::<User>::new(asked, RecordLoginFailure {}, Self::system(), self.store().fresh_id()))
+                    .await?;
+                Err(AccessError::InvalidCredentials)
+            }
+            (_, None) => {
+                let note = NoteAccess { action: Action::Login, outcome: Outcome::Refused, actor: None, target: None, code: None };
+                // Of a tenant that does not exist the platform keeps the record.
+                self.note(tenant.unwrap_or(TenantId::SYSTEM), note).await?;
+                Err(AccessError::InvalidCredentials)
+            }
+        }
+    }
+
+    async fn entered(&self, stream: StreamId, user: &Details, better: Option<String>, login: &Login<'_>) -> Result<Tokens, AccessError> {
+        match user.status {
+            Status::Active => {}
+            // Who guesses while locked out learns nothing.
+            Status::Locked => return Err(AccessError::InvalidCredentials),
+            Status::Invited | Status::Suspended | Status::Deactivated | Status::Deleted => return Err(AccessError::NotActive),
+        }
+        if let (Some(hash), Some(credential)) = (better, user.credential) {
+            sqlx::query("update ops.credentials set hash = $2 where id = $1")
+                .bind(credential)
+                .bind(hash)
+                .execute(self.store().pool())
+                .await?;
+        }
+        self.begin(stream, user, user.credential, login.opaque, login.user_agent).await
+    }
+
+    async fn hash_of(&self, credential: Option<Uuid>) -> Result<Option<String>, AccessError> {
+        Ok(sqlx::query_scalar("select hash from ops.credentials where id = $1")
+            .bind(credential)
+            .fetch_optional(self.store().pool())
+            .await?)
+    }
+
+    /// Whether a password is a user's. Says nothing of their status, and counts no failure.
+    pub async fn knows(&self, user: &Details, password: Password) -> Result<bool, AccessError> {
+        let stored = self.hash_of(user.credential).await?;
+        Ok(self.inner.hasher.check(password, stored).await? != Checked::Wrong)
+    }
+
+    /// Begins a session. Its row comes first: a login that is not recorded opens nothing.
+    async fn begin(
+        &self,
+        stream: StreamId,
+        user: &Details,
+        credential: Option<Uuid>,
+        opaque: bool,
+        user_agent: Option<&str>,
+    ) -> Result<Tokens, AccessError> {
+        let store = self.store();
+        let (session, now) = (store.fresh_id(), store.clock().now());
+        let expires_at = now + SESSION_TTL;
+        let agent = user_agent.map(|text| text.chars().filter(|c| !c.is_control()).take(USER_AGENT).collect::<String>());
+        sqlx::query(
+            "insert into ops.sessions (id, tenant_id, user_id, epoch, rotated_at, opaque, user_agent, created_at, last_used_at, expires_at) values ($1, $2, $3, $4, $5, $6, $7, $5, $5, $8)",
+        )
+        .bind(session)
+        .bind(stream.tenant.0)
+        .bind(stream.id)
+        .bind(user.epoch)
+        .bind(now)
+        .bind(opaque)
+        .bind(agent)
+        .bind(expires_at)
+        .execute(store.pool())
+        .await?;
+        let recorded = Request::<User>::new(stream, RecordLogin { session, credential }, Self::system(), store.fresh_id());
+        if let Err(error) = self.inner.executor.execute(recorded).await {
+            sqlx::query("delete from ops.sessions where id = $1").bind(session).execute(store.pool()).await?;
+            // The password or the status changed in this very moment.
+            let changed = matches!(error, CommandError::Rejected { .. });
+            return Err(if changed { AccessError::InvalidCredentials } else { error.into() });
+        }
+        self.issue(session, stream, user, 0, opaque, expires_at).await
+    }
+
+    async fn issue(
+        &self,
+        session: Uuid,
+        stream: StreamId,
+        user: &Details,
+        generation: i64,
+        opaque: bool,
+        session_end: DateTime<Utc>,
+    ) -> Result<Tokens, AccessError> {
+        let now = self.store().clock().now();
+        let ttl = ACCESS_TTL.min(session_end - now);
+        let access_token = if opaque {
+            self.coded(OPAQUE, session, (now + ttl).timestamp())
+        } else {
+            let claims = Claims::new(&stream.id.to_string(), stream.tenant, user.role, Some(session), now, ttl);
+            self.inner.keys.sign(&claims).await?
+        };
+        Ok(Tokens {
+            access_token,
+            token_type: "Bearer",
+            expires_in: ttl.num_seconds(),
+            refresh_token: self.coded(REFRESH, session, generation),
+            session_id: session,
+            tenant_id: stream.tenant,
+            user_id: UserId(stream.id),
+        })
+    }
+
+    /// A token that is a session, a number and a code over both.
+    fn coded(&self, prefix: &'static str, session: Uuid, number: i64) -> String {
+        let mut bytes = session.as_bytes().to_vec();
+        bytes.extend(number.to_be_bytes());
+        let code = self.store().mac(prefix, &[&bytes]);
+        bytes.extend(code);
+        format!("{prefix}{}", BASE64.encode(bytes))
+    }
+
+    /// What such a token says, if we wrote it.
+    pub(crate) fn decoded(&self, prefix: &'static str, text: &str) -> Option<(Uuid, i64)> {
+        let bytes = BASE64.decode(text.strip_prefix(prefix)?).ok()?;
+        let (said, code) = bytes.split_at_checked(24)?;
+        let number = i64::from_be_bytes(said[16..].try_into().ok()?);
+        same(&self.store().mac(prefix, &[said]), code).then_some((Uuid::from_slice(&said[..16]).ok()?, number))
+    }
+
+    /// The next tokens of a session.
+    pub async fn refresh(&self, token: &str) -> Result<Tokens, AccessError> {
+        let (session, generation) = self.decoded(REFRESH, token).ok_or(AccessError::Invalid)?;
+        let store = self.store();
+        let now = store.clock().now();
+        let rotated: Option<Row> = sqlx::query_as(
+            "update ops.sessions set generation = generation + 1, rotated_at = $3, last_used_at = $3
+             where id = $1 and generation = $2 and ended_at is null and expires_at > $3 returning *",
+        )
+        .bind(session)
+        .bind(generation)
+        .bind(now)
+        .fetch_optional(store.pool())
+        .await?;
+        let row = match rotated {
+            Some(row) => row,
+            None => self.asked_again(session, generation, now).await?,
+        };
+        let stream = row.stream();
+        let loaded = store.reload::<User>(stream).await?;
+        match loaded.state.details() {
+            Some(user) if user.continues(session, row.epoch) => {
+                self.issue(session, stream, user, row.generation, row.opaque, row.expires_at).await
+            }
+            Some(_) | None => Err(AccessError::Invalid),
+        }
+    }
+
+    /// A token that is not the newest: of somebody whose answer was lost, or of a thief, or of somebody who was robbed.
+    async fn asked_again(&self, session: Uuid, generation: i64, now: DateTime<Utc>) -> Result<Row, AccessError> {
+        let row: Option<Row> =
+            sqlx::query_as("select * from ops.sessions where id = $1").bind(session).fetch_optional(self.store().pool()).await?;
+        let row = row.filter(|row| row.ended_at.is_none() && row.expires_at > now).ok_or(AccessError::Invalid)?;
+        if row.generation == generation + 1 && now <= row.rotated_at + RETRY {
+            return Ok(row);
+        }
+        let tenant = TenantId(row.tenant_id);
+        self.end(&[session]).await?;
+        let note = NoteAccess {
+            action: Action::RefreshTokenReuse,
+            outcome: Outcome::Refused,
+            actor: Some(row.user_id.to_string()),
+            target: Some(session.to_string()),
+            code: None,
+        };
+        self.note_always(tenant, note).await?;
+        Err(AccessError::Invalid)
+    }
+
+    async fn end(&self, sessions: &[Uuid]) -> Result<u64, AccessError> {
+        let ended = sqlx::query("update ops.sessions set ended_at = $2 where id = any($1) and ended_at is null")
+            .bind(sessions)
+            .bind(self.store().clock().now())
+            .execute(self.store().pool())
+            .await?;
+        // This process knows at once, the others when they look again.
+        sessions.iter().for_each(|session| drop(self.inner.sessions.remove(session)));
+        Ok(ended.rows_affected())
+    }
+
+    /// Ends the session of a token, access or refresh; a token that is nobody's ends nothing (RFC 7009 section 2.2).
+    pub async fn revoke(&self, token: &str) -> Result<(), AccessError> {
+        let session = match self.decoded(REFRESH, token).or_else(|| self.decoded(OPAQUE, token)) {
+            Some((session, _)) => Some(session),
+            None => self.inner.keys.verify(token).await?.and_then(Result::ok).and_then(|claims| claims.sid),
+        };
+        if let Some(session) = session {
+            self.end(&[session]).await?;
+        }
+        Ok(())
+    }
+
+    /// Ends a user's session, or all of them but one. How many that were.
+    pub async fn end_sessions(&self, user: StreamId, which: Option<Uuid>, but: Option<Uuid>, by: &str) -> Result<u64, AccessError> {
+        let sessions: Vec<Uuid> = self.sessions(user).await?.into_iter().map(|session| session.id).collect();
+        let chosen: Vec<Uuid> = sessions.into_iter().filter(|id| which.is_none_or(|which| which == *id) && but != Some(*id)).collect();
+        let ended = self.end(&chosen).await?;
+        if ended > 0 {
+            let note = NoteAccess {
+                action: Action::EndSession,
+                outcome: Outcome::Done,
+                actor: Some(by.to_owned()),
+                target: Some(which.map_or_else(|| user.id.to_string(), |session| session.to_string())),
+                code: None,
+            };
+            self.note_always(user.tenant, note).await?;
+        }
+        Ok(ended)
+    }
+
+    /// The sessions of a user that go on, the newest first.
+    pub async fn sessions(&self, user: StreamId) -> Result<Vec<Session>, AccessError> {
+        let loaded = self.store().reload::<User>(user).await?;
+        let Some(details) = loaded.state.details().filter(|details| details.status.can_act()) else { return Ok(vec![]) };
+        let sessions = sqlx::query_as(
+            "select id, user_agent, created_at, last_used_at, expires_at from ops.sessions
+             where tenant_id = $1 and user_id = $2 and ended_at is null and expires_at > $3 and (epoch = $4 or id = $5) order by created_at desc, id desc limit 200",
+        );
+        let (epoch, keeps, now) = (details.epoch, details.keeps, self.store().clock().now());
+        Ok(sessions.bind(user.tenant.0).bind(user.id).bind(now).bind(epoch).bind(keeps).fetch_all(self.store().pool()).await?)
+    }
+
+    /// Begins a session in another tenant for somebody who has a user there too: with the same address, shown to be theirs on both sides.
+    pub async fn switch_tenant(&self, from: StreamId, to: &str, opaque: bool, user_agent: Option<&str>) -> Result<Tokens, AccessError> {
+        let here = self.store().reload::<User>(from).await?;
+        let email = here.state.details().filter(|user| user.email_verified).and_then(|user| user.email.known().cloned());
+        let (Some(email), Some(tenant)) = (email, self.tenant(to).await?) else { return Err(AccessError::InvalidCredentials) };
+        let Some(there) = self.store().holder(&EMAIL, tenant, &fold_email(&email)).await? else {
+            return Err(AccessError::InvalidCredentials);
+        };
+        let loaded = self.store().reload::<User>(there).await?;
+        match loaded.state.details() {
+            Some(user) if user.email_verified && user.status == Status::Active => self.begin(there, user, None, opaque, user_agent).await,
+            Some(_) | None => Err(AccessError::InvalidCredentials),
+        }
+    }
+
+    /// Forgets sessions and signing keys that have ended, and credentials that count no more, some time ago.
+    pub async fn housekeep(&self) -> Result<(), AccessError> {
+        let store = self.store();
+        let now = store.clock().now();
+        let long_ago = now - TimeDelta::days(1);
+        sqlx::query("delete from ops.sessions where expires_at < $1 or ended_at < $1").bind(long_ago).execute(store.pool()).await?;
+        sqlx::query("delete from ops.signing_keys where verifies_until < $1").bind(long_ago).execute(store.pool()).await?;
+        let old: Vec<(Uuid, Uuid)> = sqlx::query_as(
+            "select tenant_id, owner_id from ops.credentials c group by 1, 2
+             having min(created_at) < $1 and (count(*) > 1 or exists (select from events e
+               where e.aggregate_type = 'user' and e.aggregate_id = c.tenant_id || '/' || c.owner_id and e.event_type = 'user.deleted'))",
+        )
+        .bind(long_ago)
+        .fetch_all(store.pool())
+        .await?;
+        for (tenant, owner) in old {
+            let owner = StreamId::new(TenantId(tenant), owner);
+            let mut counts = Vec::new();
+            counts.extend(store.reload::<User>(owner).await?.state.details().and_then(|user| user.credential));
+            counts.extend(store.reload::<ApiKey>(owner).await?.state.details().map(|key| key.secrets(now)).unwrap_or_default());
+            sqlx::query("delete from ops.credentials where tenant_id = $1 and owner_id = $2 and created_at < $3 and id <> all($4)")
+                .bind(tenant)
+                .bind(owner.id)
+                .bind(long_ago)
+                .bind(counts)
+                .execute(store.pool())
+                .await?;
+        }
+        Ok(())
+    }
+}

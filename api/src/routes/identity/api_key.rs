@@ -1,0 +1,189 @@
+//! `/v1/api-keys`.
+
+use std::collections::{BTreeSet, HashMap};
+
+use axum::response::{IntoResponse, Response};
+use chrono::{DateTime, Utc};
+use domain::identity::api_key::{ApiKey, CreateKey, Kind, RevokeKey, RotateKey};
+use domain::text::DisplayName;
+use domain::{StreamId, UserId};
+use projections::ReadModel as _;
+use projections::identity::api_key::{self, ApiKeys};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+use uuid::Uuid;
+
+use crate::app::App;
+use crate::extract::{After, Body, Caller, Id, ListBody, Listed, Listing, Params, Query, Shown, Write, Written, WrittenBody, paging};
+use crate::problem::Problem;
+use crate::routes::Refusals;
+
+pub(crate) fn routes() -> OpenApiRouter<App> {
+    OpenApiRouter::new()
+        .routes(routes!(create_api_key))
+        .routes(routes!(rotate_api_key))
+        .routes(routes!(revoke_api_key))
+        .routes(routes!(get_api_key))
+        .routes(routes!(list_api_keys))
+}
+
+/// Makes a key.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct CreateApiKey {
+    /// Its id, if the client chooses one.
+    #[serde(default)]
+    id: Option<Uuid>,
+    /// What it is called.
+    name: DisplayName,
+    /// Whose it is: `personal` acts as the caller, `service` for itself.
+    kind: Kind,
+    /// What it may: no more than the caller.
+    #[schema(example = json!(["ticket:read"]))]
+    scopes: BTreeSet<String>,
+    /// Until when it is good; for ever, if nothing is said.
+    #[serde(default)]
+    #[schema(example = "2036-01-01T00:00:00Z")]
+    expires_at: Option<DateTime<Utc>>,
+}
+
+/// Gives a key another secret.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct RotateApiKey {
+    /// For how many seconds the old secret is good beside the new one.
+    #[serde(default = "hour")]
+    #[schema(default = 3600, minimum = 0, maximum = 604_800)]
+    grace_seconds: u32,
+}
+
+fn hour() -> u32 {
+    3600
+}
+
+/// The answer to what makes a secret.
+#[derive(Serialize, ToSchema)]
+struct WithKey {
+    #[serde(flatten)]
+    written: WrittenBody,
+    /// The key. It is shown this once; a repeated request gets none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(example = "tnr_s7Qd0wJxTnOl….Yk3…")]
+    key: Option<String>,
+}
+
+/// A written key, with its secret where it is new.
+struct Made {
+    written: Written,
+    key: String,
+}
+
+impl IntoResponse for Made {
+    fn into_response(self) -> Response {
+        let outcome = self.written.outcome;
+        let body = WithKey { written: WrittenBody::of(&outcome), key: (!outcome.replayed).then_some(self.key) };
+        let (plain, _) = self.written.into_response().into_parts();
+        let mut response = (plain.status, axum::Json(body)).into_response();
+        let own = std::mem::replace(response.headers_mut(), plain.headers);
+        response.headers_mut().extend(own);
+        response
+    }
+}
+
+/// A key as it is listed.
+#[derive(Serialize, ToSchema)]
+#[schema(as = ApiKeyWithUse)]
+struct Listable {
+    #[serde(flatten)]
+    key: api_key::Row,
+    /// When it was last used, to the minute.
+    last_used_at: Option<DateTime<Utc>>,
+}
+
+fn stream(id: Uuid, caller: &Caller) -> StreamId {
+    StreamId::new(caller.tenant, id)
+}
+
+/// Makes a key for a program. It is shown in the answer, and never again.
+#[utoipa::path(
+    post, path = "/v1/api-keys", tag = "api_keys", operation_id = "create_api_key", request_body = CreateApiKey,
+    responses((status = 201, description = "Made.", body = WithKey), Refusals)
+)]
+async fn create_api_key(app: axum::extract::State<App>, write: Write<ApiKey>, body: Body<CreateApiKey>) -> Result<Made, Problem> {
+    write.caller().require("api_key:create")?;
+    let stream = stream(write.id_for(body.command.id), write.caller());
+    let drawn = app.access.draw(stream).await?;
+    let body = body.map(|CreateApiKey { id: _, name, kind, scopes, expires_at }| CreateKey {
+        name,
+        prefix: drawn.prefix,
+        kind,
+        scopes,
+        expires_at,
+        secret: drawn.credential,
+    });
+    Ok(Made { written: write.create(stream, body).await?, key: drawn.key })
+}
+
+/// Gives a key another secret; the old one is good for a while. The new one is shown in the answer, and never again.
+#[utoipa::path(
+    post, path = "/v1/api-keys/{id}/rotate", tag = "api_keys", operation_id = "rotate_api_key", request_body = RotateApiKey,
+    params(("id" = Uuid, Path, description = "Which one.")),
+    responses((status = 200, description = "Done.", body = WithKey), Refusals)
+)]
+async fn rotate_api_key(
+    app: axum::extract::State<App>,
+    write: Write<ApiKey>,
+    Id(id): Id,
+    body: Body<RotateApiKey>,
+) -> Result<Made, Problem> {
+    write.caller().require("api_key:create")?;
+    let stream = stream(id, write.caller());
+    let drawn = app.access.draw(stream).await?;
+    let body = body.map(|c| RotateKey { secret: drawn.credential, prefix: drawn.prefix, grace_seconds: c.grace_seconds });
+    Ok(Made { written: write.execute(stream, body).await?, key: drawn.key })
+}
+
+/// See [`RevokeKey`].
+#[utoipa::path(
+    post, path = "/v1/api-keys/{id}/revoke", tag = "api_keys", operation_id = "revoke_api_key", request_body = RevokeKey,
+    params(("id" = Uuid, Path, description = "Which one.")),
+    responses((status = 200, description = "Done, or already so.", body = WrittenBody), Refusals)
+)]
+async fn revoke_api_key(write: Write<ApiKey>, Id(id): Id, body: Body<RevokeKey>) -> Result<Written, Problem> {
+    let stream = stream(id, write.caller());
+    write.execute(stream, body).await
+}
+
+/// Whose keys a caller sees, if not everybody's.
+fn only(query: &Query) -> Option<UserId> {
+    if query.caller.actor.may("api_key:manage") { None } else { query.caller.actor.user() }
+}
+
+/// One key: one's own, or any for those who manage them.
+#[utoipa::path(
+    get, path = "/v1/api-keys/{id}", tag = "api_keys",
+    params(("id" = Uuid, Path, description = "Which one."), After),
+    responses((status = 200, body = api_key::Row), (status = 304, description = "It has not changed."), Refusals)
+)]
+async fn get_api_key(query: Query, Id(id): Id, Params(p): Params<After>) -> Result<Shown<api_key::Row>, Problem> {
+    query.require("api_key:read")?;
+    let mut read = query.open(&[ApiKeys::NAME], p.after).await?;
+    let row = api_key::by_id(&mut read, id, only(&query)).await?;
+    let stream = stream(id, &query.caller);
+    query.show(read, stream, row, |row| row.version).await
+}
+
+/// Keys, and when they were last used: one's own, or all for those who manage them.
+#[utoipa::path(get, path = "/v1/api-keys", tag = "api_keys", params(Listing), responses((status = 200, body = ListBody<Listable>), Refusals))]
+async fn list_api_keys(app: axum::extract::State<App>, query: Query, Params(p): Params<Listing>) -> Result<Listed<Listable>, Problem> {
+    query.require("api_key:read")?;
+    let paging = paging(&api_key::ORDERS, p.sort.as_deref(), p.limit, p.cursor)?;
+    let mut read = query.open(&[ApiKeys::NAME], p.after).await?;
+    let page = api_key::list(&mut read, query.cursors(), only(&query), &paging).await?;
+    let keys: Vec<Uuid> = page.rows.iter().map(|key| key.id).collect();
+    let used: HashMap<Uuid, DateTime<Utc>> = app.access.last_used(query.caller.tenant, &keys).await?.into_iter().collect();
+    let page = page.map(|key| Listable { last_used_at: used.get(&key.id).copied(), key });
+    Ok(query.page(&read, page))
+}

@@ -1,0 +1,107 @@
+//! Looking up what a rule has to know of other streams. What was found is named in preconditions, so that it is still so when the events are appended.
+
+use std::collections::hash_map::DefaultHasher;
+use std::hash::{Hash as _, Hasher as _};
+
+use cqrs_es::Aggregate as _;
+use domain::actor::{Grants, Permissions};
+use domain::aggregate::{Found, Lookup, Person};
+use domain::identity::role::Role as CustomRole;
+use domain::identity::user::{Details, User};
+use domain::{CounterName, Precondition, Refusal, Role, RoleId, StreamId, TenantId, UserId};
+use store::Store;
+use tokio::sync::MutexGuard;
+
+use crate::error::CommandError;
+use crate::execute::Executor;
+
+/// What was found, and what must still be so.
+#[derive(Default)]
+pub(crate) struct Looked<'a> {
+    pub(crate) found: Found,
+    pub(crate) preconditions: Vec<Precondition>,
+    /// Choices by load take turns within a process: all of them would choose the same one.
+    turn: Option<MutexGuard<'a, ()>>,
+}
+
+impl Looked<'_> {
+    /// Whether the refusal says that what was found is so no longer.
+    pub(crate) fn outdated(&self, refusal: &Refusal) -> bool {
+        self.preconditions.iter().any(|precondition| match (precondition, refusal) {
+            (Precondition::StreamAt { stream, .. }, Refusal::StreamMoved { id, .. }) => stream.id == *id,
+            (Precondition::CounterWithin { counter, .. }, Refusal::CounterOutOfBounds { counter: refused, .. }) => {
+                counter.to_string() == *refused
+            }
+            _ => false,
+        })
+    }
+}
+
+/// A user with what they may now, and the versions of the streams that say so.
+pub async fn user(store: &Store, tenant: TenantId, user: UserId) -> Result<(Option<(Details, Person)>, Vec<Precondition>), CommandError> {
+    let stream = StreamId::new(tenant, user.0);
+    let loaded = store.reload::<User>(stream).await?;
+    let mut seen = vec![Precondition::StreamAt { aggregate: User::TYPE, stream, version: loaded.version }];
+    let Some(details) = loaded.state.details() else { return Ok((None, seen)) };
+    let grants = match details.role {
+        Role::Custom(id) => {
+            let (permissions, at) = permissions(store, tenant, id).await?;
+            seen.push(at);
+            Grants::Only(permissions.unwrap_or_default())
+        }
+        Role::SuperAdmin | Role::OrgAdmin | Role::BillingAdmin | Role::SupportAgent | Role::User | Role::Viewer => Grants::OfRole,
+    };
+    let person = Person { active: details.status.can_act(), role: details.role, grants };
+    Ok((Some((details.clone(), person)), seen))
+}
+
+async fn person(store: &Store, tenant: TenantId, id: UserId) -> Result<(Option<Person>, Vec<Precondition>), CommandError> {
+    let (found, seen) = user(store, tenant, id).await?;
+    Ok((found.map(|(_, person)| person), seen))
+}
+
+/// What a role of the tenant may, if it exists, with the version that says so.
+async fn permissions(store: &Store, tenant: TenantId, role: RoleId) -> Result<(Option<Permissions>, Precondition), CommandError> {
+    let stream = StreamId::new(tenant, role.0);
+    let loaded = store.reload::<CustomRole>(stream).await?;
+    let at = Precondition::StreamAt { aggregate: CustomRole::TYPE, stream, version: loaded.version };
+    Ok((loaded.state.permissions().cloned(), at))
+}
+
+impl Executor {
+    pub(crate) async fn look_up(&self, tenant: TenantId, lookups: Vec<Lookup>) -> Result<Looked<'_>, CommandError> {
+        let mut looked = Looked::default();
+        let store = self.store();
+        for lookup in lookups {
+            match lookup {
+                Lookup::User(user) => {
+                    let (person, seen) = person(store, tenant, user).await?;
+                    looked.found.users.extend(person.map(|person| (user, person)));
+                    looked.preconditions.extend(seen);
+                }
+                Lookup::Role(role) => {
+                    let (permissions, at) = permissions(store, tenant, role).await?;
+                    looked.found.roles.extend(permissions.map(|permissions| (role, permissions)));
+                    looked.preconditions.push(at);
+                }
+                Lookup::LeastLoaded { claim, counter, permission } => {
+                    let mut hasher = DefaultHasher::new();
+                    (tenant, counter).hash(&mut hasher);
+                    looked.turn = Some(self.turn(hasher.finish()).lock().await);
+                    let holders = store.holders_by_counter(&claim, tenant, counter).await.map_err(store::load::LoadError::from)?;
+                    for (id, load) in holders {
+                        let (person, seen) = person(store, tenant, UserId(id)).await?;
+                        if person.is_some_and(|person| person.may(permission)) {
+                            looked.found.least_loaded = Some(UserId(id));
+                            looked.preconditions.extend(seen);
+                            let counter = CounterName::of(counter, id);
+                            looked.preconditions.push(Precondition::CounterWithin { counter, at_least: None, at_most: Some(load) });
+                            break;
+                        }
+                    }
+                }
+            }
+        }
+        Ok(looked)
+    }
+}

@@ -1,0 +1,248 @@
+//! The queue: what is due, who attempts it, what came of it.
+
+use std::time::Duration;
+
+use chrono::{DateTime, TimeDelta, Utc};
+use domain::TenantId;
+use rand::Rng as _;
+use serde::{Deserialize, Serialize};
+use sqlx::{FromRow, PgPool};
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+/// After this many attempts, over some two days, a delivery is a dead letter.
+pub const MAX_ATTEMPTS: i32 = 16;
+/// The pause after the first attempt …
+const FIRST_PAUSE: TimeDelta = TimeDelta::seconds(5);
+/// … and the longest.
+const LONGEST_PAUSE: TimeDelta = TimeDelta::hours(6);
+/// How long a worker that died keeps a delivery from others: longer than any attempt.
+pub(crate) const LEASE: Duration = Duration::from_secs(90);
+
+/// A delivery that somebody has to attempt.
+#[derive(Clone, Debug, FromRow)]
+pub struct Due {
+    /// Its identity, the same at every attempt.
+    pub id: Uuid,
+    /// Whose.
+    pub tenant_id: Uuid,
+    /// The user whom it is for.
+    pub subject_id: Uuid,
+    /// What it says.
+    pub template: String,
+    /// What its link is made of.
+    pub intent: Uuid,
+    /// How often it was attempted before.
+    pub attempts: i32,
+}
+
+/// Where a delivery stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum State {
+    /// It is attempted until it succeeds.
+    Pending,
+    /// It was acknowledged.
+    Delivered,
+    /// It was no longer wanted when its turn came: its link is used up, or its receiver is gone.
+    Dropped,
+    /// It was refused for good, or attempted too often.
+    Dead,
+}
+
+impl State {
+    /// As stored.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Pending => "pending",
+            Self::Delivered => "delivered",
+            Self::Dropped => "dropped",
+            Self::Dead => "dead",
+        }
+    }
+}
+
+/// A delivery as it is shown. Where it goes to is not kept.
+#[derive(Clone, Debug, PartialEq, Serialize, FromRow, ToSchema)]
+pub struct Delivery {
+    /// Its identity; the message carries it.
+    pub id: Uuid,
+    /// Of which kind.
+    #[schema(example = "mail")]
+    pub kind: String,
+    /// What it says.
+    #[schema(example = "invitation")]
+    pub template: String,
+    /// The user whom it is for.
+    pub subject_id: Uuid,
+    /// `pending`, `delivered`, `dropped` or `dead`.
+    #[schema(example = "delivered")]
+    pub state: String,
+    /// How often it was attempted.
+    #[schema(example = 1)]
+    pub attempts: i32,
+    /// When it is attempted next, while it is pending.
+    pub next_attempt_at: DateTime<Utc>,
+    /// When it was decided.
+    pub created_at: DateTime<Utc>,
+    /// When it ended.
+    pub ended_at: Option<DateTime<Utc>>,
+    /// Why it was dropped or is dead, or why the last attempt failed.
+    #[schema(example = "the server answered 550")]
+    pub reason: Option<String>,
+}
+
+/// What came of an attempt.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Attempt {
+    /// It was acknowledged.
+    Delivered,
+    /// It may work another time.
+    Failed(String),
+    /// It will never work.
+    Refused(String),
+    /// It is no longer wanted.
+    Dropped(String),
+}
+
+/// Takes deliveries that are due for `owner`, who alone attempts them for a while.
+pub(crate) async fn take(pool: &PgPool, owner: Uuid, now: DateTime<Utc>, limit: i64) -> Result<Vec<Due>, sqlx::Error> {
+    sqlx::query_as(
+        "update ops.deliveries d set leased_by = $1, leased_until = now() + $4 * interval '1 second'
+         from (select id from ops.deliveries where state = 'pending' and next_attempt_at <= $2 and (leased_until is null or leased_until < now())
+               order by next_attempt_at limit $3 for update skip locked) due
+         where d.id = due.id returning d.id, d.tenant_id, d.subject_id, d.template, d.intent, d.attempts",
+    )
+    .bind(owner)
+    .bind(now)
+    .bind(limit)
+    .bind(LEASE.as_secs_f64())
+    .fetch_all(pool)
+    .await
+}
+
+/// The pause after so many attempts: doubled each time, and anywhere between a half and the whole of it, so that what failed together is not tried together.
+fn pause(attempts: i32) -> TimeDelta {
+    let doubled = FIRST_PAUSE * 2_i32.pow(attempts.clamp(0, 20).unsigned_abs());
+    let whole = doubled.min(LONGEST_PAUSE).num_milliseconds();
+    TimeDelta::milliseconds(rand::thread_rng().gen_range(whole / 2..=whole))
+}
+
+/// Records what came of an attempt. One that somebody else has recorded meanwhile, whose lease had run out, stays as it is.
+pub(crate) async fn record(
+    pool: &PgPool,
+    owner: Uuid,
+    due: &Due,
+    began: DateTime<Utc>,
+    ended: DateTime<Utc>,
+    attempt: &Attempt,
+) -> Result<(), sqlx::Error> {
+    let attempts = due.attempts + 1;
+    let (state, outcome, reason) = match attempt {
+        Attempt::Delivered => (State::Delivered, Some("delivered"), None),
+        Attempt::Failed(why) if attempts >= MAX_ATTEMPTS => (State::Dead, Some("failed"), Some(why)),
+        Attempt::Failed(why) => (State::Pending, Some("failed"), Some(why)),
+        Attempt::Refused(why) => (State::Dead, Some("refused"), Some(why)),
+        Attempt::Dropped(why) => (State::Dropped, None, Some(why)),
+    };
+    let mut tx = pool.begin().await?;
+    let recorded = sqlx::query(
+        "update ops.deliveries set state = $3, attempts = attempts + $4, next_attempt_at = $5, ended_at = $6, reason = $7, leased_by = null, leased_until = null
+         where id = $1 and leased_by = $2 and state = 'pending'",
+    )
+    .bind(due.id)
+    .bind(owner)
+    .bind(state.as_str())
+    .bind(i32::from(outcome.is_some()))
+    .bind(ended + pause(due.attempts))
+    .bind((state != State::Pending).then_some(ended))
+    .bind(reason)
+    .execute(&mut *tx)
+    .await?;
+    if let (1, Some(outcome)) = (recorded.rows_affected(), outcome) {
+        sqlx::query(
+            "insert into ops.delivery_attempts (delivery_id, attempt, began_at, ended_at, outcome, reason) values ($1, $2, $3, $4, $5, $6)",
+        )
+        .bind(due.id)
+        .bind(attempts)
+        .bind(began)
+        .bind(ended)
+        .bind(outcome)
+        .bind(reason)
+        .execute(&mut *tx)
+        .await?;
+    }
+    tx.commit().await
+}
+
+/// A tenant's deliveries, all or in one state, the newest first; those before `before`, if it is given.
+pub async fn list(
+    pool: &PgPool,
+    tenant: TenantId,
+    state: Option<State>,
+    before: Option<Uuid>,
+    limit: i64,
+) -> Result<Vec<Delivery>, sqlx::Error> {
+    sqlx::query_as(
+        "select id, kind, template, subject_id, state, attempts, next_attempt_at, created_at, ended_at, reason from ops.deliveries d
+         where tenant_id = $1 and ($2::text is null or state = $2)
+           and ($3::uuid is null or (created_at, id) < (select created_at, id from ops.deliveries where id = $3 and tenant_id = $1))
+         order by created_at desc, id desc limit $4",
+    )
+    .bind(tenant.0)
+    .bind(state.map(State::as_str))
+    .bind(before)
+    .bind(limit)
+    .fetch_all(pool)
+    .await
+}
+
+/// What came of the attempts of a delivery.
+#[derive(Clone, Debug, PartialEq, Serialize, FromRow, ToSchema)]
+pub struct Attempted {
+    /// The how-manieth it was.
+    #[schema(example = 1)]
+    pub attempt: i32,
+    /// When it began.
+    pub began_at: DateTime<Utc>,
+    /// When it ended.
+    pub ended_at: DateTime<Utc>,
+    /// `delivered`, `failed` or `refused`.
+    #[schema(example = "failed")]
+    pub outcome: String,
+    /// Why.
+    #[schema(example = "the server answered 451")]
+    pub reason: Option<String>,
+}
+
+/// The attempts of a tenant's delivery.
+pub async fn attempts(pool: &PgPool, tenant: TenantId, delivery: Uuid) -> Result<Vec<Attempted>, sqlx::Error> {
+    sqlx::query_as(
+        "select a.attempt, a.began_at, a.ended_at, a.outcome, a.reason from ops.delivery_attempts a join ops.deliveries d on d.id = a.delivery_id
+         where d.tenant_id = $1 and d.id = $2 order by a.attempt",
+    )
+    .bind(tenant.0)
+    .bind(delivery)
+    .fetch_all(pool)
+    .await
+}
+
+/// Has a dead letter attempted again, or all of a tenant's. How many that were.
+pub async fn retry(pool: &PgPool, tenant: Option<TenantId>, delivery: Option<Uuid>, now: DateTime<Utc>) -> Result<u64, sqlx::Error> {
+    let retried = sqlx::query(
+        "update ops.deliveries set state = 'pending', attempts = 0, next_attempt_at = $3, ended_at = null
+         where state = 'dead' and ($1::uuid is null or tenant_id = $1) and ($2::uuid is null or id = $2)",
+    );
+    Ok(retried.bind(tenant.map(|tenant| tenant.0)).bind(delivery).bind(now).execute(pool).await?.rows_affected())
+}
+
+/// Forgets what ended long ago.
+pub async fn forget(pool: &PgPool, before: DateTime<Utc>) -> Result<u64, sqlx::Error> {
+    let forgotten = sqlx::query("delete from ops.deliveries where state in ('delivered', 'dropped') and ended_at < $1");
+    Ok(forgotten.bind(before).execute(pool).await?.rows_affected())
+}
+
+/// When the next delivery is due.
+pub(crate) async fn next_due(pool: &PgPool) -> Result<Option<DateTime<Utc>>, sqlx::Error> {
+    sqlx::query_scalar("select min(next_attempt_at) from ops.deliveries where state = 'pending'").fetch_one(pool).await
+}

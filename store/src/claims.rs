@@ -1,0 +1,48 @@
+//! Who holds what: claims and counters, read without locking anything. What is read here may have changed when an append comes to it, which is why appends check again.
+
+use domain::{Claim, StreamId, TenantId};
+use uuid::Uuid;
+
+use crate::Store;
+use crate::append::guards::scope_of;
+
+impl Store {
+    /// The stream that holds a value, if one does. A personal value is found by its keyed hash.
+    pub async fn holder(&self, claim: &Claim, tenant: TenantId, value: &str) -> Result<Option<StreamId>, sqlx::Error> {
+        let value = if claim.personal { self.inner.keyring.claim_hash(claim, tenant, value) } else { value.to_owned() };
+        let stream: Option<String> =
+            sqlx::query_scalar("select aggregate_id from claims where scope = $1 and namespace = $2 and value = $3")
+                .bind(scope_of(claim, tenant))
+                .bind(claim.namespace)
+                .bind(value)
+                .fetch_optional(self.pool())
+                .await?;
+        Ok(stream.and_then(|stream| stream.parse().ok()))
+    }
+
+    /// All holders of a claim of a tenant whose values are ids, with the counter of this kind that each has, the lowest first.
+    pub async fn holders_by_counter(&self, claim: &Claim, tenant: TenantId, counter: &str) -> Result<Vec<(Uuid, i64)>, sqlx::Error> {
+        sqlx::query_as(
+            "select h.id, coalesce(c.value, 0)
+             from (select value::uuid as id, value from claims where scope = $1 and namespace = $2) h
+             left join counters c on c.tenant_id = $3 and c.name = $4 || ':' || h.value
+             order by 2, 1",
+        )
+        .bind(scope_of(claim, tenant))
+        .bind(claim.namespace)
+        .bind(tenant.0)
+        .bind(counter)
+        .fetch_all(self.pool())
+        .await
+    }
+
+    /// What closes a tenant's gate, if anything does; `None`: there is no such tenant.
+    pub async fn gate(&self, tenant: TenantId) -> Result<Option<String>, sqlx::Error> {
+        if tenant == TenantId::SYSTEM {
+            return Ok(Some("open".to_owned()));
+        }
+        let gate: Option<Option<String>> =
+            sqlx::query_scalar("select gate from tenant_heads where tenant_id = $1").bind(tenant.0).fetch_optional(self.pool()).await?;
+        Ok(gate.flatten())
+    }
+}
