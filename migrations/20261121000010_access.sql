@@ -31,7 +31,6 @@ create index on ops.sessions (expires_at);
 -- Keys that sign access tokens; the private part is encrypted under the master key.
 create table ops.signing_keys (
   kid            text        primary key,
-  public_key     bytea       not null,
   wrapped_key    bytea       not null,
   created_at     timestamptz not null,
   signs_from     timestamptz not null,           -- published before it signs, so that whoever keeps the published keys for a while knows it by then

@@ -1,12 +1,12 @@
 //! What people do with their accounts and with links from mails: where a command needs a secret besides.
 
-use commands::{Outcome, Request};
+use commands::{CommandError, Outcome, Request};
 use domain::identity::user::{
-    AcceptInvitation, DeclineInvitation, Details, EMAIL, Error, RequestPasswordReset, ResetPassword, SetPassword, User, VerifyEmail,
-    fold_email,
+    AcceptInvitation, ChangeEmail, DeclineInvitation, Details, EMAIL, Error, RequestPasswordReset, ResetPassword, SetPassword, User,
+    VerifyEmail, fold_email,
 };
-use domain::text::DisplayName;
-use domain::{Actor, DomainError as _, StreamId};
+use domain::text::{DisplayName, Email};
+use domain::{Actor, StreamId};
 use uuid::Uuid;
 
 use crate::links::{self, Purpose};
@@ -14,18 +14,12 @@ use crate::passwords::{Password, weakness};
 use crate::{Access, AccessError};
 
 fn link_not_good() -> AccessError {
-    let error = Error::LinkNotGood;
-    AccessError::Command(commands::CommandError::Rejected {
-        kind: error.kind(),
-        code: error.code(),
-        page: error.page(),
-        detail: error.to_string(),
-    })
+    AccessError::Command(CommandError::rule(&Error::LinkNotGood))
 }
 
 impl Access {
     async fn system_request(&self, stream: StreamId, command: impl Into<<User as domain::Aggregate>::Ask>) -> Result<Outcome, AccessError> {
-        Ok(self.inner.executor.execute(Request::<User>::new(stream, command, Self::system(), self.store().fresh_id())).await?)
+        self.request(stream, command, Self::system()).await
     }
 
     /// Hashes a password that will do for this user; it counts once an event names what is answered.
@@ -40,18 +34,28 @@ impl Access {
         self.keep(user, hash).await
     }
 
-    /// Keeps a hash from elsewhere; it counts once an event names what is answered.
-    pub async fn imported(&self, user: StreamId, hash: String) -> Result<Uuid, AccessError> {
-        self.keep(user, hash).await
-    }
-
     /// What is known of a user; `None` where there is none.
     pub async fn details(&self, user: StreamId) -> Result<Option<Details>, AccessError> {
-        Ok(self.store().reload::<User>(user).await?.state.details().cloned())
+        Ok(self.store().current::<User>(user).await?.state.details().cloned())
     }
 
-    /// Gives a user a password. `keeps` names the session that goes on.
-    pub async fn set_password(
+    async fn request(
+        &self,
+        user: StreamId,
+        command: impl Into<<User as domain::Aggregate>::Ask>,
+        actor: Actor,
+    ) -> Result<Outcome, AccessError> {
+        Ok(self.inner.executor.execute(Request::<User>::new(user, command, actor, self.store().fresh_id())).await?)
+    }
+
+    /// Gives a user a password.
+    pub async fn set_password(&self, user: StreamId, password: Password, actor: Actor) -> Result<Outcome, AccessError> {
+        let credential = self.credential(user, password, None).await?;
+        self.request(user, SetPassword { credential, keeps: None, proven: false }, actor).await
+    }
+
+    /// Changes somebody's own password, which they have just shown to know. `keeps` names the session that goes on.
+    pub async fn change_password(
         &self,
         user: StreamId,
         password: Password,
@@ -59,8 +63,12 @@ impl Access {
         actor: Actor,
     ) -> Result<Outcome, AccessError> {
         let credential = self.credential(user, password, None).await?;
-        let request = Request::<User>::new(user, SetPassword { credential, keeps }, actor, self.store().fresh_id());
-        Ok(self.inner.executor.execute(request).await?)
+        self.request(user, SetPassword { credential, keeps, proven: true }, actor).await
+    }
+
+    /// Changes somebody's own address, who has just shown to know the password.
+    pub async fn change_email(&self, user: StreamId, email: Email, actor: Actor) -> Result<Outcome, AccessError> {
+        self.request(user, ChangeEmail { email, proven: true }, actor).await
     }
 
     /// Makes whoever has the link a user.

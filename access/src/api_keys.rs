@@ -47,8 +47,14 @@ impl Access {
         Ok(Drawn { credential, key: text, prefix })
     }
 
-    /// Keeps a hash; it counts once an event names it.
-    pub(crate) async fn keep(&self, owner: StreamId, hash: String) -> Result<Uuid, AccessError> {
+    /// Forgets a hash that no event names after all.
+    pub async fn discard(&self, credential: Uuid) -> Result<(), AccessError> {
+        sqlx::query("delete from ops.credentials where id = $1").bind(credential).execute(self.store().pool()).await?;
+        Ok(())
+    }
+
+    /// Keeps a hash, also one from elsewhere; it counts once an event names it.
+    pub async fn keep(&self, owner: StreamId, hash: String) -> Result<Uuid, AccessError> {
         let id = self.store().fresh_id();
         sqlx::query("insert into ops.credentials (id, tenant_id, owner_id, hash, created_at) values ($1, $2, $3, $4, $5)")
             .bind(id)
@@ -86,7 +92,7 @@ impl Access {
             .fetch_all(self.store().pool())
             .await?;
         let Some((secret, _)) = secrets.iter().find(|(_, stored)| same(stored.as_bytes(), hash.as_bytes())) else { return Ok(None) };
-        let loaded = self.store().reload::<ApiKey>(key).await?;
+        let loaded = self.store().current::<ApiKey>(key).await?;
         let now = self.store().clock().now();
         let Some(details) = loaded.state.details().filter(|details| details.opens(*secret, now)) else { return Ok(None) };
         if !self.is_there(key.tenant).await? {

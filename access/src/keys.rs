@@ -43,7 +43,7 @@ pub struct SigningKeys {
     ring: Arc<RwLock<Option<(Arc<Vec<SigningKey>>, Instant)>>>,
 }
 
-type Row = (Vec<u8>, DateTime<Utc>, Option<DateTime<Utc>>);
+type Row = (String, Vec<u8>, DateTime<Utc>, Option<DateTime<Utc>>);
 
 impl SigningKeys {
     /// The keys of an installation.
@@ -57,27 +57,36 @@ impl SigningKeys {
     }
 
     async fn within(&self, age: Duration) -> Result<Arc<Vec<SigningKey>>, AccessError> {
-        let now = self.store.clock().now();
-        if let Some((keys, since)) = &*self.ring.read().await
-            && since.elapsed() < age
-        {
-            return Ok(keys.clone());
+        let fresh = |ring: &Option<(Arc<Vec<SigningKey>>, Instant)>| {
+            ring.as_ref().filter(|(_, since)| since.elapsed() < age).map(|(keys, _)| keys.clone())
+        };
+        if let Some(keys) = fresh(&*self.ring.read().await) {
+            return Ok(keys);
         }
         let mut ring = self.ring.write().await;
+        // Those who waited meanwhile need not look once more.
+        if let Some(keys) = fresh(&ring) {
+            return Ok(keys);
+        }
         let since = Instant::now();
         let rows: Vec<Row> = sqlx::query_as(
-            "select wrapped_key, signs_from, verifies_until from ops.signing_keys where verifies_until is null or verifies_until > $1 order by signs_from desc",
+            "select kid, wrapped_key, signs_from, verifies_until from ops.signing_keys where verifies_until is null or verifies_until > $1 order by signs_from desc",
         )
-        .bind(now)
+        .bind(self.store.clock().now())
         .fetch_all(self.store.pool())
         .await?;
-        let keys = rows.into_iter().map(|row| self.open(row)).collect::<Result<Vec<_>, _>>()?;
+        let known = ring.as_ref().map(|(keys, _)| keys.clone()).unwrap_or_default();
+        let keys = rows.into_iter().map(|row| self.open(&known, row)).collect::<Result<Vec<_>, _>>()?;
         let keys = Arc::new(keys);
         *ring = Some((keys.clone(), since));
         Ok(keys)
     }
 
-    fn open(&self, (wrapped, signs_from, verifies_until): Row) -> Result<SigningKey, AccessError> {
+    /// A key from its row; one that is known keeps what it has seen already.
+    fn open(&self, known: &[SigningKey], (kid, wrapped, signs_from, verifies_until): Row) -> Result<SigningKey, AccessError> {
+        if let Some(key) = known.iter().find(|key| key.kid() == kid) {
+            return Ok(SigningKey { key: key.key.clone(), signs_from, verifies_until });
+        }
         let pem = self.store.unwrap(USE, &wrapped).and_then(|pem| String::from_utf8(pem).ok());
         let pem = pem.ok_or_else(|| AccessError::Internal("a signing key cannot be read with this master key".into()))?;
         let key = TokenKey::from_pem(&pem).map_err(|e| AccessError::Internal(e.to_string()))?;
@@ -124,15 +133,16 @@ impl SigningKeys {
         let until = now + lead + ACCESS_TTL + TimeDelta::minutes(1);
         let mut tx = self.store.pool().begin().await?;
         sqlx::query("update ops.signing_keys set verifies_until = $1 where verifies_until is null").bind(until).execute(&mut *tx).await?;
-        sqlx::query("insert into ops.signing_keys (kid, public_key, wrapped_key, created_at, signs_from) values ($1, $2, $3, $4, $5)")
+        sqlx::query("insert into ops.signing_keys (kid, wrapped_key, created_at, signs_from) values ($1, $2, $3, $4)")
             .bind(key.kid())
-            .bind(key.public().as_slice())
             .bind(wrapped)
             .bind(now)
             .bind(now + lead)
             .execute(&mut *tx)
             .await?;
         tx.commit().await?;
+        // This process knows at once, the others when they look again.
+        *self.ring.write().await = None;
         Ok(key.kid().to_owned())
     }
 
@@ -145,6 +155,7 @@ impl SigningKeys {
         .bind(self.store.clock().now())
         .execute(self.store.pool())
         .await?;
+        *self.ring.write().await = None;
         Ok(ended.rows_affected() > 0)
     }
 }

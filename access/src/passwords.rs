@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use argon2::password_hash::{PasswordHash, PasswordHasher as _, PasswordVerifier as _, SaltString};
 use argon2::{Algorithm, Argon2, Params, Version};
@@ -50,13 +51,22 @@ pub struct Hashing {
     pub at_a_time: usize,
     /// Hashes that may wait; more are refused.
     pub waiting: usize,
+    /// When a login is refused, counted from its beginning: later than any hash and any record takes, so that how long it takes tells nothing.
+    pub refused_after: Duration,
 }
 
 impl Default for Hashing {
     /// The OWASP password storage cheat sheet's first choice for Argon2id, on half of the cores.
     fn default() -> Self {
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        Self { memory_kib: 19 * 1024, iterations: 2, parallelism: 1, at_a_time: (cores / 2).max(1), waiting: 64 }
+        Self {
+            memory_kib: 19 * 1024,
+            iterations: 2,
+            parallelism: 1,
+            at_a_time: (cores / 2).max(1),
+            waiting: 64,
+            refused_after: Duration::from_millis(700),
+        }
     }
 }
 
@@ -79,6 +89,7 @@ pub struct Hasher {
     permits: Arc<Semaphore>,
     waiting: Arc<AtomicUsize>,
     most: usize,
+    pub(crate) refused_after: Duration,
     /// The hash of a password that nobody has: checking against it takes as long as against somebody's.
     nobody: Arc<str>,
 }
@@ -94,6 +105,7 @@ impl Hasher {
             permits: Arc::new(Semaphore::new(hashing.at_a_time)),
             waiting: Arc::default(),
             most: hashing.waiting + hashing.at_a_time,
+            refused_after: hashing.refused_after,
             nobody: nobody.into(),
         })
     }

@@ -1,12 +1,11 @@
 //! Noting what was tried where no other event tells. What anybody can cause without end is sampled, so that nobody fills the log.
 
 use std::num::NonZeroU32;
-use std::sync::Arc;
 
 use commands::Request;
-use domain::TenantId;
-use domain::identity::access_record::{AccessRecord, NoteAccess, stream};
-use governor::{DefaultKeyedRateLimiter, Quota};
+use domain::identity::access_record::{AccessRecord, NoteAccess};
+use domain::{StreamId, TenantId};
+use governor::{DefaultDirectRateLimiter, DefaultKeyedRateLimiter, Quota};
 
 use crate::{Access, AccessError};
 
@@ -15,20 +14,41 @@ const RATE: NonZeroU32 = NonZeroU32::new(2).expect("not zero");
 /// … and at once, after a quiet time.
 const BURST: NonZeroU32 = NonZeroU32::new(60).expect("not zero");
 
+/// Of all tenants together.
+const ALL: NonZeroU32 = NonZeroU32::new(20).expect("not zero");
+/// At once, after a quiet time.
+const ALL_BURST: NonZeroU32 = NonZeroU32::new(500).expect("not zero");
+
 /// Decides which records are made.
-#[derive(Clone)]
-pub(crate) struct Records(Arc<DefaultKeyedRateLimiter<TenantId>>);
+pub(crate) struct Records {
+    of_tenant: DefaultKeyedRateLimiter<TenantId>,
+    of_all: DefaultDirectRateLimiter,
+}
 
 impl Default for Records {
     fn default() -> Self {
-        Self(Arc::new(DefaultKeyedRateLimiter::keyed(Quota::per_second(RATE).allow_burst(BURST))))
+        Self {
+            of_tenant: DefaultKeyedRateLimiter::keyed(Quota::per_second(RATE).allow_burst(BURST)),
+            of_all: DefaultDirectRateLimiter::direct(Quota::per_second(ALL).allow_burst(ALL_BURST)),
+        }
+    }
+}
+
+impl Records {
+    fn wanted(&self, tenant: TenantId) -> bool {
+        self.of_tenant.check_key(&tenant).is_ok() && self.of_all.check().is_ok()
+    }
+
+    /// Forgets tenants of which nothing was heard for a while.
+    pub(crate) fn forget_quiet(&self) {
+        self.of_tenant.retain_recent();
     }
 }
 
 impl Access {
     /// Notes what was tried, unless too much was just now.
     pub async fn note(&self, tenant: TenantId, note: NoteAccess) -> Result<(), AccessError> {
-        if self.inner.records.0.check_key(&tenant).is_err() {
+        if !self.inner.records.wanted(tenant) {
             metrics::counter!("tenure_access_records_skipped_total").increment(1);
             return Ok(());
         }
@@ -38,8 +58,9 @@ impl Access {
     /// Notes what was tried.
     pub async fn note_always(&self, tenant: TenantId, note: NoteAccess) -> Result<(), AccessError> {
         let store = self.store();
-        let stream = stream(tenant, store.clock().now());
-        self.inner.executor.execute(Request::<AccessRecord>::new(stream, note, Self::system(), store.fresh_id())).await?;
+        let stream = StreamId::new(tenant, store.fresh_id());
+        let request = Request::<AccessRecord> { begins: true, ..Request::new(stream, note, Self::system(), store.fresh_id()) };
+        self.inner.executor.execute(request).await?;
         Ok(())
     }
 }

@@ -7,11 +7,12 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD as BASE64;
 use chrono::{DateTime, TimeDelta, Utc};
-use commands::{CommandError, Request};
+use commands::{CommandError, Request, lookup};
+use domain::actor::Grants;
 use domain::identity::access_record::{Action, NoteAccess, Outcome};
 use domain::identity::api_key::ApiKey;
 use domain::identity::user::{Details, EMAIL, RecordLogin, RecordLoginFailure, Status, User, fold_email};
-use domain::{StreamId, TenantId, UserId};
+use domain::{Actor, StreamId, TenantId, UserId};
 use serde::Serialize;
 use uuid::Uuid;
 
@@ -101,29 +102,43 @@ impl Row {
 impl Access {
     /// Begins a session for whoever knows the password. That somebody does not exist is told by nothing, nor by how long it takes.
     pub async fn login(&self, login: Login<'_>, password: Password) -> Result<Tokens, AccessError> {
-        let tenant = self.tenant(login.tenant).await?;
+        let refused_at = tokio::time::Instant::now() + self.inner.hasher.refused_after;
+        let answer = self.attempt(login, password).await;
+        if matches!(answer, Err(AccessError::InvalidCredentials)) {
+            tokio::time::sleep_until(refused_at).await;
+        }
+        answer
+    }
+
+    async fn attempt(&self, login: Login<'_>, password: Password) -> Result<Tokens, AccessError> {
+        let mut tenant = self.tenant(login.tenant).await?;
+        // A tenant that does not exist has no records either.
+        if let Some(named) = tenant
+            && !self.is_there(named).await?
+        {
+            tenant = None;
+        }
         let stream = match tenant {
             Some(tenant) => self.store().holder(&EMAIL, tenant, &fold_email(login.email)).await?,
             None => None,
         };
         // A stream that nobody holds is as quickly read as one of somebody.
         let asked = stream.unwrap_or_else(|| StreamId::new(tenant.unwrap_or(TenantId::SYSTEM), self.store().fresh_id()));
-        let loaded = self.store().reload::<User>(asked).await?;
+        let loaded = self.store().current::<User>(asked).await?;
         let user = loaded.state.details().filter(|_| stream.is_some());
         let stored = self.hash_of(user.and_then(|user| user.credential)).await?;
         match (self.inner.hasher.check(password, stored).await?, user) {
             (Checked::Right { better }, Some(user)) => self.entered(asked, user, better, &login).await,
             (Checked::Wrong, Some(_)) => {
-                self.inner
-                    .executor
-                    .execute(Request::<User>::new(asked, RecordLoginFailure {}, Self::system(), self.store().fresh_id()))
-                    .await?;
+                self.failed(asked).await;
                 Err(AccessError::InvalidCredentials)
             }
             (_, None) => {
                 let note = NoteAccess { action: Action::Login, outcome: Outcome::Refused, actor: None, target: None, code: None };
                 // Of a tenant that does not exist the platform keeps the record.
-                self.note(tenant.unwrap_or(TenantId::SYSTEM), note).await?;
+                if let Err(error) = self.note(tenant.unwrap_or(TenantId::SYSTEM), note).await {
+                    tracing::warn!(%error, "a login of nobody could not be recorded");
+                }
                 Err(AccessError::InvalidCredentials)
             }
         }
@@ -153,10 +168,23 @@ impl Access {
             .await?)
     }
 
-    /// Whether a password is a user's. Says nothing of their status, and counts no failure.
-    pub async fn knows(&self, user: &Details, password: Password) -> Result<bool, AccessError> {
+    /// Counts a wrong password. That it could not be counted is told nobody, since it could be for somebody only.
+    async fn failed(&self, user: StreamId) {
+        let request = Request::<User>::new(user, RecordLoginFailure {}, Self::system(), self.store().fresh_id());
+        if let Err(error) = self.inner.executor.execute(request).await {
+            tracing::warn!(%error, "a wrong password could not be counted");
+        }
+    }
+
+    /// Whether somebody who is in knows the password; a wrong one counts, as at a login.
+    pub async fn knows(&self, stream: StreamId, password: Password) -> Result<bool, AccessError> {
+        let Some(user) = self.details(stream).await? else { return Ok(false) };
         let stored = self.hash_of(user.credential).await?;
-        Ok(self.inner.hasher.check(password, stored).await? != Checked::Wrong)
+        let right = self.inner.hasher.check(password, stored).await? != Checked::Wrong;
+        if !right {
+            self.failed(stream).await;
+        }
+        Ok(right && user.status == Status::Active)
     }
 
     /// Begins a session. Its row comes first: a login that is not recorded opens nothing.
@@ -259,7 +287,7 @@ impl Access {
             None => self.asked_again(session, generation, now).await?,
         };
         let stream = row.stream();
-        let loaded = store.reload::<User>(stream).await?;
+        let loaded = store.current::<User>(stream).await?;
         match loaded.state.details() {
             Some(user) if user.continues(session, row.epoch) => {
                 self.issue(session, stream, user, row.generation, row.opaque, row.expires_at).await
@@ -277,7 +305,6 @@ impl Access {
             return Ok(row);
         }
         let tenant = TenantId(row.tenant_id);
-        self.end(&[session]).await?;
         let note = NoteAccess {
             action: Action::RefreshTokenReuse,
             outcome: Outcome::Refused,
@@ -285,19 +312,27 @@ impl Access {
             target: Some(session.to_string()),
             code: None,
         };
+        // Recorded first: a session that has ended shows no reuse any more.
         self.note_always(tenant, note).await?;
+        self.end(row.stream(), Some(session), None).await?;
         Err(AccessError::Invalid)
     }
 
-    async fn end(&self, sessions: &[Uuid]) -> Result<u64, AccessError> {
-        let ended = sqlx::query("update ops.sessions set ended_at = $2 where id = any($1) and ended_at is null")
-            .bind(sessions)
-            .bind(self.store().clock().now())
-            .execute(self.store().pool())
-            .await?;
+    async fn end(&self, user: StreamId, which: Option<Uuid>, but: Option<Uuid>) -> Result<u64, AccessError> {
+        let ended: Vec<Uuid> = sqlx::query_scalar(
+            "update ops.sessions set ended_at = $5 where tenant_id = $1 and user_id = $2 and ($3::uuid is null or id = $3) and ($4::uuid is null or id <> $4)
+             and ended_at is null returning id",
+        )
+        .bind(user.tenant.0)
+        .bind(user.id)
+        .bind(which)
+        .bind(but)
+        .bind(self.store().clock().now())
+        .fetch_all(self.store().pool())
+        .await?;
         // This process knows at once, the others when they look again.
-        sessions.iter().for_each(|session| drop(self.inner.sessions.remove(session)));
-        Ok(ended.rows_affected())
+        ended.iter().for_each(|session| drop(self.inner.sessions.remove(session)));
+        Ok(ended.len() as u64)
     }
 
     /// Ends the session of a token, access or refresh; a token that is nobody's ends nothing (RFC 7009 section 2.2).
@@ -306,17 +341,19 @@ impl Access {
             Some((session, _)) => Some(session),
             None => self.inner.keys.verify(token).await?.and_then(Result::ok).and_then(|claims| claims.sid),
         };
-        if let Some(session) = session {
-            self.end(&[session]).await?;
+        let whose: Option<(Uuid, Uuid)> = sqlx::query_as("select tenant_id, user_id from ops.sessions where id = $1")
+            .bind(session)
+            .fetch_optional(self.store().pool())
+            .await?;
+        if let Some((tenant, user)) = whose {
+            self.end_sessions(StreamId::new(TenantId(tenant), user), session, None, &user.to_string()).await?;
         }
         Ok(())
     }
 
     /// Ends a user's session, or all of them but one. How many that were.
     pub async fn end_sessions(&self, user: StreamId, which: Option<Uuid>, but: Option<Uuid>, by: &str) -> Result<u64, AccessError> {
-        let sessions: Vec<Uuid> = self.sessions(user).await?.into_iter().map(|session| session.id).collect();
-        let chosen: Vec<Uuid> = sessions.into_iter().filter(|id| which.is_none_or(|which| which == *id) && but != Some(*id)).collect();
-        let ended = self.end(&chosen).await?;
+        let ended = self.end(user, which, but).await?;
         if ended > 0 {
             let note = NoteAccess {
                 action: Action::EndSession,
@@ -330,9 +367,18 @@ impl Access {
         Ok(ended)
     }
 
+    /// Whether somebody may act on a user's sessions: they have to have all that the user has.
+    pub async fn covers(&self, actor: &Actor, user: StreamId) -> Result<bool, AccessError> {
+        let (found, _) = lookup::user(self.store(), user.tenant, UserId(user.id)).await?;
+        Ok(found.is_none_or(|(_, person)| match &person.grants {
+            Grants::Only(permissions) => actor.covers(person.role, Some(permissions)),
+            Grants::OfRole => actor.covers(person.role, None),
+        }))
+    }
+
     /// The sessions of a user that go on, the newest first.
     pub async fn sessions(&self, user: StreamId) -> Result<Vec<Session>, AccessError> {
-        let loaded = self.store().reload::<User>(user).await?;
+        let loaded = self.store().current::<User>(user).await?;
         let Some(details) = loaded.state.details().filter(|details| details.status.can_act()) else { return Ok(vec![]) };
         let sessions = sqlx::query_as(
             "select id, user_agent, created_at, last_used_at, expires_at from ops.sessions
@@ -342,15 +388,16 @@ impl Access {
         Ok(sessions.bind(user.tenant.0).bind(user.id).bind(now).bind(epoch).bind(keeps).fetch_all(self.store().pool()).await?)
     }
 
-    /// Begins a session in another tenant for somebody who has a user there too: with the same address, shown to be theirs on both sides.
+    /// Begins a session in another tenant for somebody who has a user there too: with the same address, shown to be theirs on both sides. Here they have set their password
+    /// themselves, so that nobody who runs this tenant can be them in another.
     pub async fn switch_tenant(&self, from: StreamId, to: &str, opaque: bool, user_agent: Option<&str>) -> Result<Tokens, AccessError> {
-        let here = self.store().reload::<User>(from).await?;
-        let email = here.state.details().filter(|user| user.email_verified).and_then(|user| user.email.known().cloned());
+        let here = self.store().current::<User>(from).await?;
+        let email = here.state.details().and_then(|user| user.proven_email().cloned());
         let (Some(email), Some(tenant)) = (email, self.tenant(to).await?) else { return Err(AccessError::InvalidCredentials) };
         let Some(there) = self.store().holder(&EMAIL, tenant, &fold_email(&email)).await? else {
             return Err(AccessError::InvalidCredentials);
         };
-        let loaded = self.store().reload::<User>(there).await?;
+        let loaded = self.store().current::<User>(there).await?;
         match loaded.state.details() {
             Some(user) if user.email_verified && user.status == Status::Active => self.begin(there, user, None, opaque, user_agent).await,
             Some(_) | None => Err(AccessError::InvalidCredentials),
@@ -362,26 +409,35 @@ impl Access {
         let store = self.store();
         let now = store.clock().now();
         let long_ago = now - TimeDelta::days(1);
-        sqlx::query("delete from ops.sessions where expires_at < $1 or ended_at < $1").bind(long_ago).execute(store.pool()).await?;
+        self.inner.records.forget_quiet();
+        sqlx::query(
+            "delete from ops.sessions s where expires_at < $1 or ended_at < $1 or exists (select from events e
+               where e.aggregate_type = 'user' and e.aggregate_id = s.tenant_id || '/' || s.user_id and e.event_type = 'user.deleted')",
+        )
+        .bind(long_ago)
+        .execute(store.pool())
+        .await?;
         sqlx::query("delete from ops.signing_keys where verifies_until < $1").bind(long_ago).execute(store.pool()).await?;
         let old: Vec<(Uuid, Uuid)> = sqlx::query_as(
             "select tenant_id, owner_id from ops.credentials c group by 1, 2
-             having min(created_at) < $1 and (count(*) > 1 or exists (select from events e
-               where e.aggregate_type = 'user' and e.aggregate_id = c.tenant_id || '/' || c.owner_id and e.event_type = 'user.deleted'))",
+             having (min(created_at) < $1 and count(*) > 1) or exists (select from events e
+               where e.aggregate_type in ('user', 'api_key') and e.aggregate_id = c.tenant_id || '/' || c.owner_id and e.event_type in ('user.deleted', 'api_key.revoked'))",
         )
         .bind(long_ago)
         .fetch_all(store.pool())
         .await?;
         for (tenant, owner) in old {
             let owner = StreamId::new(TenantId(tenant), owner);
-            let mut counts = Vec::new();
-            counts.extend(store.reload::<User>(owner).await?.state.details().and_then(|user| user.credential));
-            counts.extend(store.reload::<ApiKey>(owner).await?.state.details().map(|key| key.secrets(now)).unwrap_or_default());
-            sqlx::query("delete from ops.credentials where tenant_id = $1 and owner_id = $2 and created_at < $3 and id <> all($4)")
+            let (user, key) = (store.current::<User>(owner).await?.state, store.current::<ApiKey>(owner).await?.state);
+            let gone = user.details().is_some_and(|user| user.status == Status::Deleted) || key.details().is_some_and(|key| key.revoked);
+            let mut counts: Vec<Uuid> = user.details().and_then(|user| user.credential).into_iter().collect();
+            counts.extend(key.details().map(|key| key.secrets(now)).unwrap_or_default());
+            sqlx::query("delete from ops.credentials where tenant_id = $1 and owner_id = $2 and (created_at < $3 or $5) and id <> all($4)")
                 .bind(tenant)
                 .bind(owner.id)
                 .bind(long_ago)
                 .bind(counts)
+                .bind(gone)
                 .execute(store.pool())
                 .await?;
         }

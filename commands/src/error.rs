@@ -51,7 +51,8 @@ pub enum CommandError {
 }
 
 impl CommandError {
-    pub(crate) fn rule(error: &impl DomainError) -> Self {
+    /// A rule's own word.
+    pub fn rule(error: &impl DomainError) -> Self {
         Self::Rejected { kind: error.kind(), code: error.code(), page: error.page(), detail: error.to_string() }
     }
 

@@ -40,14 +40,14 @@ impl Looked<'_> {
 /// A user with what they may now, and the versions of the streams that say so.
 pub async fn user(store: &Store, tenant: TenantId, user: UserId) -> Result<(Option<(Details, Person)>, Vec<Precondition>), CommandError> {
     let stream = StreamId::new(tenant, user.0);
-    let loaded = store.reload::<User>(stream).await?;
+    let loaded = store.current::<User>(stream).await?;
     let mut seen = vec![Precondition::StreamAt { aggregate: User::TYPE, stream, version: loaded.version }];
     let Some(details) = loaded.state.details() else { return Ok((None, seen)) };
     let grants = match details.role {
         Role::Custom(id) => {
             let (permissions, at) = permissions(store, tenant, id).await?;
             seen.push(at);
-            Grants::Only(permissions.unwrap_or_default())
+            Grants::of_custom(&permissions.unwrap_or_default())
         }
         Role::SuperAdmin | Role::OrgAdmin | Role::BillingAdmin | Role::SupportAgent | Role::User | Role::Viewer => Grants::OfRole,
     };
@@ -63,7 +63,7 @@ async fn person(store: &Store, tenant: TenantId, id: UserId) -> Result<(Option<P
 /// What a role of the tenant may, if it exists, with the version that says so.
 async fn permissions(store: &Store, tenant: TenantId, role: RoleId) -> Result<(Option<Permissions>, Precondition), CommandError> {
     let stream = StreamId::new(tenant, role.0);
-    let loaded = store.reload::<CustomRole>(stream).await?;
+    let loaded = store.current::<CustomRole>(stream).await?;
     let at = Precondition::StreamAt { aggregate: CustomRole::TYPE, stream, version: loaded.version };
     Ok((loaded.state.permissions().cloned(), at))
 }

@@ -104,6 +104,11 @@ pub enum Grants {
 }
 
 impl Grants {
+    /// What somebody in a role may that a tenant has defined: what it says, and what everybody may who belongs to a tenant.
+    pub fn of_custom(permissions: &Permissions) -> Self {
+        Self::Only(Arc::new(permissions.iter().cloned().chain(MEMBER.iter().map(|permission| (*permission).to_owned())).collect()))
+    }
+
     /// Whether these, for this role, include the permission.
     pub fn allow(&self, role: Role, permission: &str) -> bool {
         match self {
@@ -311,12 +316,12 @@ impl Actor {
         }
     }
 
-    /// The user who acts, if it is one; a service's key acts for itself. A token whose subject is no UUID, as development tokens have, stands for the same user every time
+    /// The user who acts, if it is one; a service's key acts for itself, whatever id somebody chose for it. A token whose subject is no UUID, as development tokens have, stands for the same user every time
     /// (UUIDv5, RFC 9562 section 5.5).
     pub fn user(&self) -> Option<UserId> {
         match self {
             Self::User { id, tenant, .. } => Some(UserId(id.parse().unwrap_or_else(|_| Uuid::new_v5(&tenant.0, id.as_bytes())))),
-            Self::Service { key, .. } => Some(UserId(*key)),
+            Self::Service { key, .. } => Some(UserId(Uuid::new_v5(key, b"service"))),
             Self::System { .. } => None,
         }
     }

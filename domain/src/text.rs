@@ -96,6 +96,10 @@ text_types! {
     /// An e-mail address as typed; checked for its shape only, since nothing but a mail proves one.
     Email { max: 254, example: "ada@example.com", parse: |t| {
         let text = line(t, 254)?;
+        // Letters that only look like others would make two addresses of one, or one of two.
+        if !text.is_ascii() {
+            return Err(TextError::Malformed("must be written in ASCII; a domain in another script as punycode"));
+        }
         match text.rsplit_once('@') {
             Some((local, host)) if !local.is_empty() && host.contains('.') && !host.starts_with('.') && !host.ends_with('.') && !text.contains(char::is_whitespace) => Ok(text),
             _ => Err(TextError::Malformed("must be an e-mail address")),

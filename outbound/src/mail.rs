@@ -151,13 +151,13 @@ impl Mailer {
         let template = Template::parse(&due.template).ok_or_else(|| failed("the template is not known to this version"))?;
         let tenant = TenantId(due.tenant_id);
         let stream = StreamId::new(tenant, due.subject_id);
-        let loaded = store.reload::<User>(stream).await.map_err(|_| failed("the user cannot be read"))?;
+        let loaded = store.current::<User>(stream).await.map_err(|_| failed("the user cannot be read"))?;
         let user = loaded.state.details().ok_or_else(|| failed("the user cannot be read"))?;
         let link = template.link(user).filter(|link| link.token == due.intent && store.clock().now() < link.expires_at);
         let link = link.ok_or_else(|| Attempt::Dropped("its link is not good any more".into()))?;
         let address = user.email.known().ok_or_else(|| Attempt::Dropped("the receiver was erased".into()))?;
         let organisation =
-            store.reload::<Tenant>(StreamId::new(tenant, tenant.0)).await.map_err(|_| failed("the tenant cannot be read"))?;
+            store.current::<Tenant>(StreamId::new(tenant, tenant.0)).await.map_err(|_| failed("the tenant cannot be read"))?;
         let token = links::write(store, template.purpose(), stream, link.token);
         let said = render(
             template,

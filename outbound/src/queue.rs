@@ -78,7 +78,7 @@ pub struct Delivery {
     /// `pending`, `delivered`, `dropped` or `dead`.
     #[schema(example = "delivered")]
     pub state: String,
-    /// How often it was attempted.
+    /// How often it was attempted since it was queued, or last retried by command.
     #[schema(example = 1)]
     pub attempts: i32,
     /// When it is attempted next, while it is pending.
@@ -160,11 +160,12 @@ pub(crate) async fn record(
     .execute(&mut *tx)
     .await?;
     if let (1, Some(outcome)) = (recorded.rows_affected(), outcome) {
+        // A dead letter that is retried has been attempted before.
         sqlx::query(
-            "insert into ops.delivery_attempts (delivery_id, attempt, began_at, ended_at, outcome, reason) values ($1, $2, $3, $4, $5, $6)",
+            "insert into ops.delivery_attempts (delivery_id, attempt, began_at, ended_at, outcome, reason)
+             select $1, coalesce(max(attempt), 0) + 1, $2, $3, $4, $5 from ops.delivery_attempts where delivery_id = $1",
         )
         .bind(due.id)
-        .bind(attempts)
         .bind(began)
         .bind(ended)
         .bind(outcome)

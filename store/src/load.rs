@@ -131,6 +131,12 @@ impl Store {
         Ok(loaded)
     }
 
+    /// The aggregate as the log says it is at this moment: what is remembered, if it has not moved since.
+    pub async fn current<A: Aggregate>(&self, stream: StreamId) -> Result<Loaded<A>, LoadError> {
+        let loaded = self.load::<A>(stream).await?;
+        if self.verify::<A>(stream, None).await?.version == loaded.version { Ok(loaded) } else { self.reload(stream).await }
+    }
+
     /// Keeps a state that was read, or follows from one that was by what has just been appended.
     pub fn remember<A: Aggregate>(&self, stream: StreamId, loaded: &Loaded<A>) {
         self.inner.cache.0.insert((A::TYPE, stream), (Arc::new(loaded.state.clone()), loaded.version, loaded.since));

@@ -3,16 +3,21 @@
 use std::collections::BTreeMap;
 
 use access::Access;
+use access::links::{self, Purpose};
+use access::passwords::Password;
 use access::token::TokenKey;
 use api::health::{Health, Level, Probe};
 use api::{App, Limits};
 use axum::Router;
 use axum::body::{Body, to_bytes};
-use axum::http::{HeaderMap, Method, Request, StatusCode};
+use axum::http::{HeaderMap, Method, StatusCode};
 use chrono::TimeDelta;
-use domain::{Clock as _, Role, TenantId};
+use commands::{Executor, Request};
+use domain::identity::user::{RequestPasswordReset, User};
+use domain::{Clock as _, Role, StreamId, TenantId};
 use futures::FutureExt as _;
 use serde_json::Value;
+use store::Store;
 use tower::ServiceExt as _;
 use utoipa_axum::router::OpenApiRouter;
 use uuid::Uuid;
@@ -31,6 +36,8 @@ pub struct Client {
     pub token: Option<String>,
     /// Signing in.
     pub access: Access,
+    store: Store,
+    executor: Executor,
     clock: domain::ManualClock,
 }
 
@@ -97,7 +104,15 @@ impl Client {
             probe,
             metrics: api::app::recorder(),
         };
-        let client = Self { router: api::app::router_with(app, limits, more), key, token: None, access, clock: env.clock.clone() };
+        let client = Self {
+            router: api::app::router_with(app, limits, more),
+            key,
+            token: None,
+            access,
+            store: node.store.clone(),
+            executor: node.executor.clone(),
+            clock: env.clock.clone(),
+        };
         client.acting(TenantId::SYSTEM, Role::SuperAdmin)
     }
 
@@ -122,7 +137,7 @@ impl Client {
 
     /// Sends a request with headers and a body of any kind.
     pub async fn send(&self, method: Method, uri: &str, headers: &[(&str, &str)], body: impl Into<Body>) -> Answer {
-        let mut request = Request::builder().method(method).uri(uri);
+        let mut request = axum::http::Request::builder().method(method).uri(uri);
         if let Some(token) = &self.token {
             request = request.header("authorization", format!("Bearer {token}"));
         }
@@ -158,21 +173,27 @@ impl Client {
 
     /// As the platform: makes somebody a user of a tenant, and answers their id.
     pub async fn register(&self, tenant: TenantId, role: &str, email: &str) -> Uuid {
-        let named = [("tenure-tenant", tenant.to_string())];
-        let named = [(named[0].0, named[0].1.as_str())];
-        let body = serde_json::json!({"email": email, "name": "Somebody", "role": role, "email_verified": true});
-        let answer = self.post_with("/v1/users", body, &named).await;
+        let answer = self.post_for(tenant, "/v1/users", serde_json::json!({"email": email, "name": "Somebody", "role": role})).await;
         assert_eq!(answer.status, StatusCode::CREATED, "{}", answer.text);
-        answer.field("id").parse().expect("an id")
+        let id = answer.field("id").parse().expect("an id");
+        // As the link in the mail does.
+        let user = StreamId::new(tenant, id);
+        let details = self.access.details(user).await.expect("the log").expect("a user");
+        let token = links::write(&self.store, Purpose::Verification, user, details.verification.expect("a link").token);
+        self.access.verify_email(&token).await.expect("a good link");
+        id
     }
 
     /// As the platform: makes somebody a user who has logged in.
     pub async fn person(&self, tenant: TenantId, role: &str, email: &str) -> Person {
         let id = self.register(tenant, role, email).await;
-        let named = [("tenure-tenant", tenant.to_string())];
-        let named = [(named[0].0, named[0].1.as_str())];
-        let set = self.post_with(&format!("/v1/users/{id}/set-password"), serde_json::json!({"password": PASSWORD}), &named).await;
-        assert_eq!(set.status, StatusCode::OK, "{}", set.text);
+        // As somebody does who has the link to reset it.
+        let user = StreamId::new(tenant, id);
+        let stream = Request::<User>::new(user, RequestPasswordReset {}, crate::node::system(), crate::id());
+        self.executor.execute(stream).await.expect("a link");
+        let details = self.access.details(user).await.expect("the log").expect("a user");
+        let token = links::write(&self.store, Purpose::Reset, user, details.reset.expect("a link").token);
+        self.access.reset_password(&token, Password::new(PASSWORD.to_owned())).await.expect("a good password");
         self.login(tenant, email, PASSWORD).await.expect("a login")
     }
 
@@ -187,6 +208,11 @@ impl Client {
         let session = answer.field("session_id").parse().expect("an id");
         let refresh = answer.field("refresh_token").to_owned();
         Ok(Person { id, session, refresh, client: self.with_token(Some(answer.field("access_token").to_owned())) })
+    }
+
+    /// Commands for a tenant, as the platform.
+    pub async fn post_for(&self, tenant: TenantId, uri: &str, body: Value) -> Answer {
+        self.post_with(uri, body, &[("tenure-tenant", &tenant.to_string())]).await
     }
 
     /// Makes a tenant and answers its id.

@@ -79,7 +79,7 @@ impl Node {
 
     /// Signing in, with hashes that cost next to nothing.
     pub fn access(&self, operator: Option<TokenKey>) -> Access {
-        let hashing = Hashing { memory_kib: 64, iterations: 1, ..Hashing::default() };
+        let hashing = Hashing { memory_kib: 64, iterations: 1, refused_after: std::time::Duration::from_millis(20), ..Hashing::default() };
         Access::new(self.executor.clone(), hashing, operator).expect("parameters")
     }
 

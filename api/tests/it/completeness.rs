@@ -16,14 +16,14 @@ use testing::http::{Answer, Client};
 use testing::node::Node;
 
 /// An operation of the description.
-struct Operation {
-    method: Method,
-    path: String,
-    description: Value,
+pub struct Operation {
+    pub method: Method,
+    pub path: String,
+    pub description: Value,
 }
 
 /// All operations, by id.
-fn operations() -> BTreeMap<String, Operation> {
+pub fn operations() -> BTreeMap<String, Operation> {
     let openapi = serde_json::to_value(api::routes::openapi()).unwrap();
     let mut operations = BTreeMap::new();
     for (path, methods) in openapi["paths"].as_object().unwrap() {
@@ -237,7 +237,7 @@ async fn every_operation_of_the_description_was_called_with_its_example_and_answ
     let tokens = calls.one(&nobody, "login", "", None).await;
     let tokens = calls.one(&nobody, "refresh", "", Some(json!({"refresh_token": tokens.field("refresh_token")}))).await;
     let ada = platform.with_token(Some(tokens.field("access_token").to_owned()));
-    calls.all(&node, &ada, "", &["me check_permissions my_tenants my_sessions change_my_password end_my_sessions"]).await;
+    calls.all(&node, &ada, "", &["me check_permissions my_tenants my_sessions change_my_email change_my_password end_my_sessions"]).await;
     calls.one(&ada, "switch_tenant", "", None).await;
     calls.one(&ada, "introspect", "", Some(json!({"token": tokens.field("access_token")}))).await;
     calls.all(&node, &nobody, "", &["revoke request_password_reset jwks"]).await;

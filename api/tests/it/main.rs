@@ -1,8 +1,13 @@
 //! The REST interface over real servers.
 #![expect(clippy::unwrap_used, reason = "tests may")]
 
+mod access_record;
+mod api_key;
+mod authorization;
 mod bad_input;
 mod completeness;
+mod session;
 mod tenant;
 mod third;
 mod ticket;
+mod user;

@@ -52,7 +52,7 @@ pub(crate) async fn create(site: &Site, wanted: Create) -> anyhow::Result<()> {
     let (user, actor) = (StreamId::new(tenant, store.fresh_id()), Actor::system("admin create"));
     let register = RegisterUser { id: None, email, name, role, email_verified: true };
     executor.execute(Request::<User>::new(user, register, actor.clone(), store.fresh_id())).await?;
-    access.set_password(user, password, None, actor).await?;
+    access.set_password(user, password, actor).await?;
     println!("{role} {} of {}", user.id, wanted.tenant);
     Ok(())
 }

@@ -21,7 +21,7 @@ use crate::terminal;
 pub(crate) enum Import {
     /// Users with their passwords' hashes: bcrypt, or Argon2id as PHC strings; they are hashed anew at the next login. May be repeated: who is there already stays as they are.
     Users {
-        /// CSV with a header, or one JSON object per line: email, name, role [user], `password_hash` [none], `email_verified` [true].
+        /// CSV with a header, or one JSON object per line: email, name, role (user, if nothing is said), `password_hash`, `email_verified` (true, if nothing is said).
         file: PathBuf,
         /// The tenant, by id or slug.
         #[arg(long)]
@@ -79,8 +79,10 @@ async fn bring(executor: &Executor, access: &Access, tenant: TenantId, row: Row)
     };
     let has = access.details(user).await?.is_some_and(|user| user.credential.is_some());
     if let Some(hash) = hash.filter(|_| !has) {
-        let credential = access.imported(user, hash).await?;
-        executor.execute(Request::<User>::new(user, SetPassword { credential, keeps: None }, actor, store.fresh_id())).await?;
+        let credential = access.keep(user, hash).await?;
+        executor
+            .execute(Request::<User>::new(user, SetPassword { credential, keeps: None, proven: false }, actor, store.fresh_id()))
+            .await?;
     }
     Ok(came)
 }

@@ -1,11 +1,13 @@
 //! The binary, as real processes.
 #![expect(clippy::unwrap_used, reason = "tests may")]
 
+mod access;
 mod backup;
 mod crowd;
 mod faults;
 mod process;
 mod projections;
+mod secrets;
 mod serve;
 mod site;
 mod tools;

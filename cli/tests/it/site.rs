@@ -37,6 +37,10 @@ impl Site {
         self.dir.path()
     }
 
+    pub fn token(&self) -> &str {
+        &self.token
+    }
+
     pub fn serve(&self, roles: &str) -> Tenure {
         Tenure::serve(self.dir(), &self.environment, roles, &self.token)
     }

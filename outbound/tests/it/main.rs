@@ -1,1 +1,313 @@
-//! Deliveries, over real servers.
+//! Deliveries, over real servers: PostgreSQL, nats-server, and aiosmtpd for the mails.
+#![expect(clippy::unwrap_used, reason = "tests may")]
+
+use std::collections::BTreeMap;
+use std::process::Stdio;
+
+use chrono::TimeDelta;
+use domain::identity::user::{InviteUser, RequestPasswordReset, RevokeInvitation, User};
+use domain::text::Email;
+use domain::{Role, StreamId, TenantId};
+use outbound::mail::Mailer;
+use outbound::queue::{self, State};
+use outbound::worker::Worker;
+use testing::node::Node;
+use testing::{Env, eventually, id};
+use tokio::io::{AsyncBufReadExt as _, BufReader};
+use tokio::process::{Child, Command};
+
+/// An SMTP server that can be told how to behave, stopped and started again on the same port.
+struct Smtp {
+    child: Child,
+    port: u16,
+    directory: tempfile::TempDir,
+}
+
+impl Smtp {
+    async fn start() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let child = Self::spawn(port, directory.path()).await;
+        Self { child, port, directory }
+    }
+
+    async fn spawn(port: u16, directory: &std::path::Path) -> Child {
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/smtp_server.py");
+        // Debian's own Python has the package that scripts/setup.sh installs, whichever comes first in PATH.
+        let mut child = Command::new("/usr/bin/python3")
+            .args([script, &port.to_string()])
+            .arg(directory)
+            .stdout(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .expect("python3");
+        let line = BufReader::new(child.stdout.take().unwrap()).lines().next_line().await.unwrap();
+        assert_eq!(line.as_deref(), Some("ready"), "scripts/setup.sh --tests installs aiosmtpd");
+        child
+    }
+
+    fn behave(&self, rule: &str) {
+        std::fs::write(self.directory.path().join("rule"), rule).unwrap();
+    }
+
+    async fn kill(&mut self) {
+        self.child.kill().await.unwrap();
+    }
+
+    async fn restart(&mut self) {
+        self.child = Self::spawn(self.port, self.directory.path()).await;
+    }
+
+    fn mailer(&self) -> Mailer {
+        Mailer::smtp(&format!("smtp://127.0.0.1:{}", self.port), "Tenure <no-reply@example.com>", "https://app.example.com").unwrap()
+    }
+
+    /// What has arrived: how often, by message id, and the last text of each.
+    fn arrived(&self) -> BTreeMap<String, (usize, String)> {
+        let mut arrived = BTreeMap::new();
+        for file in std::fs::read_dir(self.directory.path().join("new")).into_iter().flatten() {
+            let text = std::fs::read_to_string(file.unwrap().path()).unwrap();
+            let id = text.lines().find_map(|line| line.strip_prefix("Message-ID: <")).unwrap().split('@').next().unwrap().to_owned();
+            let entry = arrived.entry(id).or_insert((0, String::new()));
+            entry.0 += 1;
+            entry.1 = text;
+        }
+        arrived
+    }
+}
+
+struct Office {
+    env: Env,
+    node: Node,
+    tenant: TenantId,
+    smtp: Smtp,
+}
+
+impl Office {
+    async fn new() -> Self {
+        let env = Env::new().await;
+        let node = Node::start(&env).await;
+        let tenant = node.provision("acme").await;
+        Self { env, node, tenant, smtp: Smtp::start().await }
+    }
+
+    fn worker(&self) -> Worker {
+        Worker::new(self.node.store.clone(), self.smtp.mailer())
+    }
+
+    async fn invite(&self, count: usize) -> Vec<StreamId> {
+        let mut users = Vec::new();
+        for _ in 0..count {
+            let user = StreamId::new(self.tenant, id());
+            let email = Email::parse(&format!("u{}@example.com", user.id.simple())).unwrap();
+            let invite = InviteUser { id: None, email, name: None, role: Role::User, expires_in_hours: 700 };
+            self.node.execute_on::<User>(user, invite).await.unwrap();
+            users.push(user);
+        }
+        self.node.settled().await;
+        users
+    }
+
+    async fn states(&self) -> BTreeMap<String, usize> {
+        let mut states = BTreeMap::new();
+        for delivery in queue::list(self.node.store.pool(), self.tenant, None, None, 1000).await.unwrap() {
+            *states.entry(delivery.state).or_insert(0) += 1;
+        }
+        states
+    }
+
+    /// Lets time pass and attempts what is due, until all are in this state.
+    async fn until_all(&self, state: State, count: usize) {
+        let worker = self.worker();
+        eventually("all deliveries have ended", || async {
+            self.env.clock.advance(TimeDelta::hours(1));
+            while worker.deliver_due().await.unwrap() > 0 {}
+            (self.states().await == BTreeMap::from([(state.as_str().to_owned(), count)])).then_some(())
+        })
+        .await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_invitation_is_mailed_once_with_a_link_that_is_good_also_when_the_policy_begins_again() {
+    let office = Office::new().await;
+    let user = office.invite(1).await[0];
+    office.until_all(State::Delivered, 1).await;
+    let arrived = office.smtp.arrived();
+    let (_, text) = arrived.values().next().unwrap();
+    let address = format!("To: u{}@example.com", user.id.simple());
+    assert!(text.contains(&address) && text.contains("Subject: You are invited to acme"), "{text}");
+    let joined = text.replace("=\r\n", "").replace("=\n", "").replace("=3D", "=");
+    let token = joined.split("https://app.example.com/accept-invitation?token=").nth(1).unwrap().split_whitespace().next().unwrap();
+    let (named, _) = access::links::read(&office.node.store, access::links::Purpose::Invitation, token).unwrap();
+    assert_eq!(named, user);
+    // What the queue holds tells nobody anything.
+    let queued: Vec<String> = sqlx::query_scalar("select d::text from ops.deliveries d").fetch_all(&office.env.owner).await.unwrap();
+    assert!(queued.iter().all(|row| !row.contains("example.com") && !row.contains(token)), "{queued:?}");
+    // The whole log once more: nothing is queued again.
+    sqlx::query("update ops.policies set position = 0, log_hash = decode(repeat('00', 32), 'hex')")
+        .execute(&office.env.owner)
+        .await
+        .unwrap();
+    office.node.settled().await;
+    office.until_all(State::Delivered, 1).await;
+    assert_eq!(office.smtp.arrived().values().map(|(times, _)| *times).collect::<Vec<_>>(), [1]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn while_the_server_is_down_slow_or_refuses_for_now_mails_wait_and_then_each_arrives_once() {
+    let mut office = Office::new().await;
+    office.smtp.kill().await;
+    office.invite(5).await;
+    let worker = office.worker();
+    assert_eq!(worker.deliver_due().await.unwrap(), 5);
+    assert_eq!(worker.deliver_due().await.unwrap(), 0, "not again at once");
+    office.smtp.restart().await;
+    office.smtp.behave("451");
+    office.env.clock.advance(TimeDelta::seconds(6));
+    assert!(worker.deliver_due().await.unwrap() > 0);
+    assert_eq!(office.states().await, BTreeMap::from([("pending".to_owned(), 5)]));
+    let one = &queue::list(office.node.store.pool(), office.tenant, None, None, 1).await.unwrap()[0];
+    let attempts = queue::attempts(office.node.store.pool(), office.tenant, one.id).await.unwrap();
+    assert!(
+        !attempts.is_empty()
+            && attempts.iter().all(|attempt| attempt.outcome == "failed" && !attempt.reason.as_ref().unwrap().contains('@')),
+        "{attempts:?}"
+    );
+    // A server that hangs in the middle of a mail, and dies.
+    office.smtp.behave("slow");
+    office.env.clock.advance(TimeDelta::hours(1));
+    let hanging = tokio::spawn({
+        let worker = worker.clone();
+        async move { worker.deliver_due().await }
+    });
+    eventually("a mail is under way", || async {
+        let leased: i64 = sqlx::query_scalar("select count(*) from ops.deliveries where leased_until > now()")
+            .fetch_one(&office.env.owner)
+            .await
+            .unwrap();
+        (leased == 5).then_some(())
+    })
+    .await;
+    office.smtp.kill().await;
+    hanging.await.unwrap().unwrap();
+    assert!(office.smtp.arrived().is_empty());
+    office.smtp.behave("accept");
+    office.smtp.restart().await;
+    office.until_all(State::Delivered, 5).await;
+    let arrived = office.smtp.arrived();
+    assert_eq!(arrived.values().map(|(times, _)| *times).collect::<Vec<_>>(), [1; 5]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_killed_between_send_and_record_sends_the_same_message_again_and_no_recorded_one() {
+    let office = Office::new().await;
+    office.invite(3).await;
+    office.until_all(State::Delivered, 3).await;
+    office.invite(3).await;
+    // Killed while it records: it has sent, and everybody waits for the row.
+    let mut blocker = office.env.owner.begin().await.unwrap();
+    sqlx::query("lock table ops.delivery_attempts in exclusive mode").execute(&mut *blocker).await.unwrap();
+    let worker = office.worker();
+    let killed = tokio::spawn(async move { worker.deliver_due().await });
+    eventually("all have been sent", || async { (office.smtp.arrived().len() == 6).then_some(()) }).await;
+    killed.abort();
+    let _ = killed.await;
+    blocker.rollback().await.unwrap();
+    assert_eq!(office.states().await, BTreeMap::from([("delivered".to_owned(), 3), ("pending".to_owned(), 3)]));
+    // Nobody else attempts them while the dead one may still be alive.
+    assert_eq!(office.worker().deliver_due().await.unwrap(), 0);
+    sqlx::query("update ops.deliveries set leased_until = now() - interval '1 second' where state = 'pending'")
+        .execute(&office.env.owner)
+        .await
+        .unwrap();
+    office.until_all(State::Delivered, 6).await;
+    let mut times: Vec<usize> = office.smtp.arrived().values().map(|(times, _)| *times).collect();
+    times.sort_unstable();
+    assert_eq!(times, [1, 1, 1, 2, 2, 2], "those that were not recorded once more, with the same id");
+    // The server's own answer lost: the same.
+    office.smtp.behave("ack-lost");
+    office.invite(1).await;
+    let _ = office.worker().deliver_due().await;
+    office.smtp.behave("accept");
+    office.until_all(State::Delivered, 7).await;
+    assert_eq!(office.smtp.arrived().len(), 7);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_workers_share_the_queue_and_send_nothing_twice() {
+    let office = Office::new().await;
+    office.invite(60).await;
+    let workers: Vec<Worker> = (0..4).map(|_| office.worker()).collect();
+    let all = workers.iter().map(|worker| async move { while worker.deliver_due().await.unwrap() > 0 {} });
+    futures::future::join_all(all).await;
+    assert_eq!(office.states().await, BTreeMap::from([("delivered".to_owned(), 60)]));
+    assert!(office.smtp.arrived().values().all(|(times, _)| *times == 1));
+    assert_eq!(office.smtp.arrived().len(), 60);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mail_that_is_refused_for_good_is_a_dead_letter_until_it_is_retried_by_command() {
+    let office = Office::new().await;
+    office.smtp.behave("550");
+    office.invite(2).await;
+    office.until_all(State::Dead, 2).await;
+    let (store, now) = (&office.node.store, office.node.store.clock().now());
+    let dead = queue::list(store.pool(), office.tenant, Some(State::Dead), None, 10).await.unwrap();
+    assert_eq!((dead[0].attempts, dead[0].reason.as_deref()), (1, Some("the server answered 550")));
+    office.smtp.behave("accept");
+    assert_eq!(office.worker().deliver_due().await.unwrap(), 0, "not by itself");
+    assert_eq!(queue::retry(store.pool(), Some(TenantId(id())), Some(dead[0].id), now).await.unwrap(), 0, "not by another tenant");
+    assert_eq!(queue::retry(store.pool(), Some(office.tenant), Some(dead[0].id), now).await.unwrap(), 1);
+    assert_eq!(queue::retry(store.pool(), Some(office.tenant), None, now).await.unwrap(), 1);
+    office.until_all(State::Delivered, 2).await;
+    assert_eq!(office.smtp.arrived().values().map(|(times, _)| *times).collect::<Vec<_>>(), [1, 1]);
+    let attempts = queue::attempts(store.pool(), office.tenant, dead[0].id).await.unwrap();
+    assert_eq!(attempts.iter().map(|attempt| attempt.outcome.as_str()).collect::<Vec<_>>(), ["refused", "delivered"]);
+    // One that fails for now only is given up in the end, too.
+    office.smtp.behave("451");
+    office.invite(1).await;
+    let worker = office.worker();
+    eventually("it is given up", || async {
+        office.env.clock.advance(TimeDelta::hours(7));
+        worker.deliver_due().await.unwrap();
+        (office.states().await.get("dead") == Some(&1)).then_some(())
+    })
+    .await;
+    let dead = queue::list(store.pool(), office.tenant, Some(State::Dead), None, 10).await.unwrap();
+    assert_eq!(dead[0].attempts, queue::MAX_ATTEMPTS);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_no_longer_wanted_when_its_turn_comes_is_not_sent() {
+    let office = Office::new().await;
+    let users = office.invite(2).await;
+    office.node.execute_on::<User>(users[0], RevokeInvitation {}).await.unwrap();
+    office.until_all_but_one_dropped().await;
+    assert_eq!(office.smtp.arrived().len(), 1);
+    // Asked twice within a minute, one link is sent.
+    let accepted = users[1];
+    let accept = domain::identity::user::AcceptInvitation {
+        token: office.token(accepted).await,
+        name: Some(domain::text::DisplayName::parse("Ada").unwrap()),
+        credential: id(),
+    };
+    office.node.execute_on::<User>(accepted, accept).await.unwrap();
+    for _ in 0..3 {
+        office.node.execute_on::<User>(accepted, RequestPasswordReset {}).await.unwrap();
+    }
+    office.node.settled().await;
+    let resets = queue::list(office.node.store.pool(), office.tenant, None, None, 10).await.unwrap();
+    assert_eq!(resets.iter().filter(|delivery| delivery.template == "reset").count(), 1);
+}
+
+impl Office {
+    async fn until_all_but_one_dropped(&self) {
+        while self.worker().deliver_due().await.unwrap() > 0 {}
+        assert_eq!(self.states().await, BTreeMap::from([("delivered".to_owned(), 1), ("dropped".to_owned(), 1)]));
+    }
+
+    async fn token(&self, user: StreamId) -> uuid::Uuid {
+        self.node.store.reload::<User>(user).await.unwrap().state.details().unwrap().invitation.unwrap().token
+    }
+}

@@ -142,8 +142,8 @@ fn of_user(told: Told, event: &user::Event, actor: &Actor) -> Told {
         E::RoleChanged { from, to } => (Outcome::Done, json!({"from": from, "to": to})),
         E::LoggedIn { session } => (Outcome::Done, json!({"session": session})),
         E::Locked { until } => (Outcome::Done, json!({"until": until})),
-        E::Suspended { reason } => (Outcome::Done, json!({"reason": reason})),
-        E::InvitationResent { .. }
+        E::Suspended { .. }
+        | E::InvitationResent { .. }
         | E::InvitationAccepted { .. }
         | E::InvitationDeclined
         | E::InvitationRevoked

@@ -111,7 +111,7 @@ impl ReadModel for Users {
     }
 
     fn erased(row: Row) -> Row {
-        Row { email: None, name: None, ..row }
+        Row { email: None, name: None, locale: None, time_zone: None, status_reason: None, ..row }
     }
 }
 
@@ -145,12 +145,12 @@ fn evolve(row: &mut Row, event: &Event, at: DateTime<Utc>) {
             if let Some(name) = name {
                 row.name = known(name);
             }
-            let told = |new: &Option<String>, old: Option<String>| match new {
-                Some(text) => Some(text.clone()).filter(|text| !text.is_empty()),
-                None => old,
-            };
-            row.locale = told(locale, row.locale.take());
-            row.time_zone = told(time_zone, row.time_zone.take());
+            if let Some(locale) = locale {
+                row.locale = known(locale);
+            }
+            if let Some(time_zone) = time_zone {
+                row.time_zone = known(time_zone);
+            }
         }
         Event::RoleChanged { from: _, to } => row.role = *to,
         Event::LoggedIn { session: _ } => row.last_login_at = Some(at),
@@ -159,7 +159,7 @@ fn evolve(row: &mut Row, event: &Event, at: DateTime<Utc>) {
             row.locked_until = Some(*until);
         }
         Event::Unlocked | Event::Reactivated => become_(Status::Active, None),
-        Event::Suspended { reason } => become_(Status::Suspended, Some(reason)),
+        Event::Suspended { reason } => become_(Status::Suspended, reason.known()),
         Event::Deactivated => become_(Status::Deactivated, None),
     }
 }

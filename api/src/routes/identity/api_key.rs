@@ -106,6 +106,14 @@ fn stream(id: Uuid, caller: &Caller) -> StreamId {
     StreamId::new(caller.tenant, id)
 }
 
+/// What came of it; a secret that no event names is forgotten.
+async fn made(app: &App, written: Result<Written, Problem>, credential: Uuid, key: String) -> Result<Made, Problem> {
+    if written.as_ref().map_or(true, |written| written.outcome.replayed) {
+        app.access.discard(credential).await?;
+    }
+    Ok(Made { written: written?, key })
+}
+
 /// Makes a key for a program. It is shown in the answer, and never again.
 #[utoipa::path(
     post, path = "/v1/api-keys", tag = "api_keys", operation_id = "create_api_key", request_body = CreateApiKey,
@@ -123,7 +131,7 @@ async fn create_api_key(app: axum::extract::State<App>, write: Write<ApiKey>, bo
         expires_at,
         secret: drawn.credential,
     });
-    Ok(Made { written: write.create(stream, body).await?, key: drawn.key })
+    made(&app, write.create(stream, body).await, drawn.credential, drawn.key).await
 }
 
 /// Gives a key another secret; the old one is good for a while. The new one is shown in the answer, and never again.
@@ -142,7 +150,7 @@ async fn rotate_api_key(
     let stream = stream(id, write.caller());
     let drawn = app.access.draw(stream).await?;
     let body = body.map(|c| RotateKey { secret: drawn.credential, prefix: drawn.prefix, grace_seconds: c.grace_seconds });
-    Ok(Made { written: write.execute(stream, body).await?, key: drawn.key })
+    made(&app, write.execute(stream, body).await, drawn.credential, drawn.key).await
 }
 
 /// See [`RevokeKey`].

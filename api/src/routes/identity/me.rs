@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 
 use access::authenticate::permissions;
 use access::passwords::Password;
-use domain::{Actor, Role, TenantId};
+use domain::text::Email;
+use domain::{Actor, Role, StreamId, TenantId};
 use projections::ReadModel as _;
 use projections::View;
 use projections::identity::tenant::Tenants;
@@ -29,6 +30,7 @@ pub(crate) fn routes() -> OpenApiRouter<App> {
         .routes(routes!(my_sessions))
         .routes(routes!(end_my_sessions))
         .routes(routes!(change_my_password))
+        .routes(routes!(change_my_email))
 }
 
 /// Who the caller is.
@@ -130,7 +132,7 @@ struct Memberships {
 async fn my_tenants(app: axum::extract::State<App>, caller: Caller) -> Result<axum::Json<Memberships>, Problem> {
     let stream = caller.in_person()?;
     let details = app.access.details(stream).await?;
-    let Some(email) = details.filter(|user| user.email_verified).and_then(|user| user.email.known().cloned()) else {
+    let Some(email) = details.and_then(|user| user.proven_email().cloned()) else {
         return Ok(axum::Json(Memberships { data: vec![] }));
     };
     let mut read = app.reads.begin(View::Platform, &[Users::NAME, Tenants::NAME], None).await?;
@@ -150,6 +152,41 @@ async fn end_my_sessions(app: axum::extract::State<App>, caller: Caller, body: B
     let but = if which.is_none() { caller.session } else { None };
     let ended = app.access.end_sessions(caller.in_person()?, which, but, &caller.actor.name()).await?;
     Ok(axum::Json(Ended { ended }))
+}
+
+/// Refuses somebody who does not know their password. A wrong one counts, as at a login.
+async fn prove(app: &App, user: StreamId, password: String) -> Result<(), Problem> {
+    if app.access.knows(user, Password::new(password)).await? {
+        return Ok(());
+    }
+    Err(Problem::new(code::WRONG_PASSWORD, "the present password is another one, or nobody can use it for a while"))
+}
+
+/// Another address.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct ChangeMyEmail {
+    /// The present password.
+    #[schema(example = "correct horse battery staple")]
+    current_password: String,
+    /// The new address.
+    email: Email,
+}
+
+/// Changes the caller's address. They get a mail with a link that shows it to be theirs.
+#[utoipa::path(
+    post, path = "/v1/me/change-email", tag = "me", operation_id = "change_my_email", request_body = ChangeMyEmail,
+    responses((status = 204, description = "Done."), Refusals)
+)]
+async fn change_my_email(
+    app: axum::extract::State<App>,
+    caller: Caller,
+    body: Body<ChangeMyEmail>,
+) -> Result<axum::http::StatusCode, Problem> {
+    let stream = caller.in_person()?;
+    prove(&app, stream, body.command.current_password).await?;
+    app.access.change_email(stream, body.command.email, caller.actor).await?;
+    Ok(axum::http::StatusCode::NO_CONTENT)
 }
 
 /// Another password.
@@ -176,10 +213,7 @@ async fn change_my_password(
 ) -> Result<axum::http::StatusCode, Problem> {
     let stream = caller.in_person()?;
     let ChangePassword { current_password, password } = body.command;
-    let details = app.access.details(stream).await?.ok_or_else(Problem::not_found)?;
-    if !app.access.knows(&details, Password::new(current_password)).await? {
-        return Err(Problem::new(code::WRONG_PASSWORD, "the present password is another one"));
-    }
-    app.access.set_password(stream, Password::new(password), caller.session, caller.actor).await?;
+    prove(&app, stream, current_password).await?;
+    app.access.change_password(stream, Password::new(password), caller.session, caller.actor).await?;
     Ok(axum::http::StatusCode::NO_CONTENT)
 }

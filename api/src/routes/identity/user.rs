@@ -3,7 +3,7 @@
 use access::passwords::Password;
 use access::sessions::Session;
 use domain::identity::user::{
-    ChangeEmail, ChangeRole, DeactivateUser, DeleteUser, EraseUser, InviteUser, LockUser, ReactivateUser, RegisterUser,
+    ChangeEmail, ChangeRole, DeactivateUser, DeleteUser, EraseUser, Error, InviteUser, LockUser, ReactivateUser, RegisterUser,
     RequestEmailVerification, ResendInvitation, RevokeInvitation, SetPassword, Status, SuspendUser, UnlockUser, UpdateProfile, User,
 };
 use domain::{Role, StreamId};
@@ -83,7 +83,7 @@ async fn set_password(app: axum::extract::State<App>, write: Write<User>, Id(id)
     write.caller().require("user:manage")?;
     let stream = stream(id, write.caller());
     let credential = app.access.credential(stream, Password::new(body.command.password.clone()), None).await?;
-    write.execute(stream, body.map(|_| SetPassword { credential, keeps: None })).await
+    write.execute(stream, body.map(|_| SetPassword { credential, keeps: None, proven: false })).await
 }
 
 /// One user.
@@ -169,6 +169,10 @@ async fn list_invitations(query: Query, Params(p): Params<ListInvitations>) -> R
     Ok(query.page(&read, page))
 }
 
+fn user_error(error: &Error) -> Problem {
+    commands::CommandError::rule(error).into()
+}
+
 /// Sessions.
 #[derive(Serialize, ToSchema)]
 pub(crate) struct Sessions {
@@ -217,6 +221,9 @@ async fn end_user_sessions(
     body: Body<EndSessions>,
 ) -> Result<axum::Json<Ended>, Problem> {
     caller.require("session:revoke")?;
+    if !app.access.covers(&caller.actor, stream(id, &caller)).await? {
+        return Err(user_error(&Error::BeyondYou));
+    }
     let ended = app.access.end_sessions(stream(id, &caller), body.command.session, None, &caller.actor.name()).await?;
     Ok(axum::Json(Ended { ended }))
 }

@@ -69,8 +69,8 @@ crate::errors! {
         }: Forbidden "api_key.beyond_you", "you cannot give {scope}, which you do not have";
         /// Keys of programs are for those who run the tenant.
         ServiceKeysOnly: Forbidden "api_key.service", "making keys of programs needs the permission api_key:create_service";
-        /// A personal key belongs to somebody of the tenant, who has logged in.
-        PeopleOnly: Forbidden "api_key.people_only", "a personal key is made by a person of the tenant, not by another key";
+        /// Keys are made by people who have logged in; a personal one by somebody of the tenant.
+        PeopleOnly: Forbidden "api_key.people_only", "a key is made by a person, not by another key, and a personal one by a person of the tenant";
         /// It would be good for nothing.
         ExpiresInThePast: Invalid "api_key.expires_in_the_past", "the key would have expired already";
         /// An old secret lives 7 days at most.

@@ -109,7 +109,7 @@ fn create(c: CreateKey, ctx: &Context) -> Result<Vec<Event>, Error> {
         return Err(Error::ServiceKeysOnly);
     }
     // A key does not make keys: whoever took one could never be got rid of.
-    if c.kind == Kind::Personal && !matches!(ctx.actor, Actor::User { key: None, .. }) {
+    if !matches!(ctx.actor, Actor::User { key: None, .. }) {
         return Err(Error::PeopleOnly);
     }
     if ctx.actor.tenant().is_some_and(|own| own != ctx.stream.tenant) && c.kind == Kind::Personal {
@@ -138,7 +138,8 @@ fn create(c: CreateKey, ctx: &Context) -> Result<Vec<Event>, Error> {
 
 impl Details {
     fn decide(&self, Issued { command, ctx }: Issued<Command>) -> Result<Vec<Event>, Error> {
-        let own = self.kind == Kind::Personal && self.owner.is_some() && ctx.actor.user() == self.owner;
+        let person = matches!(ctx.actor, Actor::User { .. });
+        let own = person && self.kind == Kind::Personal && self.owner.is_some() && ctx.actor.user() == self.owner;
         if !own && !ctx.actor.may("api_key:manage") {
             return Err(if matches!(command, Command::Create(_)) { Error::AlreadyExists } else { Error::NotFound });
         }
@@ -146,6 +147,7 @@ impl Details {
             Command::Create(_) => Err(Error::AlreadyExists),
             Command::Revoke(_) => Ok(if self.revoked { vec![] } else { vec![Event::Revoked] }),
             Command::Rotate(_) if self.revoked || self.expires_at.is_some_and(|at| at <= ctx.now) => Err(Error::NotLive),
+            Command::Rotate(_) if !matches!(ctx.actor, Actor::User { key: None, .. }) => Err(Error::PeopleOnly),
             // Whoever rotates a key reads the new secret: they have to have what it opens, and a person's is theirs alone.
             Command::Rotate(_) if self.kind == Kind::Personal && !own => Err(Error::NotFound),
             Command::Rotate(c) => {

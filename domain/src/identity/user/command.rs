@@ -36,8 +36,8 @@ pub struct RegisterUser {
     pub name: DisplayName,
     /// What they may.
     pub role: Role,
-    /// Whether the address is known to be theirs.
-    #[serde(default)]
+    /// Whether the address is known to be theirs. Only Tenure itself says so, for an import: whoever could claim an address could be its owner elsewhere.
+    #[serde(skip)]
     pub email_verified: bool,
 }
 
@@ -96,6 +96,9 @@ pub struct VerifyEmail {
 pub struct ChangeEmail {
     /// The new address; unique in the tenant, whatever its case.
     pub email: Email,
+    /// Whether whoever asks has just shown that they know the password.
+    #[serde(skip)]
+    pub proven: bool,
 }
 
 /// Changes what is known of a user, as a JSON merge patch.
@@ -128,6 +131,9 @@ pub struct SetPassword {
     pub credential: Uuid,
     /// The session that goes on, where all others end.
     pub keeps: Option<Uuid>,
+    /// Whether whoever asks has just shown that they know the password before.
+    #[serde(skip)]
+    pub proven: bool,
 }
 
 /// Sets another password; sent for whoever has the link.
@@ -232,6 +238,8 @@ crate::errors! {
         SeatsExhausted: Exhausted "user.seats_exhausted", "the tenant has as many users as its plan allows";
         /// Acting on other people needs a permission.
         NotYourself: Forbidden "user.not_yourself", "acting on other users needs the permission user:manage";
+        /// One's own address and password are changed by whoever knows the password.
+        PasswordNeeded: Forbidden "user.password_needed", "your own address and password are changed under /v1/me, with the present password";
         /// Nobody gives or takes what they do not have.
         BeyondYou: Forbidden "user.beyond_you", "the role of this user, or the one to be given, may more than you may";
         /// super_admin is the role of the platform's own tenant, and its only one.

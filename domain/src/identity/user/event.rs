@@ -1,6 +1,6 @@
 //! What happens to users. Stored for ever: append only, a golden file per version under `domain/tests/golden/user/`.
 //!
-//! E-mail addresses and names are personal data of the user. Secrets are named, never told: a credential by the id of its row, a link's token by the id that it is made of.
+//! Addresses, names, profiles and why somebody was suspended are personal data of the user. Secrets are named, never told: a credential by the id of its row, a link's token by the id that it is made of.
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
@@ -37,6 +37,8 @@ pub enum Event {
         token: Uuid,
         /// Until when it can be accepted.
         expires_at: DateTime<Utc>,
+        /// For how many hours a link is good.
+        hours: u32,
         /// Who asked them, if a person did.
         invited_by: Option<UserId>,
     },
@@ -77,12 +79,12 @@ pub enum Event {
         /// What to call them.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         name: Option<Personal<String>>,
-        /// The language they read; an empty text: nobody knows.
+        /// The language they read.
         #[serde(default, skip_serializing_if = "Option::is_none")]
-        locale: Option<String>,
-        /// Where their clock is; an empty text: nobody knows.
+        locale: Option<Personal<String>>,
+        /// Where their clock is.
         #[serde(default, skip_serializing_if = "Option::is_none")]
-        time_zone: Option<String>,
+        time_zone: Option<Personal<String>>,
     },
     /// They may something else.
     RoleChanged {
@@ -97,6 +99,8 @@ pub enum Event {
         credential: Uuid,
         /// The session that goes on: the one in which it was changed.
         keeps: Option<Uuid>,
+        /// Whether they chose it themselves, rather than somebody who runs the tenant.
+        by_owner: bool,
     },
     /// A link is to let them set another password.
     PasswordResetRequested {
@@ -125,7 +129,7 @@ pub enum Event {
     /// They may do nothing until reactivated. All sessions end.
     Suspended {
         /// Why.
-        reason: String,
+        reason: Personal<String>,
     },
     /// They can work again.
     Reactivated,

@@ -29,8 +29,8 @@ pub const LOCK: TimeDelta = TimeDelta::minutes(15);
 pub const RESET_WINDOW: TimeDelta = TimeDelta::hours(1);
 /// How long the link that shows an address to be somebody's is good.
 pub const VERIFICATION_WINDOW: TimeDelta = TimeDelta::days(3);
-/// How long after a link was sent the next one is refused to be sent, so that nobody's mail box can be flooded.
-pub const MAIL_PAUSE: TimeDelta = TimeDelta::minutes(1);
+/// How long after a link was sent no other is: nobody's mail box is flooded, and nobody makes a link useless that was just sent.
+pub const MAIL_PAUSE: TimeDelta = TimeDelta::minutes(10);
 
 /// The address of a live user: unique in the tenant.
 pub const EMAIL: Claim = Claim { namespace: "user_email", scope: Scope::Tenant, personal: true };
@@ -125,8 +125,8 @@ pub struct Details {
     /// What to call them.
     pub name: Option<Personal<String>>,
     /// The language they read.
-    pub locale: Option<String>,
-    time_zone: Option<String>,
+    pub locale: Option<Personal<String>>,
+    time_zone: Option<Personal<String>>,
     /// What they may.
     pub role: Role,
     /// What they were asked with.
@@ -135,8 +135,12 @@ pub struct Details {
     pub verification: Option<Link>,
     /// What they may set another password with.
     pub reset: Option<Link>,
+    /// For how many hours the links of the invitation are good.
+    hours: u32,
     /// Where the hash of their password is.
     pub credential: Option<Uuid>,
+    /// Whether they chose it themselves.
+    chosen: bool,
     failures: u32,
     /// Sessions begun in an earlier one have ended, but for `keeps`.
     pub epoch: i64,
@@ -177,7 +181,7 @@ impl User {
     }
 
     fn evolve(&mut self, event: Event) {
-        let begin = |status, email, name, role, email_verified, invitation| {
+        let begin = |status, email, name, role, email_verified, invitation, hours| {
             Self::Known(Box::new(Details {
                 status,
                 email,
@@ -189,7 +193,9 @@ impl User {
                 invitation,
                 verification: None,
                 reset: None,
+                hours,
                 credential: None,
+                chosen: false,
                 failures: 0,
                 epoch: 0,
                 keeps: None,
@@ -198,10 +204,10 @@ impl User {
         };
         match (self, event) {
             (this, Event::Registered { email, email_verified, name, role }) => {
-                *this = begin(Status::Active, email, Some(name), role, email_verified, None);
+                *this = begin(Status::Active, email, Some(name), role, email_verified, None, 0);
             }
-            (this, Event::Invited { email, name, role, token, expires_at, invited_by: _ }) => {
-                *this = begin(Status::Invited, email, name, role, false, Some(Link { token, expires_at }));
+            (this, Event::Invited { email, name, role, token, expires_at, hours, invited_by: _ }) => {
+                *this = begin(Status::Invited, email, name, role, false, Some(Link { token, expires_at }), hours);
             }
             (Self::Known(user), event) => user.evolve(event),
             (Self::Absent, _) => {}
@@ -238,13 +244,13 @@ impl Details {
             }
             Event::ProfileUpdated { name, locale, time_zone } => {
                 self.name = name.or(self.name.take());
-                let known = |new: Option<String>, old: Option<String>| new.map_or(old, |text| Some(text).filter(|text| !text.is_empty()));
-                self.locale = known(locale, self.locale.take());
-                self.time_zone = known(time_zone, self.time_zone.take());
+                self.locale = locale.or(self.locale.take());
+                self.time_zone = time_zone.or(self.time_zone.take());
             }
             Event::RoleChanged { from: _, to } => self.role = to,
-            Event::PasswordSet { credential, keeps } => {
+            Event::PasswordSet { credential, keeps, by_owner } => {
                 self.credential = Some(credential);
+                self.chosen = by_owner;
                 self.reset = None;
                 self.failures = 0;
                 self.end_sessions(keeps);
@@ -274,6 +280,16 @@ impl Details {
         self.keeps = keeps;
     }
 
+    /// How it ends for somebody who is, or for somebody who was only asked to be.
+    fn ended(&self) -> Event {
+        if self.status == Status::Invited { Event::InvitationRevoked } else { Event::Deleted }
+    }
+
+    /// Their address, if it is shown to be theirs and nobody else set the password: then whoever is in is the owner of that address, in other tenants too.
+    pub fn proven_email(&self) -> Option<&String> {
+        self.email.known().filter(|_| self.email_verified && self.chosen)
+    }
+
     /// Whether a session that began in this epoch goes on, as far as the user is concerned.
     pub fn continues(&self, session: Uuid, epoch: i64) -> bool {
         self.status.can_act() && (epoch == self.epoch || self.keeps == Some(session))
@@ -289,7 +305,7 @@ impl Details {
             Command::Erase(_) => {
                 self.managed_by(&ctx)?;
                 let gone = self.status == Status::Deleted;
-                let deleted = (!gone).then_some(Event::Deleted);
+                let deleted = (!gone).then(|| self.ended());
                 Ok(deleted.into_iter().chain(changed(!self.erased, || Event::Erased { subject: subject(&ctx) })).collect())
             }
             Command::Delete(_) if self.status == Status::Deleted => Ok(vec![]),
@@ -303,12 +319,12 @@ impl Details {
             _ if self.status == Status::Deleted => Err(Error::NotFound),
             Command::Delete(_) => {
                 self.managed_by(&ctx)?;
-                Ok(vec![if self.status == Status::Invited { Event::InvitationRevoked } else { Event::Deleted }])
+                Ok(vec![self.ended()])
             }
             Command::AcceptInvitation(c) => {
                 good(self.invitation, c.token, ctx.now)?;
                 let name = c.name.map(|name| personal(&ctx, name.into())).or_else(|| self.name.clone()).ok_or(Error::NameNeeded)?;
-                Ok(vec![Event::InvitationAccepted { name }, Event::PasswordSet { credential: c.credential, keeps: None }])
+                Ok(vec![Event::InvitationAccepted { name }, Event::PasswordSet { credential: c.credential, keeps: None, by_owner: true }])
             }
             Command::DeclineInvitation(c) => {
                 good(self.invitation, c.token, ctx.now)?;
@@ -324,7 +340,7 @@ impl Details {
             },
             Command::ResendInvitation(_) if self.status == Status::Invited => {
                 self.managed_by(&ctx)?;
-                Ok(vec![Event::InvitationResent { token: ctx.fresh_id, expires_at: at(TimeDelta::hours(week_hours())) }])
+                Ok(vec![Event::InvitationResent { token: ctx.fresh_id, expires_at: at(TimeDelta::hours(self.hours.into())) }])
             }
             Command::RequestEmailVerification(_) => {
                 self.self_or_managed(&ctx)?;
@@ -339,7 +355,7 @@ impl Details {
                 Ok(vec![Event::EmailVerified])
             }
             Command::ChangeEmail(c) => {
-                self.self_or_managed(&ctx)?;
+                self.proven_or_managed(&ctx, c.proven)?;
                 let email = String::from(c.email);
                 if self.email.known() == Some(&email) {
                     return Ok(vec![]);
@@ -354,8 +370,11 @@ impl Details {
                 self.self_or_managed(&ctx)?;
                 let name = c.name.map(String::from).filter(|name| self.name.as_ref().and_then(Personal::known) != Some(name));
                 let name = name.map(|name| personal(&ctx, name));
-                let locale = c.locale.map(String::from).filter(|locale| self.locale.as_ref() != Some(locale));
-                let time_zone = c.time_zone.map(String::from).filter(|zone| self.time_zone.as_ref() != Some(zone));
+                let other = |text: &String, known: Option<&Personal<String>>| known.and_then(Personal::known) != Some(text);
+                let locale = c.locale.map(String::from).filter(|locale| other(locale, self.locale.as_ref()));
+                let locale = locale.map(|locale| personal(&ctx, locale));
+                let time_zone = c.time_zone.map(String::from).filter(|zone| other(zone, self.time_zone.as_ref()));
+                let time_zone = time_zone.map(|zone| personal(&ctx, zone));
                 Ok(changed(name.is_some() || locale.is_some() || time_zone.is_some(), || Event::ProfileUpdated { name, locale, time_zone }))
             }
             Command::ChangeRole(c) => {
@@ -364,9 +383,9 @@ impl Details {
                 Ok(changed(self.role != c.role, || Event::RoleChanged { from: self.role, to: c.role }))
             }
             Command::SetPassword(c) => {
-                self.self_or_managed(&ctx)?;
+                self.proven_or_managed(&ctx, c.proven)?;
                 self.needs(self.status.can_act(), not_now)?;
-                Ok(vec![Event::PasswordSet { credential: c.credential, keeps: c.keeps }])
+                Ok(vec![Event::PasswordSet { credential: c.credential, keeps: c.keeps, by_owner: c.proven }])
             }
             Command::RequestPasswordReset(_) => {
                 self.needs(self.status.can_act(), not_now)?;
@@ -381,7 +400,7 @@ impl Details {
                 // Whoever reads the mail has shown the address to be theirs, and needs no lock against guessing.
                 let unlocked = (self.status == Status::Locked).then_some(Event::Unlocked);
                 let verified = (!self.email_verified).then_some(Event::EmailVerified);
-                let set = Event::PasswordSet { credential: c.credential, keeps: None };
+                let set = Event::PasswordSet { credential: c.credential, keeps: None, by_owner: true };
                 Ok([Some(set), unlocked, verified].into_iter().flatten().collect())
             }
             Command::RecordLogin(c) if self.status == Status::Active => {
@@ -407,7 +426,7 @@ impl Details {
             Command::Suspend(c) => {
                 self.managed_by(&ctx)?;
                 self.needs(self.status.can_act() || self.status == Status::Suspended, not_now)?;
-                Ok(changed(self.status != Status::Suspended, || Event::Suspended { reason: c.reason.into() }))
+                Ok(changed(self.status != Status::Suspended, || Event::Suspended { reason: personal(&ctx, c.reason.into()) }))
             }
             Command::Reactivate(_) => {
                 self.managed_by(&ctx)?;
@@ -432,6 +451,14 @@ impl Details {
         self.needs(ctx.actor.covers(self.role, custom(self.role, &ctx.found)), Error::BeyondYou)
     }
 
+    /// What gives somebody the whole account: one's own by whoever has just shown that they know the password, others' by those who manage them.
+    fn proven_or_managed(&self, ctx: &Context, proven: bool) -> Result<(), Error> {
+        if actor_is(&ctx.actor, ctx) {
+            return self.needs(proven && is_self(&ctx.actor, ctx), Error::PasswordNeeded);
+        }
+        self.self_or_managed(ctx)
+    }
+
     fn self_or_managed(&self, ctx: &Context) -> Result<(), Error> {
         if is_self(&ctx.actor, ctx) {
             return Ok(());
@@ -441,12 +468,13 @@ impl Details {
     }
 }
 
-fn week_hours() -> i64 {
-    24 * 7
+/// Whether somebody acts on their own account, and not by a key: that may no more than it says.
+fn is_self(actor: &Actor, ctx: &Context) -> bool {
+    matches!(actor, Actor::User { key: None, .. }) && actor_is(actor, ctx)
 }
 
-/// Whether somebody acts on their own account: a person as themselves, in their own tenant.
-fn is_self(actor: &Actor, ctx: &Context) -> bool {
+/// Whether it is the account of a person themselves, or of a key's owner.
+fn actor_is(actor: &Actor, ctx: &Context) -> bool {
     matches!(actor, Actor::User { .. }) && actor.user() == Some(UserId(ctx.stream.id)) && actor.tenant() == Some(ctx.stream.tenant)
 }
 
@@ -491,13 +519,14 @@ fn begin(command: Command, ctx: &Context) -> Result<Vec<Event>, Error> {
     match command {
         Command::Register(c) => {
             may_give(c.role, ctx)?;
+            let email_verified = c.email_verified && matches!(ctx.actor, Actor::System { .. });
             let registered = Event::Registered {
                 email: personal(ctx, c.email.into()),
-                email_verified: c.email_verified,
+                email_verified,
                 name: personal(ctx, c.name.into()),
                 role: c.role,
             };
-            let verification = (!c.email_verified)
+            let verification = (!email_verified)
                 .then(|| Event::EmailVerificationRequested { token: ctx.fresh_id, expires_at: ctx.now + VERIFICATION_WINDOW });
             Ok([registered].into_iter().chain(verification).collect())
         }
@@ -512,6 +541,7 @@ fn begin(command: Command, ctx: &Context) -> Result<Vec<Event>, Error> {
                 role: c.role,
                 token: ctx.fresh_id,
                 expires_at: ctx.now + TimeDelta::hours(c.expires_in_hours.into()),
+                hours: c.expires_in_hours,
                 invited_by: ctx.actor.user(),
             }])
         }

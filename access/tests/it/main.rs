@@ -1,1 +1,0 @@
-//! Signing in, over real servers.
