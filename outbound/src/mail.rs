@@ -9,7 +9,8 @@ use access::links::{self, Purpose};
 use domain::identity::tenant::Tenant;
 use domain::identity::user::{Details, User};
 use domain::{StreamId, TenantId};
-use lettre::message::{Mailbox, header::ContentType};
+use lettre::message::header::{ContentTransferEncoding, ContentType};
+use lettre::message::{Body, Mailbox};
 use lettre::transport::file::AsyncFileTransport;
 use lettre::{AsyncSmtpTransport, AsyncTransport as _, Message, Tokio1Executor};
 use minijinja::{Environment, context};
@@ -176,9 +177,21 @@ impl Mailer {
             .to(to)
             .subject(subject)
             .header(ContentType::TEXT_PLAIN)
-            .body(text)
+            .body(encoded(&text))
             .map_err(|_| Attempt::Refused("the mail cannot be written".into()))
     }
+}
+
+/// The longest line of a mail (RFC 5321 section 4.5.3.1.6), with something to spare.
+const LINE: usize = 900;
+
+/// A text as it is sent: as it is where that can be, so that links stay in one piece for whoever reads a mail as a file.
+fn encoded(text: &str) -> Body {
+    if text.is_ascii() && text.lines().all(|line| line.len() <= LINE) {
+        let lines: String = text.lines().flat_map(|line| [line, "\r\n"]).collect();
+        return Body::dangerous_pre_encoded(lines.into_bytes(), ContentTransferEncoding::SevenBit);
+    }
+    Body::new(text.to_owned())
 }
 
 /// What kind of failure it was, without what the server said.

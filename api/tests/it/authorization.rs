@@ -55,6 +55,7 @@ struct Everybody {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[expect(clippy::too_many_lines, reason = "first everybody, then everything")]
 async fn every_endpoint_lets_in_whom_the_golden_file_says_and_tells_others_nothing() {
     let env = Env::new().await;
     let node = Node::start(&env).await;

@@ -55,6 +55,7 @@ async fn link(mails: &std::path::Path, address: &str, subject: &str) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[expect(clippy::too_many_lines, reason = "one life, from beginning to end")]
 async fn passwords_hashes_tokens_keys_addresses_and_names_are_in_no_log_event_message_metric_or_error() {
     let site = Site::new().await;
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
@@ -162,7 +163,9 @@ async fn passwords_hashes_tokens_keys_addresses_and_names_are_in_no_log_event_me
             found(&table, &rows.join("\n"), personal);
         }
     }
-    let client = async_nats::connect(site.servers.remembered.nats_url()).await.unwrap();
+    let url: async_nats::ServerAddr = site.servers.remembered.nats_url().parse().unwrap();
+    let options = async_nats::ConnectOptions::new().user_and_password(url.username().unwrap().into(), url.password().unwrap().into());
+    let client = options.connect(url).await.unwrap();
     let jetstream = async_nats::jetstream::new(client);
     let mut messages = 0;
     let mut names = jetstream.stream_names();
