@@ -82,7 +82,7 @@ async fn an_exported_log_restores_into_an_empty_installation_with_the_same_posit
     assert!(early.stop().await);
     let imported = said(&target.out(&["log", "import", path(&log), "--keys", path(&keys), "--json"]).await);
     assert_eq!(imported, exported);
-    assert_eq!(imported["left_out"].as_array().unwrap().len(), 4);
+    assert_eq!(imported["left_out"].as_array().unwrap().len(), 7);
     assert_eq!(
         target.out(&["events", "list", "--json", "--limit", "2000"]).await,
         site.out(&["events", "list", "--json", "--limit", "2000"]).await
