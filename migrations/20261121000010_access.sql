@@ -23,10 +23,15 @@ create table ops.sessions (
   created_at   timestamptz not null,
   last_used_at timestamptz not null,
   expires_at   timestamptz not null,
-  ended_at     timestamptz
+  ended_at     timestamptz,
+  parent       uuid                              -- the session that it was begun from, in another tenant, and ends with
 );
 create index on ops.sessions (tenant_id, user_id, created_at);
 create index on ops.sessions (expires_at);
+create index on ops.sessions (ended_at) where ended_at is not null;
+
+-- Who is gone for good, for whatever stands beside the log of them.
+create index events_gone on events (tenant_id, aggregate_id) where event_type in ('user.deleted', 'api_key.revoked');
 
 -- Keys that sign access tokens; the private part is encrypted under the master key.
 create table ops.signing_keys (

@@ -81,4 +81,6 @@ create table read.access_records_v1_g1 (
 );
 create index on read.access_records_v1_g1 (tenant_id, actor, position);
 create index on read.access_records_v1_g1 (tenant_id, target, position);
+create index on read.access_records_v1_g1 (tenant_id, action, position);
+create index on read.access_records_v1_g1 (tenant_id, occurred_at);
 select read.register('access_records_v1');

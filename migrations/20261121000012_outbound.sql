@@ -7,6 +7,9 @@ create table ops.policies (
   epoch    bigint not null
 );
 
+-- What happens from here on is answered, whichever process comes first.
+insert into ops.policies (name, position, log_hash, epoch) select 'mail', position, log_hash, 0 from log_head;
+
 create table ops.deliveries (
   id              uuid        primary key,       -- made from what it answers; also what the receiver sees as the message's id
   tenant_id       uuid        not null,
@@ -26,6 +29,8 @@ create table ops.deliveries (
 );
 create index deliveries_due on ops.deliveries (next_attempt_at) where state = 'pending';
 create index on ops.deliveries (tenant_id, created_at, id);
+create index on ops.deliveries (ended_at) where state in ('delivered', 'dropped');
+create index on ops.deliveries (id) where state = 'dead';
 
 create table ops.delivery_attempts (
   delivery_id uuid        not null references ops.deliveries on delete cascade,

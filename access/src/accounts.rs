@@ -96,8 +96,11 @@ impl Access {
         let Some(tenant) = self.tenant(tenant).await? else { return Ok(()) };
         let Some(user) = self.store().holder(&EMAIL, tenant, &fold_email(email)).await? else { return Ok(()) };
         // Answering waits for nothing, so that how long it takes does not tell either.
+        // More than a few at a time are not wanted by people who have forgotten something.
+        let Ok(permit) = self.inner.resets.clone().try_acquire_owned() else { return Ok(()) };
         let access = self.clone();
         tokio::spawn(async move {
+            let _held = permit;
             if let Err(error) = access.system_request(user, RequestPasswordReset {}).await {
                 tracing::debug!(%error, "no link was sent to set another password");
             }

@@ -136,13 +136,20 @@ impl Access {
         Ok(Authenticated { actor, session: Some(session), key: None, expires_at: Some(until) })
     }
 
-    async fn standing(&self, session: Uuid) -> Result<Option<Standing>, AccessError> {
-        let row: Option<(Uuid, Uuid, i64, DateTime<Utc>)> =
-            sqlx::query_as("select tenant_id, user_id, epoch, expires_at from ops.sessions where id = $1 and ended_at is null")
+    /// What is known of a session that goes on, as the one does that it belongs to.
+    pub(crate) async fn standing(&self, session: Uuid) -> Result<Option<Standing>, AccessError> {
+        let row: Option<(Uuid, Uuid, i64, DateTime<Utc>, Option<Uuid>)> =
+            sqlx::query_as("select tenant_id, user_id, epoch, expires_at, parent from ops.sessions where id = $1 and ended_at is null")
                 .bind(session)
                 .fetch_optional(self.store().pool())
                 .await?;
-        let Some((tenant, user, epoch, expires_at)) = row else { return Ok(None) };
+        let Some((tenant, user, epoch, expires_at, parent)) = row else { return Ok(None) };
+        // A session belongs to one that somebody logged in to, which belongs to none.
+        if let Some(parent) = parent
+            && Box::pin(self.standing(parent)).await?.is_none()
+        {
+            return Ok(None);
+        }
         let (found, _) = lookup::user(self.store(), TenantId(tenant), UserId(user)).await?;
         let Some((details, person)) = found else { return Ok(None) };
         if !details.continues(session, epoch) || !self.is_there(TenantId(tenant)).await? {

@@ -98,7 +98,7 @@ impl SigningKeys {
         let now = self.store.clock().now();
         let mut keys = self.all().await?;
         if !keys.iter().any(|key| key.signs_from <= now) {
-            self.make(now, TimeDelta::zero()).await?;
+            self.make(now, TimeDelta::zero(), true).await?;
             keys = self.within(Duration::ZERO).await?;
         }
         let key = keys.iter().find(|key| key.signs_from <= now).ok_or_else(|| AccessError::Internal("there is no signing key".into()))?;
@@ -123,15 +123,31 @@ impl SigningKeys {
     pub async fn rotate(&self, lead: TimeDelta) -> Result<String, AccessError> {
         let now = self.store.clock().now();
         let lead = if self.within(Duration::ZERO).await?.is_empty() { TimeDelta::zero() } else { lead };
-        self.make(now, lead).await
+        self.make(now, lead, false).await
     }
 
-    async fn make(&self, now: DateTime<Utc>, lead: TimeDelta) -> Result<String, AccessError> {
+    /// Makes a key. The `first` one only if nobody else has made one meanwhile; one that waits for its time need not any more then.
+    async fn make(&self, now: DateTime<Utc>, lead: TimeDelta, first: bool) -> Result<String, AccessError> {
         let pem = TokenKey::generate();
         let key = TokenKey::from_pem(&pem).map_err(|e| AccessError::Internal(e.to_string()))?;
         let wrapped = self.store.wrap(USE, pem.as_bytes()).ok_or_else(|| AccessError::Internal("a key could not be encrypted".into()))?;
         let until = now + lead + ACCESS_TTL + TimeDelta::minutes(1);
         let mut tx = self.store.pool().begin().await?;
+        // One at a time: of many who find that there is none, one makes it.
+        sqlx::query("select pg_advisory_xact_lock(hashtext('tenure signing keys'))").execute(&mut *tx).await?;
+        if first {
+            let pending: Option<String> = sqlx::query_scalar(
+                "update ops.signing_keys set signs_from = least(signs_from, $1) where kid = (select kid from ops.signing_keys where verifies_until is null limit 1) returning kid",
+            )
+            .bind(now)
+            .fetch_optional(&mut *tx)
+            .await?;
+            if let Some(kid) = pending {
+                tx.commit().await?;
+                *self.ring.write().await = None;
+                return Ok(kid);
+            }
+        }
         sqlx::query("update ops.signing_keys set verifies_until = $1 where verifies_until is null").bind(until).execute(&mut *tx).await?;
         sqlx::query("insert into ops.signing_keys (kid, wrapped_key, created_at, signs_from) values ($1, $2, $3, $4)")
             .bind(key.kid())

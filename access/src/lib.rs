@@ -34,6 +34,7 @@ use rand::RngCore as _;
 use store::Store;
 use store::load::LoadError;
 use subtle::ConstantTimeEq as _;
+use tokio::sync::Semaphore;
 use uuid::Uuid;
 
 use crate::authenticate::{KeyStanding, Standing};
@@ -50,6 +51,9 @@ pub const SESSION_TTL: TimeDelta = TimeDelta::days(30);
 pub const FRESH: Duration = Duration::from_millis(400);
 /// How many sessions and keys are remembered so long.
 const REMEMBERED: usize = 50_000;
+
+/// How many links to set another password are asked for at a time; more are forgotten.
+const RESETS: usize = 32;
 
 /// Why somebody was not let in, or not let do what they wanted.
 #[derive(Debug, thiserror::Error)]
@@ -105,6 +109,8 @@ struct Inner {
     api_keys: Cache<[u8; 32], (Option<Arc<KeyStanding>>, Instant)>,
     used: Cache<Uuid, chrono::DateTime<chrono::Utc>>,
     records: Records,
+    /// Links that are being asked for by people who have forgotten their password.
+    resets: Arc<Semaphore>,
 }
 
 impl Access {
@@ -119,6 +125,7 @@ impl Access {
             api_keys: Cache::new(REMEMBERED),
             used: Cache::new(REMEMBERED),
             records: Records::default(),
+            resets: Arc::new(Semaphore::new(RESETS)),
             executor,
         };
         Ok(Self { inner: Arc::new(inner) })

@@ -19,13 +19,19 @@ const ALL: NonZeroU32 = NonZeroU32::new(20).expect("not zero");
 /// At once, after a quiet time.
 const ALL_BURST: NonZeroU32 = NonZeroU32::new(500).expect("not zero");
 
-/// Decides which records are made.
+/// Decides which records are made. What strangers cause takes nothing from what is recorded of those who are known.
+#[derive(Default)]
 pub(crate) struct Records {
+    strangers: Limits,
+    known: Limits,
+}
+
+struct Limits {
     of_tenant: DefaultKeyedRateLimiter<TenantId>,
     of_all: DefaultDirectRateLimiter,
 }
 
-impl Default for Records {
+impl Default for Limits {
     fn default() -> Self {
         Self {
             of_tenant: DefaultKeyedRateLimiter::keyed(Quota::per_second(RATE).allow_burst(BURST)),
@@ -35,20 +41,21 @@ impl Default for Records {
 }
 
 impl Records {
-    fn wanted(&self, tenant: TenantId) -> bool {
-        self.of_tenant.check_key(&tenant).is_ok() && self.of_all.check().is_ok()
+    fn wanted(&self, tenant: TenantId, known: bool) -> bool {
+        let limits = if known { &self.known } else { &self.strangers };
+        limits.of_tenant.check_key(&tenant).is_ok() && limits.of_all.check().is_ok()
     }
 
     /// Forgets tenants of which nothing was heard for a while.
     pub(crate) fn forget_quiet(&self) {
-        self.of_tenant.retain_recent();
+        [&self.strangers, &self.known].iter().for_each(|limits| limits.of_tenant.retain_recent());
     }
 }
 
 impl Access {
     /// Notes what was tried, unless too much was just now.
     pub async fn note(&self, tenant: TenantId, note: NoteAccess) -> Result<(), AccessError> {
-        if !self.inner.records.wanted(tenant) {
+        if !self.inner.records.wanted(tenant, note.actor.is_some()) {
             metrics::counter!("tenure_access_records_skipped_total").increment(1);
             return Ok(());
         }

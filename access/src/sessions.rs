@@ -4,6 +4,8 @@
 //! next generation. A client whose answer was lost may ask again for a moment, and gets the same tokens; an older one proves that two parties have it, and ends the session
 //! (RFC 9700 section 4.14.2).
 
+use std::time::Duration;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD as BASE64;
 use chrono::{DateTime, TimeDelta, Utc};
@@ -91,6 +93,17 @@ struct Row {
     opaque: bool,
     expires_at: DateTime<Utc>,
     ended_at: Option<DateTime<Utc>>,
+    parent: Option<Uuid>,
+}
+
+/// How a session begins.
+struct Begun<'a> {
+    /// The credential that was checked, if one was.
+    credential: Option<Uuid>,
+    opaque: bool,
+    user_agent: Option<&'a str>,
+    /// The session that it belongs to, and when that ends.
+    parent: Option<(Uuid, DateTime<Utc>)>,
 }
 
 impl Row {
@@ -102,9 +115,13 @@ impl Row {
 impl Access {
     /// Begins a session for whoever knows the password. That somebody does not exist is told by nothing, nor by how long it takes.
     pub async fn login(&self, login: Login<'_>, password: Password) -> Result<Tokens, AccessError> {
-        let refused_at = tokio::time::Instant::now() + self.inner.hasher.refused_after;
+        let mut refused_at = tokio::time::Instant::now() + self.inner.hasher.refused_after;
         let answer = self.attempt(login, password).await;
         if matches!(answer, Err(AccessError::InvalidCredentials)) {
+            // At one of a few moments, however long it took.
+            while refused_at < tokio::time::Instant::now() {
+                refused_at += self.inner.hasher.refused_after.max(Duration::from_millis(1));
+            }
             tokio::time::sleep_until(refused_at).await;
         }
         answer
@@ -158,7 +175,8 @@ impl Access {
                 .execute(self.store().pool())
                 .await?;
         }
-        self.begin(stream, user, user.credential, login.opaque, login.user_agent).await
+        let begun = Begun { credential: user.credential, opaque: login.opaque, user_agent: login.user_agent, parent: None };
+        self.begin(stream, user, begun).await
     }
 
     async fn hash_of(&self, credential: Option<Uuid>) -> Result<Option<String>, AccessError> {
@@ -184,24 +202,20 @@ impl Access {
         if !right {
             self.failed(stream).await;
         }
-        Ok(right && user.status == Status::Active)
+        // As it is now: others may have guessed meanwhile.
+        let now = self.details(stream).await?;
+        Ok(right && now.is_some_and(|now| now.status == Status::Active && now.credential == user.credential))
     }
 
     /// Begins a session. Its row comes first: a login that is not recorded opens nothing.
-    async fn begin(
-        &self,
-        stream: StreamId,
-        user: &Details,
-        credential: Option<Uuid>,
-        opaque: bool,
-        user_agent: Option<&str>,
-    ) -> Result<Tokens, AccessError> {
+    async fn begin(&self, stream: StreamId, user: &Details, begun: Begun<'_>) -> Result<Tokens, AccessError> {
+        let Begun { credential, opaque, user_agent, parent } = begun;
         let store = self.store();
         let (session, now) = (store.fresh_id(), store.clock().now());
-        let expires_at = now + SESSION_TTL;
+        let expires_at = parent.map_or(now + SESSION_TTL, |(_, until)| until);
         let agent = user_agent.map(|text| text.chars().filter(|c| !c.is_control()).take(USER_AGENT).collect::<String>());
         sqlx::query(
-            "insert into ops.sessions (id, tenant_id, user_id, epoch, rotated_at, opaque, user_agent, created_at, last_used_at, expires_at) values ($1, $2, $3, $4, $5, $6, $7, $5, $5, $8)",
+            "insert into ops.sessions (id, tenant_id, user_id, epoch, rotated_at, opaque, user_agent, created_at, last_used_at, expires_at, parent) values ($1, $2, $3, $4, $5, $6, $7, $5, $5, $8, $9)",
         )
         .bind(session)
         .bind(stream.tenant.0)
@@ -211,6 +225,7 @@ impl Access {
         .bind(opaque)
         .bind(agent)
         .bind(expires_at)
+        .bind(parent.map(|(parent, _)| parent))
         .execute(store.pool())
         .await?;
         let recorded = Request::<User>::new(stream, RecordLogin { session, credential }, Self::system(), store.fresh_id());
@@ -289,10 +304,18 @@ impl Access {
         let stream = row.stream();
         let loaded = store.current::<User>(stream).await?;
         match loaded.state.details() {
-            Some(user) if user.continues(session, row.epoch) => {
+            Some(user) if user.continues(session, row.epoch) && self.goes_on(row.parent).await? => {
                 self.issue(session, stream, user, row.generation, row.opaque, row.expires_at).await
             }
             Some(_) | None => Err(AccessError::Invalid),
+        }
+    }
+
+    /// Whether the session goes on that another one belongs to, if it belongs to one.
+    async fn goes_on(&self, parent: Option<Uuid>) -> Result<bool, AccessError> {
+        match parent {
+            None => Ok(true),
+            Some(parent) => Ok(self.standing(parent).await?.is_some()),
         }
     }
 
@@ -312,9 +335,10 @@ impl Access {
             target: Some(session.to_string()),
             code: None,
         };
-        // Recorded first: a session that has ended shows no reuse any more.
-        self.note_always(tenant, note).await?;
+        // Recorded first, since a session that has ended shows no reuse any more; and ended, recorded or not.
+        let noted = self.note_always(tenant, note).await;
         self.end(row.stream(), Some(session), None).await?;
+        noted?;
         Err(AccessError::Invalid)
     }
 
@@ -390,57 +414,82 @@ impl Access {
 
     /// Begins a session in another tenant for somebody who has a user there too: with the same address, shown to be theirs on both sides. Here they have set their password
     /// themselves, so that nobody who runs this tenant can be them in another.
-    pub async fn switch_tenant(&self, from: StreamId, to: &str, opaque: bool, user_agent: Option<&str>) -> Result<Tokens, AccessError> {
+    pub async fn switch_tenant(
+        &self,
+        from: StreamId,
+        session: Uuid,
+        to: &str,
+        opaque: bool,
+        user_agent: Option<&str>,
+    ) -> Result<Tokens, AccessError> {
         let here = self.store().current::<User>(from).await?;
         let email = here.state.details().and_then(|user| user.proven_email().cloned());
         let (Some(email), Some(tenant)) = (email, self.tenant(to).await?) else { return Err(AccessError::InvalidCredentials) };
         let Some(there) = self.store().holder(&EMAIL, tenant, &fold_email(&email)).await? else {
             return Err(AccessError::InvalidCredentials);
         };
+        // It ends with the one that somebody logged in to, and is no way to prolong it.
+        let parent: Option<(Uuid, DateTime<Utc>)> =
+            sqlx::query_as("select coalesce(parent, id), expires_at from ops.sessions where id = $1")
+                .bind(session)
+                .fetch_optional(self.store().pool())
+                .await?;
+        if there.tenant == from.tenant || parent.is_none() {
+            return Err(AccessError::InvalidCredentials);
+        }
         let loaded = self.store().current::<User>(there).await?;
         match loaded.state.details() {
-            Some(user) if user.email_verified && user.status == Status::Active => self.begin(there, user, None, opaque, user_agent).await,
+            Some(user) if user.email_verified && user.status == Status::Active => {
+                self.begin(there, user, Begun { credential: None, opaque, user_agent, parent }).await
+            }
             Some(_) | None => Err(AccessError::InvalidCredentials),
         }
     }
 
-    /// Forgets sessions and signing keys that have ended, and credentials that count no more, some time ago.
+    /// Forgets sessions and signing keys that have ended, and credentials that count no more, some time ago; those of people who are gone at once. Bounded: there may be more.
     pub async fn housekeep(&self) -> Result<(), AccessError> {
         let store = self.store();
         let now = store.clock().now();
         let long_ago = now - TimeDelta::days(1);
         self.inner.records.forget_quiet();
-        sqlx::query(
-            "delete from ops.sessions s where expires_at < $1 or ended_at < $1 or exists (select from events e
-               where e.aggregate_type = 'user' and e.aggregate_id = s.tenant_id || '/' || s.user_id and e.event_type = 'user.deleted')",
-        )
-        .bind(long_ago)
-        .execute(store.pool())
-        .await?;
+        let ended = "delete from ops.sessions where id in (select id from ops.sessions where expires_at < $1 or ended_at < $1 limit 10000)";
+        sqlx::query(ended).bind(long_ago).execute(store.pool()).await?;
         sqlx::query("delete from ops.signing_keys where verifies_until < $1").bind(long_ago).execute(store.pool()).await?;
-        let old: Vec<(Uuid, Uuid)> = sqlx::query_as(
-            "select tenant_id, owner_id from ops.credentials c group by 1, 2
-             having (min(created_at) < $1 and count(*) > 1) or exists (select from events e
-               where e.aggregate_type in ('user', 'api_key') and e.aggregate_id = c.tenant_id || '/' || c.owner_id and e.event_type in ('user.deleted', 'api_key.revoked'))",
+        let gone = "with gone as (
+               select tenant_id, split_part(aggregate_id, '/', 2)::uuid as id from events where event_type in ('user.deleted', 'api_key.revoked')
+             ), sessions as (delete from ops.sessions s using gone g where s.tenant_id = g.tenant_id and s.user_id = g.id),
+             used as (delete from ops.api_key_use u using gone g where u.key_id = g.id)
+             delete from ops.credentials c using gone g where c.tenant_id = g.tenant_id and c.owner_id = g.id and c.created_at < $1";
+        // One that was kept a moment ago may belong to somebody else with the same id.
+        sqlx::query(gone).bind(now - TimeDelta::minutes(5)).execute(store.pool()).await?;
+        let closed = "delete from ops.credentials c using tenant_heads h where h.tenant_id = c.tenant_id and h.gate = 'deleted'";
+        sqlx::query(closed).execute(store.pool()).await?;
+        let replaced: Vec<(Uuid, Uuid)> = sqlx::query_as(
+            "select tenant_id, owner_id from ops.credentials group by 1, 2 having count(*) > 1 and min(created_at) < $1 limit 1000",
         )
         .bind(long_ago)
         .fetch_all(store.pool())
         .await?;
-        for (tenant, owner) in old {
-            let owner = StreamId::new(TenantId(tenant), owner);
-            let (user, key) = (store.current::<User>(owner).await?.state, store.current::<ApiKey>(owner).await?.state);
-            let gone = user.details().is_some_and(|user| user.status == Status::Deleted) || key.details().is_some_and(|key| key.revoked);
-            let mut counts: Vec<Uuid> = user.details().and_then(|user| user.credential).into_iter().collect();
-            counts.extend(key.details().map(|key| key.secrets(now)).unwrap_or_default());
-            sqlx::query("delete from ops.credentials where tenant_id = $1 and owner_id = $2 and (created_at < $3 or $5) and id <> all($4)")
-                .bind(tenant)
-                .bind(owner.id)
-                .bind(long_ago)
-                .bind(counts)
-                .bind(gone)
-                .execute(store.pool())
-                .await?;
+        for (tenant, owner) in replaced {
+            if let Err(error) = self.forget_replaced(StreamId::new(TenantId(tenant), owner), long_ago).await {
+                tracing::warn!(%error, %owner, "what somebody signed in with before cannot be forgotten");
+            }
         }
+        Ok(())
+    }
+
+    async fn forget_replaced(&self, owner: StreamId, before: DateTime<Utc>) -> Result<(), AccessError> {
+        let store = self.store();
+        let (user, key) = (store.current::<User>(owner).await?.state, store.current::<ApiKey>(owner).await?.state);
+        let mut counts: Vec<Uuid> = user.details().and_then(|user| user.credential).into_iter().collect();
+        counts.extend(key.details().map(|key| key.secrets(store.clock().now())).unwrap_or_default());
+        sqlx::query("delete from ops.credentials where tenant_id = $1 and owner_id = $2 and created_at < $3 and id <> all($4)")
+            .bind(owner.tenant.0)
+            .bind(owner.id)
+            .bind(before)
+            .bind(counts)
+            .execute(store.pool())
+            .await?;
         Ok(())
     }
 }

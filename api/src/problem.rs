@@ -194,6 +194,11 @@ impl Problem {
         Self::new(code::INTERNAL, "something went wrong on our side")
     }
 
+    /// Whether it says that nothing was done.
+    pub(crate) fn is_refusal(&self) -> bool {
+        self.status.is_client_error()
+    }
+
     /// The code.
     pub(crate) fn code(&self) -> &str {
         &self.code

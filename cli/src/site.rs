@@ -119,7 +119,10 @@ impl Site {
         let links = env("TENURE_MAIL_LINKS").unwrap_or_else(|| "http://127.0.0.1:8080".into());
         match env("TENURE_MAIL_URL") {
             Some(url) => Mailer::smtp(&url, &from, &links).context("TENURE_MAIL_URL or TENURE_MAIL_FROM"),
-            None => Mailer::files(&self.dir.join("mail"), &from, &links).context("mails cannot be written to files"),
+            None => {
+                tracing::warn!("TENURE_MAIL_URL names no server: mails, and the links in them, are written to files of the data directory");
+                Mailer::files(&self.dir.join("mail"), &from, &links).context("mails cannot be written to files")
+            }
         }
     }
 

@@ -292,7 +292,10 @@ impl Actor {
             Role::SuperAdmin => {
                 matches!(self, Self::System { .. } | Self::User { role: Role::SuperAdmin, grants: Grants::OfRole, .. })
             }
-            Role::Custom(_) => custom.is_some_and(|permissions| permissions.iter().all(|permission| self.may(permission))),
+            Role::Custom(_) => custom.is_some_and(|custom| match Grants::of_custom(custom) {
+                Grants::Only(permissions) => permissions.iter().all(|permission| self.may(permission)),
+                Grants::OfRole => false,
+            }),
             Role::OrgAdmin | Role::BillingAdmin | Role::SupportAgent | Role::User | Role::Viewer => {
                 role.permissions().all(|permission| self.may(permission))
             }

@@ -118,11 +118,7 @@ impl Handler for MailPolicy {
         let name = format!("policy/{NAME}");
         let Some(lease) = lease::acquire(pool, &name, self.owner, LEASE).await.map_err(retry)? else { return Ok(None) };
         self.epoch = lease.epoch;
-        // A policy that is new to a log does not answer what happened before it came; it never goes back either.
-        let head = self.store.head().await.map_err(retry)?;
-        let begun =
-            sqlx::query("insert into ops.policies (name, position, log_hash, epoch) values ($1, $2, $3, $4) on conflict do nothing");
-        begun.bind(NAME).bind(head.position).bind(head.log_hash.0).bind(lease.epoch).execute(pool).await.map_err(retry)?;
+        // Its row was made with the table, at the log's end then: what happened before is not answered. It never goes back either.
         let (position, log_hash): (i64, [u8; 32]) = sqlx::query_as("select position, log_hash from ops.policies where name = $1")
             .bind(NAME)
             .fetch_one(pool)

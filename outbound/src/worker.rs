@@ -13,7 +13,7 @@ use crate::queue::{self, Due};
 
 /// The longest time between two looks.
 const POLL: Duration = Duration::from_secs(1);
-/// Deliveries taken at a time, and attempted at a time: one server that answers slowly does not hold up a whole batch.
+/// Deliveries taken, and attempted, at a time.
 const BATCH: i64 = 16;
 /// An attempt that takes longer has failed.
 const PATIENCE: Duration = Duration::from_secs(60);

@@ -42,6 +42,11 @@ pub struct Caller {
 pub(crate) struct Asked(pub(crate) Arc<OnceLock<Caller>>);
 
 impl Caller {
+    /// The stream that an id is for a caller: one of the tenant they act for.
+    pub fn stream(id: Uuid, caller: &Self) -> StreamId {
+        StreamId::new(caller.tenant, id)
+    }
+
     /// The user who asks, in their own tenant: for what people do with their own account.
     pub fn own_user(&self) -> Result<StreamId, Problem> {
         match &self.actor {

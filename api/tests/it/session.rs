@@ -479,10 +479,37 @@ async fn whoever_runs_a_tenant_cannot_be_their_people_in_other_tenants() {
         ada.client.post("/v1/me/change-password", json!({"current_password": PASSWORD, "password": own})).await.status,
         StatusCode::NO_CONTENT
     );
+    assert_eq!(elsewhere(&ada).await, (StatusCode::NOT_FOUND, json!([])), "Eve can do that too, with the password that she has set");
+    // With a link from her own mail box she is Ada.
+    let reset = house.node.execute_on::<domain::identity::user::User>(stream, domain::identity::user::RequestPasswordReset {});
+    reset.await.unwrap();
+    let details = house.platform.access.details(stream).await.unwrap().unwrap();
+    let token = access::links::write(&house.node.store, access::links::Purpose::Reset, stream, details.reset.unwrap().token);
+    house.platform.access.reset_password(&token, access::passwords::Password::new(PASSWORD.into())).await.unwrap();
+    let ada = login().await;
     house.node.settled().await;
-    assert_eq!(elsewhere(&ada).await.0, StatusCode::OK, "her own password");
-    assert_eq!(set().await, StatusCode::OK);
-    assert_eq!(elsewhere(&login().await).await, (StatusCode::NOT_FOUND, json!([])));
+    let switched = ada.client.post("/v1/auth/switch-tenant", json!({"tenant": "other"})).await;
+    assert_eq!(switched.status, StatusCode::OK, "{}", switched.text);
+    assert_eq!(
+        ada.client.post("/v1/auth/switch-tenant", json!({"tenant": "acme"})).await.status,
+        StatusCode::NOT_FOUND,
+        "nobody prolongs a session so"
+    );
+    // What was begun from a session ends with it.
+    let there = house.platform.with_token(Some(switched.field("access_token").to_owned()));
+    assert_eq!(there.get("/v1/me").await.status, StatusCode::OK);
+    assert_eq!(ada.client.post("/v1/auth/logout", json!({})).await.status, StatusCode::NO_CONTENT);
+    assert!(until(&there, "/v1/me", StatusCode::UNAUTHORIZED).await < SECOND);
+    assert_eq!(house.refresh(switched.field("refresh_token")).await.status, StatusCode::UNAUTHORIZED);
+    // Her address on somebody else's account is not enough, even if she shows it to be hers.
+    let change = json!({"current_password": PASSWORD, "email": "mary@example.com"});
+    house.platform.person(other, "user", "mary@example.com").await;
+    assert_eq!(eve.client.post("/v1/me/change-email", change).await.status, StatusCode::NO_CONTENT);
+    let stream = StreamId::new(house.tenant, eve.id);
+    let details = house.platform.access.details(stream).await.unwrap().unwrap();
+    let token = access::links::write(&house.node.store, access::links::Purpose::Verification, stream, details.verification.unwrap().token);
+    house.platform.access.verify_email(&token).await.unwrap();
+    assert_eq!(elsewhere(&eve).await, (StatusCode::NOT_FOUND, json!([])));
 }
 
 #[tokio::test(flavor = "multi_thread")]

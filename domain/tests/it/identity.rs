@@ -35,7 +35,7 @@ fn every_event_of_users_roles_keys_and_access_records_is_stored_as_it_always_was
         Event::RoleChanged { from: Role::User, to: role },
         Event::PasswordSet { credential: token, keeps: Some(token), by_owner: true },
         Event::PasswordResetRequested { token, expires_at: time },
-        Event::LoggedIn { session: token },
+        Event::LoggedIn { session: token, by_password: true },
         Event::LoginFailed { failures: 3 },
         Event::Locked { until: time },
         Event::Unlocked,

@@ -140,7 +140,7 @@ fn of_user(told: Told, event: &user::Event, actor: &Actor) -> Told {
         E::LoginFailed { failures } => (Outcome::Refused, json!({"failures": failures})),
         E::Registered { role, .. } | E::Invited { role, .. } => (Outcome::Done, json!({"role": role})),
         E::RoleChanged { from, to } => (Outcome::Done, json!({"from": from, "to": to})),
-        E::LoggedIn { session } => (Outcome::Done, json!({"session": session})),
+        E::LoggedIn { session, by_password } => (Outcome::Done, json!({"session": session, "by_password": by_password})),
         E::Locked { until } => (Outcome::Done, json!({"until": until})),
         E::Suspended { .. }
         | E::InvitationResent { .. }

@@ -153,7 +153,7 @@ fn evolve(row: &mut Row, event: &Event, at: DateTime<Utc>) {
             }
         }
         Event::RoleChanged { from: _, to } => row.role = *to,
-        Event::LoggedIn { session: _ } => row.last_login_at = Some(at),
+        Event::LoggedIn { .. } => row.last_login_at = Some(at),
         Event::Locked { until } => {
             become_(Status::Locked, None);
             row.locked_until = Some(*until);

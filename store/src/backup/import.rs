@@ -86,6 +86,12 @@ impl Import {
             .bind(self.header.installation)
             .execute(&mut *tx)
             .await?;
+        // Nothing of the past is answered once more.
+        sqlx::query("update ops.policies set position = $1, log_hash = $2")
+            .bind(end.position)
+            .bind(end.log_hash.0)
+            .execute(&mut *tx)
+            .await?;
         tx.commit().await?;
         Ok(end)
     }

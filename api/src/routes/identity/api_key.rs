@@ -4,9 +4,9 @@ use std::collections::{BTreeSet, HashMap};
 
 use axum::response::{IntoResponse, Response};
 use chrono::{DateTime, Utc};
+use domain::UserId;
 use domain::identity::api_key::{ApiKey, CreateKey, Kind, RevokeKey, RotateKey};
 use domain::text::DisplayName;
-use domain::{StreamId, UserId};
 use projections::ReadModel as _;
 use projections::identity::api_key::{self, ApiKeys};
 use serde::{Deserialize, Serialize};
@@ -102,13 +102,14 @@ struct Listable {
     last_used_at: Option<DateTime<Utc>>,
 }
 
-fn stream(id: Uuid, caller: &Caller) -> StreamId {
-    StreamId::new(caller.tenant, id)
-}
-
 /// What came of it; a secret that no event names is forgotten.
 async fn made(app: &App, written: Result<Written, Problem>, credential: Uuid, key: String) -> Result<Made, Problem> {
-    if written.as_ref().map_or(true, |written| written.outcome.replayed) {
+    // Where nobody knows whether it was done, the secret may have been named.
+    let unnamed = match &written {
+        Ok(written) => written.outcome.replayed,
+        Err(problem) => problem.is_refusal(),
+    };
+    if unnamed {
         app.access.discard(credential).await?;
     }
     Ok(Made { written: written?, key })
@@ -121,7 +122,7 @@ async fn made(app: &App, written: Result<Written, Problem>, credential: Uuid, ke
 )]
 async fn create_api_key(app: axum::extract::State<App>, write: Write<ApiKey>, body: Body<CreateApiKey>) -> Result<Made, Problem> {
     write.caller().require("api_key:create")?;
-    let stream = stream(write.id_for(body.command.id), write.caller());
+    let stream = Caller::stream(write.id_for(body.command.id), write.caller());
     let drawn = app.access.draw(stream).await?;
     let body = body.map(|CreateApiKey { id: _, name, kind, scopes, expires_at }| CreateKey {
         name,
@@ -147,7 +148,7 @@ async fn rotate_api_key(
     body: Body<RotateApiKey>,
 ) -> Result<Made, Problem> {
     write.caller().require("api_key:create")?;
-    let stream = stream(id, write.caller());
+    let stream = Caller::stream(id, write.caller());
     let drawn = app.access.draw(stream).await?;
     let body = body.map(|c| RotateKey { secret: drawn.credential, prefix: drawn.prefix, grace_seconds: c.grace_seconds });
     made(&app, write.execute(stream, body).await, drawn.credential, drawn.key).await
@@ -160,7 +161,7 @@ async fn rotate_api_key(
     responses((status = 200, description = "Done, or already so.", body = WrittenBody), Refusals)
 )]
 async fn revoke_api_key(write: Write<ApiKey>, Id(id): Id, body: Body<RevokeKey>) -> Result<Written, Problem> {
-    let stream = stream(id, write.caller());
+    let stream = Caller::stream(id, write.caller());
     write.execute(stream, body).await
 }
 
@@ -179,7 +180,7 @@ async fn get_api_key(query: Query, Id(id): Id, Params(p): Params<After>) -> Resu
     query.require("api_key:read")?;
     let mut read = query.open(&[ApiKeys::NAME], p.after).await?;
     let row = api_key::by_id(&mut read, id, only(&query)).await?;
-    let stream = stream(id, &query.caller);
+    let stream = Caller::stream(id, &query.caller);
     query.show(read, stream, row, |row| row.version).await
 }
 

@@ -1,12 +1,10 @@
 //! `/v1/roles`.
 
-use domain::StreamId;
 use domain::identity::role::{ChangePermissions, DefineRole, DeleteRole, RenameRole, Role};
 use projections::ReadModel as _;
 use projections::identity::role::{self, Roles};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
-use uuid::Uuid;
 
 use crate::app::App;
 use crate::extract::{After, Caller, Id, ListBody, Listed, Listing, Params, Query, Shown, paging};
@@ -17,11 +15,7 @@ pub(crate) fn routes() -> OpenApiRouter<App> {
     commands().routes(routes!(list_roles)).routes(routes!(get_role))
 }
 
-fn stream(id: Uuid, caller: &Caller) -> StreamId {
-    StreamId::new(caller.tenant, id)
-}
-
-crate::commands! { Role, "roles", stream:
+crate::commands! { Role, "roles", Caller::stream:
     create define_role(DefineRole) "/v1/roles";
     rename_role(RenameRole) post "/v1/roles/{id}/rename" "application/json";
     change_permissions(ChangePermissions) post "/v1/roles/{id}/change-permissions" "application/json";
@@ -31,14 +25,14 @@ crate::commands! { Role, "roles", stream:
 /// One role that the tenant has defined.
 #[utoipa::path(
     get, path = "/v1/roles/{id}", tag = "roles",
-    params(("id" = Uuid, Path, description = "Which one."), After),
+    params(("id" = uuid::Uuid, Path, description = "Which one."), After),
     responses((status = 200, body = role::Row), (status = 304, description = "It has not changed."), Refusals)
 )]
 async fn get_role(query: Query, Id(id): Id, Params(p): Params<After>) -> Result<Shown<role::Row>, Problem> {
     query.require("role:read")?;
     let mut read = query.open(&[Roles::NAME], p.after).await?;
     let row = role::by_id(&mut read, id).await?;
-    let stream = stream(id, &query.caller);
+    let stream = Caller::stream(id, &query.caller);
     query.show(read, stream, row, |row| row.version).await
 }
 

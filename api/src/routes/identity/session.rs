@@ -140,7 +140,9 @@ async fn switch_tenant(
     body: Body<SwitchTenant>,
 ) -> Result<Secret<Tokens>, Problem> {
     let opaque = body.command.access_token_format == Format::Opaque;
-    let tokens = app.access.switch_tenant(caller.in_person()?, &body.command.tenant, opaque, agent(&headers)).await;
+    let user = caller.in_person()?;
+    let session = caller.session.ok_or_else(|| Problem::new(code::NO_ACCOUNT, "the token belongs to no session"))?;
+    let tokens = app.access.switch_tenant(user, session, &body.command.tenant, opaque, agent(&headers)).await;
     match tokens {
         // Of other tenants nothing is told.
         Err(access::AccessError::InvalidCredentials) => Err(Problem::not_found()),

@@ -2,11 +2,11 @@
 
 use access::passwords::Password;
 use access::sessions::Session;
+use domain::Role;
 use domain::identity::user::{
     ChangeEmail, ChangeRole, DeactivateUser, DeleteUser, EraseUser, Error, InviteUser, LockUser, ReactivateUser, RegisterUser,
     RequestEmailVerification, ResendInvitation, RevokeInvitation, SetPassword, Status, SuspendUser, UnlockUser, UpdateProfile, User,
 };
-use domain::{Role, StreamId};
 use projections::ReadModel as _;
 use projections::identity::invitation::{self, Answer, Invitations};
 use projections::identity::user::{self, Users};
@@ -32,11 +32,7 @@ pub(crate) fn routes() -> OpenApiRouter<App> {
         .routes(routes!(end_user_sessions))
 }
 
-fn stream(id: Uuid, caller: &Caller) -> StreamId {
-    StreamId::new(caller.tenant, id)
-}
-
-crate::commands! { User, "users", stream:
+crate::commands! { User, "users", Caller::stream:
     create register_user(RegisterUser) "/v1/users";
     update_profile(UpdateProfile) patch "/v1/users/{id}" "application/merge-patch+json";
     resend_invitation(ResendInvitation) post "/v1/users/{id}/resend-invitation" "application/json";
@@ -59,7 +55,7 @@ crate::commands! { User, "users", stream:
     responses((status = 201, description = "Made.", body = WrittenBody), Refusals)
 )]
 async fn invite_user(write: Write<User>, body: Body<InviteUser>) -> Result<Written, Problem> {
-    let stream = stream(write.id_for(body.command.id), write.caller());
+    let stream = Caller::stream(write.id_for(body.command.id), write.caller());
     write.create(stream, body).await
 }
 
@@ -81,9 +77,13 @@ struct NewPassword {
 async fn set_password(app: axum::extract::State<App>, write: Write<User>, Id(id): Id, body: Body<NewPassword>) -> Result<Written, Problem> {
     // One's own is changed by whoever knows it: see `/v1/me/change-password`.
     write.caller().require("user:manage")?;
-    let stream = stream(id, write.caller());
+    let stream = Caller::stream(id, write.caller());
     let credential = app.access.credential(stream, Password::new(body.command.password.clone()), None).await?;
-    write.execute(stream, body.map(|_| SetPassword { credential, keeps: None, proven: false })).await
+    let written = write.execute(stream, body.map(|_| SetPassword { credential, keeps: None, proven: false })).await;
+    if written.as_ref().is_err_and(Problem::is_refusal) {
+        app.access.discard(credential).await?;
+    }
+    written
 }
 
 /// One user.
@@ -96,7 +96,7 @@ async fn get_user(query: Query, Id(id): Id, Params(p): Params<After>) -> Result<
     query.require("user:read")?;
     let mut read = query.open(&[Users::NAME], p.after).await?;
     let row = user::by_id(&mut read, id).await?;
-    let stream = stream(id, &query.caller);
+    let stream = Caller::stream(id, &query.caller);
     query.show(read, stream, row, |row| row.version).await
 }
 
@@ -205,7 +205,7 @@ pub(crate) struct EndSessions {
 )]
 async fn list_user_sessions(app: axum::extract::State<App>, caller: Caller, Id(id): Id) -> Result<axum::Json<Sessions>, Problem> {
     caller.require("session:read")?;
-    Ok(axum::Json(Sessions { data: app.access.sessions(stream(id, &caller)).await? }))
+    Ok(axum::Json(Sessions { data: app.access.sessions(Caller::stream(id, &caller)).await? }))
 }
 
 /// Ends sessions of a user: one, or all. Their access tokens open nothing within a second.
@@ -221,9 +221,9 @@ async fn end_user_sessions(
     body: Body<EndSessions>,
 ) -> Result<axum::Json<Ended>, Problem> {
     caller.require("session:revoke")?;
-    if !app.access.covers(&caller.actor, stream(id, &caller)).await? {
+    if !app.access.covers(&caller.actor, Caller::stream(id, &caller)).await? {
         return Err(user_error(&Error::BeyondYou));
     }
-    let ended = app.access.end_sessions(stream(id, &caller), body.command.session, None, &caller.actor.name()).await?;
+    let ended = app.access.end_sessions(Caller::stream(id, &caller), body.command.session, None, &caller.actor.name()).await?;
     Ok(axum::Json(Ended { ended }))
 }

@@ -1,12 +1,12 @@
 //! `/v1/tickets`.
 
 use chrono::{DateTime, NaiveDate, Utc};
+use domain::UserId;
 use domain::support::ticket::{
     AddComment, AddFollower, AssignTicket, AttachFile, AutoAssignTicket, ChangePriority, ChangeStatus, Channel, CloseTicket, DeleteTicket,
     DetachFile, EditTicket, LinkTicket, OpenTicket, Priority, RedactComment, RemoveFollower, ReopenTicket, ResolveTicket, Status,
     TagTicket, Ticket, UnassignTicket, UnlinkTicket, UntagTicket,
 };
-use domain::{StreamId, UserId};
 use projections::ReadModel as _;
 use projections::support::ticket::{self, Audience, Tickets};
 use projections::support::ticket_statistics::{self, Statistics};
@@ -30,11 +30,7 @@ pub(crate) fn routes() -> OpenApiRouter<App> {
         .routes(routes!(list_ticket_statistics))
 }
 
-fn stream(id: Uuid, caller: &Caller) -> StreamId {
-    StreamId::new(caller.tenant, id)
-}
-
-crate::commands! { Ticket, "tickets", stream:
+crate::commands! { Ticket, "tickets", Caller::stream:
     create open_ticket(OpenTicket) "/v1/tickets";
     edit_ticket(EditTicket) patch "/v1/tickets/{id}" "application/merge-patch+json";
     add_comment(AddComment) post "/v1/tickets/{id}/comments" "application/json";
@@ -68,7 +64,7 @@ async fn get_ticket(query: Query, Id(id): Id, Params(p): Params<After>) -> Resul
     query.require("ticket:read")?;
     let mut read = query.open(&[Tickets::NAME], p.after).await?;
     let row = ticket::by_id(&mut read, Audience::of(&query.caller.actor), id).await?;
-    let stream = stream(id, &query.caller);
+    let stream = Caller::stream(id, &query.caller);
     query.show(read, stream, row, |row| row.version).await
 }
 
@@ -159,7 +155,7 @@ async fn list_ticket_thread(query: Query, Id(id): Id, Params(p): Params<Listing>
     let paging = paging(&ticket_thread::ORDERS, p.sort.as_deref(), p.limit, p.cursor)?;
     let mut read = query.open(&[Thread::NAME], p.after).await?;
     let page = ticket_thread::list(&mut read, query.cursors(), Audience::of(&query.caller.actor), id, &paging).await?;
-    let stream = stream(id, &query.caller);
+    let stream = Caller::stream(id, &query.caller);
     query.page_of(read, stream, page, paging.cursor.as_ref()).await
 }
 

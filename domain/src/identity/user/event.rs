@@ -99,7 +99,7 @@ pub enum Event {
         credential: Uuid,
         /// The session that goes on: the one in which it was changed.
         keeps: Option<Uuid>,
-        /// Whether they chose it themselves, rather than somebody who runs the tenant.
+        /// Whether nobody but them can know it: they chose it by a link in a mail, or in place of one that they had chosen so.
         by_owner: bool,
     },
     /// A link is to let them set another password.
@@ -113,6 +113,8 @@ pub enum Event {
     LoggedIn {
         /// The session that began.
         session: Uuid,
+        /// With their password, rather than from another tenant.
+        by_password: bool,
     },
     /// Somebody tried to log in as them with a wrong password.
     LoginFailed {

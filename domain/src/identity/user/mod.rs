@@ -239,6 +239,8 @@ impl Details {
             Event::EmailChanged { email } => {
                 self.email = email;
                 self.email_verified = false;
+                // Whoever shows the new address to be theirs has to choose the password, too, before they are its owner in other tenants.
+                self.chosen = false;
                 // Whoever reads the old mail box must not get in by it.
                 (self.verification, self.reset) = (None, None);
             }
@@ -256,7 +258,8 @@ impl Details {
                 self.end_sessions(keeps);
             }
             Event::PasswordResetRequested { token, expires_at } => self.reset = Some(Link { token, expires_at }),
-            Event::LoggedIn { session: _ } => self.failures = 0,
+            Event::LoggedIn { session: _, by_password: true } => self.failures = 0,
+            Event::LoggedIn { session: _, by_password: false } => {}
             Event::LoginFailed { failures } => self.failures = failures,
             Event::Locked { until: _ } => self.status = Status::Locked,
             Event::Suspended { reason: _ } => {
@@ -385,7 +388,7 @@ impl Details {
             Command::SetPassword(c) => {
                 self.proven_or_managed(&ctx, c.proven)?;
                 self.needs(self.status.can_act(), not_now)?;
-                Ok(vec![Event::PasswordSet { credential: c.credential, keeps: c.keeps, by_owner: c.proven }])
+                Ok(vec![Event::PasswordSet { credential: c.credential, keeps: c.keeps, by_owner: c.proven && self.chosen }])
             }
             Command::RequestPasswordReset(_) => {
                 self.needs(self.status.can_act(), not_now)?;
@@ -405,7 +408,7 @@ impl Details {
             }
             Command::RecordLogin(c) if self.status == Status::Active => {
                 self.needs(c.credential.is_none() || self.credential == c.credential, Error::PasswordChanged)?;
-                Ok(vec![Event::LoggedIn { session: c.session }])
+                Ok(vec![Event::LoggedIn { session: c.session, by_password: c.credential.is_some() }])
             }
             Command::ResendInvitation(_) | Command::RevokeInvitation(_) | Command::RecordLogin(_) => Err(not_now),
             Command::RecordLoginFailure(_) if self.status == Status::Active => {
@@ -448,7 +451,9 @@ impl Details {
 
     /// Whether the actor has all that this user has.
     fn managed_by(&self, ctx: &Context) -> Result<(), Error> {
-        self.needs(ctx.actor.covers(self.role, custom(self.role, &ctx.found)), Error::BeyondYou)
+        // A role that is gone allows nothing.
+        let nothing = crate::actor::Permissions::default();
+        self.needs(ctx.actor.covers(self.role, custom(self.role, &ctx.found).or(Some(&nothing))), Error::BeyondYou)
     }
 
     /// What gives somebody the whole account: one's own by whoever has just shown that they know the password, others' by those who manage them.

@@ -226,7 +226,9 @@ fn nobody_gives_or_takes_what_they_do_not_have() {
     assert!(matches!(unverified[..], [Event::Registered { email_verified: false, .. }, Event::EmailVerificationRequested { .. }]));
     // A manager of people who does not work on tickets cannot let others, nor touch those who do.
     let grants = crate::actor::Grants::Only(std::sync::Arc::new(
-        ["user:manage", "user:register", "user:change_role", "user:update"].map(String::from).into(),
+        ["user:manage", "user:register", "user:change_role", "user:update", "tenant:read", "api_key:create", "api_key:read"]
+            .map(String::from)
+            .into(),
     ));
     let manager = || Actor::User { id: GRACE.to_string(), tenant: TENANT, role: dispatcher, key: None, grants: grants.clone() };
     given(vec![]).when(by(manager(), register(Role::SupportAgent))).then_expect_error(Error::BeyondYou);
