@@ -117,13 +117,11 @@ impl Site {
     pub(crate) fn mailer(&self) -> anyhow::Result<Mailer> {
         let from = env("TENURE_MAIL_FROM").unwrap_or_else(|| "Tenure <no-reply@tenure.invalid>".into());
         let links = env("TENURE_MAIL_LINKS").unwrap_or_else(|| "http://127.0.0.1:8080".into());
-        match env("TENURE_MAIL_URL") {
-            Some(url) => Mailer::smtp(&url, &from, &links).context("TENURE_MAIL_URL or TENURE_MAIL_FROM"),
-            None => {
-                tracing::warn!("TENURE_MAIL_URL names no server: mails, and the links in them, are written to files of the data directory");
-                Mailer::files(&self.dir.join("mail"), &from, &links).context("mails cannot be written to files")
-            }
+        if let Some(url) = env("TENURE_MAIL_URL") {
+            return Mailer::smtp(&url, &from, &links).context("TENURE_MAIL_URL or TENURE_MAIL_FROM");
         }
+        tracing::warn!("TENURE_MAIL_URL names no server: mails, and the links in them, are written to files of the data directory");
+        Mailer::files(&self.dir.join("mail"), &from, &links).context("mails cannot be written to files")
     }
 
     /// Signs cursors: derived from the master key, so that all processes have the same.

@@ -218,7 +218,7 @@ impl User {
 impl Details {
     fn evolve(&mut self, event: Event) {
         match event {
-            Event::Registered { .. } | Event::Invited { .. } => {}
+            Event::Registered { .. } | Event::Invited { .. } | Event::LoggedIn { by_password: false, .. } => {}
             Event::InvitationResent { token, expires_at } => self.invitation = Some(Link { token, expires_at }),
             Event::InvitationAccepted { name } => {
                 self.status = Status::Active;
@@ -258,8 +258,7 @@ impl Details {
                 self.end_sessions(keeps);
             }
             Event::PasswordResetRequested { token, expires_at } => self.reset = Some(Link { token, expires_at }),
-            Event::LoggedIn { session: _, by_password: true } => self.failures = 0,
-            Event::LoggedIn { session: _, by_password: false } => {}
+            Event::LoggedIn { by_password: true, .. } => self.failures = 0,
             Event::LoginFailed { failures } => self.failures = failures,
             Event::Locked { until: _ } => self.status = Status::Locked,
             Event::Suspended { reason: _ } => {
