@@ -4,11 +4,12 @@ use std::collections::{BTreeSet, HashMap};
 
 use axum::response::{IntoResponse, Response};
 use chrono::{DateTime, Utc};
-use domain::UserId;
 use domain::identity::api_key::{ApiKey, CreateKey, Kind, RevokeKey, RotateKey};
 use domain::text::DisplayName;
+use domain::{TenantId, UserId};
 use projections::ReadModel as _;
 use projections::identity::api_key::{self, ApiKeys};
+use projections::list::Page;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
@@ -170,18 +171,31 @@ fn only(query: &Query) -> Option<UserId> {
     if query.caller.actor.may("api_key:manage") { None } else { query.caller.actor.user() }
 }
 
+/// When keys were last used, beside them.
+async fn with_use(app: &App, tenant: TenantId, keys: Vec<api_key::Row>) -> Result<Vec<Listable>, Problem> {
+    let ids: Vec<Uuid> = keys.iter().map(|key| key.id).collect();
+    let used: HashMap<Uuid, DateTime<Utc>> = app.access.last_used(tenant, &ids).await?.into_iter().collect();
+    Ok(keys.into_iter().map(|key| Listable { last_used_at: used.get(&key.id).copied(), key }).collect())
+}
+
 /// One key: one's own, or any for those who manage them.
 #[utoipa::path(
     get, path = "/v1/api-keys/{id}", tag = "api_keys",
     params(("id" = Uuid, Path, description = "Which one."), After),
-    responses((status = 200, body = api_key::Row), (status = 304, description = "It has not changed."), Refusals)
+    responses((status = 200, body = Listable), (status = 304, description = "It has not changed."), Refusals)
 )]
-async fn get_api_key(query: Query, Id(id): Id, Params(p): Params<After>) -> Result<Shown<api_key::Row>, Problem> {
+async fn get_api_key(
+    app: axum::extract::State<App>,
+    query: Query,
+    Id(id): Id,
+    Params(p): Params<After>,
+) -> Result<Shown<Listable>, Problem> {
     query.require("api_key:read")?;
     let mut read = query.open(&[ApiKeys::NAME], p.after).await?;
     let row = api_key::by_id(&mut read, id, only(&query)).await?;
+    let row = with_use(&app, query.caller.tenant, row.into_iter().collect()).await?.pop();
     let stream = Caller::stream(id, &query.caller);
-    query.show(read, stream, row, |row| row.version).await
+    query.show(read, stream, row, |row| row.key.version).await
 }
 
 /// Keys, and when they were last used: one's own, or all for those who manage them.
@@ -191,8 +205,6 @@ async fn list_api_keys(app: axum::extract::State<App>, query: Query, Params(p): 
     let paging = paging(&api_key::ORDERS, p.sort.as_deref(), p.limit, p.cursor)?;
     let mut read = query.open(&[ApiKeys::NAME], p.after).await?;
     let page = api_key::list(&mut read, query.cursors(), only(&query), &paging).await?;
-    let keys: Vec<Uuid> = page.rows.iter().map(|key| key.id).collect();
-    let used: HashMap<Uuid, DateTime<Utc>> = app.access.last_used(query.caller.tenant, &keys).await?.into_iter().collect();
-    let page = page.map(|key| Listable { last_used_at: used.get(&key.id).copied(), key });
+    let page = Page { rows: with_use(&app, query.caller.tenant, page.rows).await?, next: page.next };
     Ok(query.page(&read, page))
 }

@@ -25,6 +25,9 @@ use crate::ids::UserId;
 /// How long an old secret may be good beside the new one, at most.
 pub const MAX_GRACE: TimeDelta = TimeDelta::days(7);
 
+/// How many secrets are good beside the present one at most; the oldest ends when there is one more.
+const MAX_PREVIOUS: usize = 4;
+
 /// Whose a key is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
@@ -59,22 +62,20 @@ pub struct Details {
     /// Whether it was revoked.
     pub revoked: bool,
     secret: Uuid,
-    previous: Option<(Uuid, DateTime<Utc>)>,
+    /// Those before it, and until when each is good too.
+    previous: Vec<(Uuid, DateTime<Utc>)>,
 }
 
 impl Details {
     /// Which secrets may open something still.
     pub fn secrets(&self, now: DateTime<Utc>) -> Vec<Uuid> {
-        [Some(self.secret), self.previous.map(|(previous, _)| previous)]
-            .into_iter()
-            .flatten()
-            .filter(|secret| self.opens(*secret, now))
-            .collect()
+        let all = self.previous.iter().map(|(previous, _)| *previous).chain([self.secret]);
+        all.filter(|secret| self.opens(*secret, now)).collect()
     }
 
     /// Whether a secret opens anything now.
     pub fn opens(&self, secret: Uuid, now: DateTime<Utc>) -> bool {
-        let current = secret == self.secret || self.previous.is_some_and(|(previous, until)| previous == secret && now < until);
+        let current = secret == self.secret || self.previous.iter().any(|(previous, until)| *previous == secret && now < *until);
         current && !self.revoked && self.expires_at.is_none_or(|at| now < at)
     }
 }
@@ -92,10 +93,14 @@ impl ApiKey {
         match (self, event) {
             (this, Event::Created { name: _, prefix: _, kind, owner, scopes, expires_at, secret }) => {
                 let scopes = Arc::new(scopes);
-                *this = Self::Created(Box::new(Details { kind, owner, scopes, expires_at, revoked: false, secret, previous: None }));
+                *this = Self::Created(Box::new(Details { kind, owner, scopes, expires_at, revoked: false, secret, previous: vec![] }));
             }
             (Self::Created(key), Event::Rotated { secret, prefix: _, previous_until }) => {
-                key.previous = Some((key.secret, previous_until));
+                // A rotation whose answer was lost is repeated, and must not end what is in use before its time.
+                key.previous.push((key.secret, previous_until));
+                if key.previous.len() > MAX_PREVIOUS {
+                    key.previous.remove(0);
+                }
                 key.secret = secret;
             }
             (Self::Created(key), Event::Revoked) => key.revoked = true,

@@ -73,8 +73,17 @@ fn the_old_secret_is_good_for_its_grace_time_only_and_none_after_revocation_or_e
     assert!(opens(&key, FIRST, day(1)) && opens(&key, SECOND, day(1)));
     assert!(!opens(&key, FIRST, day(2)) && opens(&key, SECOND, day(2)));
     assert!(!opens(&key, SECOND, day(10)));
+    // Rotated once more before the first grace time is over: all three are good, and of many the newest.
+    let nth = |n: u128| Uuid::from_u128(100 + n);
+    key.apply(Event::Rotated { secret: nth(0), prefix: "tnr_x".into(), previous_until: day(3) });
+    assert!(opens(&key, FIRST, day(1)) && opens(&key, SECOND, day(2)) && opens(&key, nth(0), day(3)) && !opens(&key, SECOND, day(3)));
+    for n in 1..10 {
+        key.apply(Event::Rotated { secret: nth(n), prefix: "tnr_x".into(), previous_until: day(9) });
+    }
+    assert!(!opens(&key, nth(4), day(1)) && opens(&key, nth(5), day(1)) && opens(&key, nth(9), day(1)));
+    assert_eq!(key.details().unwrap().secrets(day(1)).len(), 5);
     key.apply(Event::Revoked);
-    assert!(!opens(&key, SECOND, day(1)));
+    assert!(!opens(&key, SECOND, day(1)) && key.details().unwrap().secrets(day(1)).is_empty());
 }
 
 #[test]
