@@ -194,7 +194,10 @@ async fn an_invitation_is_resent_declined_revoked_and_expires_and_only_the_newes
             .await;
         assert_eq!(answer.field("code"), "user.link_not_good");
     }
-    assert_eq!(accept(&format!("{}A{}", &new[..20], &new[21..])).await.field("code"), "user.link_not_good");
+    assert_eq!(
+        accept(&format!("{}{}{}", &new[..20], if &new[20..21] == "A" { "B" } else { "A" }, &new[21..])).await.field("code"),
+        "user.link_not_good"
+    );
     assert_eq!(accept(&new).await.status, StatusCode::OK);
     let token = invitation(&node, &platform, tenant, declined).await;
     assert_eq!(nobody.post("/v1/auth/decline-invitation", json!({"token": token})).await.status, StatusCode::OK);
