@@ -7,13 +7,13 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD as BASE64;
 use chrono::{DateTime, TimeDelta, Utc};
 use domain::actor::Grants;
-use domain::identity::api_key::{ApiKey, Kind};
+use domain::identity::api_key::{ApiKey, Kind, within};
 use domain::{Actor, StreamId, TenantId};
 use sha2::{Digest as _, Sha256};
 use std::sync::Arc;
 use uuid::Uuid;
 
-use crate::authenticate::{Authenticated, KeyStanding, narrowed};
+use crate::authenticate::{Authenticated, KeyStanding};
 use crate::{Access, AccessError, FRESH, same, secret};
 
 /// What keys begin with.
@@ -102,7 +102,7 @@ impl Access {
             (Kind::Service, _) => Actor::Service { key: key.id, tenant: key.tenant, grants: details.scopes.clone() },
             (Kind::Personal, Some(owner)) => {
                 let Some(person) = self.acting(key.tenant, owner).await? else { return Ok(None) };
-                let grants = Grants::Only(narrowed(&details.scopes, &person));
+                let grants = Grants::Only(within(&details.scopes, |scope| person.may(scope)));
                 Actor::User { id: owner.to_string(), tenant: key.tenant, role: person.role, key: Some(key.id), grants }
             }
             (Kind::Personal, None) => return Ok(None),

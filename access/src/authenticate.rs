@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use chrono::{DateTime, Utc};
 use commands::lookup;
-use domain::actor::{Grants, Permissions};
+use domain::actor::Grants;
 use domain::aggregate::Person;
 use domain::{Actor, Role, StreamId, TenantId, UserId};
 use serde::Serialize;
@@ -193,11 +193,6 @@ impl Access {
             token_type: Some("Bearer"),
         })
     }
-}
-
-/// What a person's key may: what it was made for, as far as the person may.
-pub(crate) fn narrowed(scopes: &Permissions, owner: &Person) -> Permissions {
-    domain::identity::api_key::within(scopes, |scope| owner.may(scope))
 }
 
 impl From<TokenError> for AccessError {

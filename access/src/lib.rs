@@ -15,6 +15,7 @@
 pub mod accounts;
 pub mod api_keys;
 pub mod authenticate;
+mod housekeeping;
 pub mod keys;
 pub mod links;
 pub mod passwords;
@@ -109,6 +110,8 @@ struct Inner {
     api_keys: Cache<[u8; 32], (Option<Arc<KeyStanding>>, Instant)>,
     used: Cache<Uuid, chrono::DateTime<chrono::Utc>>,
     records: Records,
+    /// When a login is refused, counted from its beginning.
+    refused_after: Duration,
     /// Links that are being asked for by people who have forgotten their password.
     resets: Arc<Semaphore>,
 }
@@ -125,6 +128,7 @@ impl Access {
             api_keys: Cache::new(REMEMBERED),
             used: Cache::new(REMEMBERED),
             records: Records::default(),
+            refused_after: hashing.refused_after,
             resets: Arc::new(Semaphore::new(RESETS)),
             executor,
         };

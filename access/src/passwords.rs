@@ -89,7 +89,6 @@ pub struct Hasher {
     permits: Arc<Semaphore>,
     waiting: Arc<AtomicUsize>,
     most: usize,
-    pub(crate) refused_after: Duration,
     /// The hash of a password that nobody has: checking against it takes as long as against somebody's.
     nobody: Arc<str>,
 }
@@ -105,7 +104,6 @@ impl Hasher {
             permits: Arc::new(Semaphore::new(hashing.at_a_time)),
             waiting: Arc::default(),
             most: hashing.waiting + hashing.at_a_time,
-            refused_after: hashing.refused_after,
             nobody: nobody.into(),
         })
     }

@@ -5,9 +5,10 @@ use cqrs_es::test::{AggregateTestExecutor, TestFramework};
 use proptest::prelude::*;
 
 use super::*;
-use crate::StreamId;
-use crate::aggregate::Aggregate as _;
+use crate::actor::Actor;
+use crate::aggregate::{Aggregate as _, Context, Found};
 use crate::text::{DisplayName, Email, Reason};
+use crate::{StreamId, TenantId, UserId};
 
 const TENANT: TenantId = TenantId(Uuid::from_u128(7));
 const ADA: UserId = UserId(Uuid::from_u128(100));
