@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Installs what Tenure's private servers need, if it is missing: PostgreSQL 15 or newer and nats-server 2.9 or newer. Does nothing when both are there.
-# With `--tests`, also libfaketime, with which the fault tests let clocks jump, and aiosmtpd, to which the mails of tests are sent.
+# With `--tests`, also libfaketime, with which the fault tests let clocks jump, aiosmtpd, to which the mails of tests are sent, and dnsmasq, in which
+# domains of tests are looked up.
 # apt is what CI uses; dnf, pacman and brew are written down from their documentation and untested.
 set -euo pipefail
 
@@ -27,7 +28,8 @@ have_nats() { local major minor; read -r major minor <<<"$(nats_version)"; [ "${
 command -v cargo >/dev/null || { say "a Rust toolchain is needed: https://rustup.rs"; exit 1; }
 have_faketime() { [ "${1:-}" != --tests ] || compgen -G '/usr/lib*/faketime/libfaketimeMT.so.1' >/dev/null || compgen -G '/usr/lib/*/faketime/libfaketimeMT.so.1' >/dev/null; }
 have_smtp() { [ "${1:-}" != --tests ] || /usr/bin/python3 -c 'import aiosmtpd' 2>/dev/null; }
-if have_postgres && have_nats && have_faketime "$@" && have_smtp "$@"; then exit 0; fi
+have_dns() { [ "${1:-}" != --tests ] || command -v dnsmasq >/dev/null || [ -x /usr/sbin/dnsmasq ]; }
+if have_postgres && have_nats && have_faketime "$@" && have_smtp "$@" && have_dns "$@"; then exit 0; fi
 
 as_root=(env DEBIAN_FRONTEND=noninteractive)
 if [ "$(id -u)" -ne 0 ]; then
@@ -47,17 +49,20 @@ if command -v apt-get >/dev/null; then
   have_nats || { say "installing nats-server with apt"; "${as_root[@]}" apt-get install -y -qq --no-install-recommends nats-server >/dev/null; }
   have_faketime "$@" || { say "installing libfaketime with apt"; "${as_root[@]}" apt-get install -y -qq --no-install-recommends libfaketime >/dev/null; }
   have_smtp "$@" || { say "installing aiosmtpd with apt"; "${as_root[@]}" apt-get install -y -qq --no-install-recommends python3-aiosmtpd >/dev/null; }
+  have_dns "$@" || { say "installing dnsmasq with apt"; "${as_root[@]}" apt-get install -y -qq --no-install-recommends dnsmasq-base >/dev/null; }
 elif command -v dnf >/dev/null; then
   say "installing with dnf (untested)"
   have_postgres || "${as_root[@]}" dnf install -y postgresql-server
   have_nats || "${as_root[@]}" dnf install -y nats-server
   have_faketime "$@" || "${as_root[@]}" dnf install -y libfaketime
   have_smtp "$@" || "${as_root[@]}" dnf install -y python3-aiosmtpd
+  have_dns "$@" || "${as_root[@]}" dnf install -y dnsmasq
 elif command -v pacman >/dev/null; then
   say "installing with pacman (untested)"
   have_postgres || "${as_root[@]}" pacman -S --noconfirm --needed postgresql
   have_nats || "${as_root[@]}" pacman -S --noconfirm --needed nats-server
   have_faketime "$@" || "${as_root[@]}" pacman -S --noconfirm --needed libfaketime
+  have_dns "$@" || "${as_root[@]}" pacman -S --noconfirm --needed dnsmasq
 elif command -v brew >/dev/null; then
   say "installing with brew (untested)"
   have_postgres || brew install postgresql@17

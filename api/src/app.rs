@@ -67,6 +67,10 @@ pub struct App {
     pub reads: ReadSide,
     /// Says who asks, and lets people in.
     pub access: Access,
+    /// The payment provider, if there is one.
+    pub payments: payments::provider::Provider,
+    /// Looks up what shows a domain to be somebody's.
+    pub dns: Arc<dyn outbound::dns::TxtLookup>,
     /// Looks at everything.
     pub probe: Probe,
     /// The figures.

@@ -59,6 +59,11 @@ codes! {
     NOT_ACTIVE FORBIDDEN "auth.not_active";
     WRONG_PASSWORD FORBIDDEN "auth.wrong_password";
     WEAK_PASSWORD UNPROCESSABLE_ENTITY "auth.weak_password";
+    BAD_SIGNATURE BAD_REQUEST "billing.bad_signature";
+    NO_PROVIDER CONFLICT "billing.no_provider";
+    NOT_YET_AT_PROVIDER CONFLICT "billing.not_yet_at_provider";
+    PROVIDER_UNAVAILABLE SERVICE_UNAVAILABLE "billing.provider_unavailable";
+    DNS_UNAVAILABLE SERVICE_UNAVAILABLE "dns.unavailable";
     BAD_CURSOR BAD_REQUEST "request.bad_cursor";
     BAD_HEADER BAD_REQUEST "request.bad_header";
     BAD_QUERY BAD_REQUEST "request.bad_query";

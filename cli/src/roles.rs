@@ -1,6 +1,7 @@
 //! Running roles: what a process does, put together and taken apart again.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use access::Access;
@@ -11,11 +12,16 @@ use bus::feed::Feed;
 use bus::relay::{Relay, Status, hint};
 use clap::ValueEnum;
 use commands::Executor;
+use commands::policies::catalogue;
+use commands::policy::{Commands, Runtime};
 use commands::timers::TimerPoller;
 use futures::FutureExt as _;
 use metrics_exporter_prometheus::PrometheusHandle;
 use outbound::policy::MailPolicy;
-use outbound::worker::Worker;
+use outbound::worker::{Channel, Worker};
+use payments::channel::PaymentChannel;
+use payments::policy::PaymentsPolicy;
+use payments::provider::Provider;
 use projections::{Progress, ReadSide, start_all};
 use serde_json::json;
 use store::{DbRole, Store};
@@ -65,6 +71,7 @@ pub(crate) async fn run(site: &Site, roles: &[RoleName], listener: Option<TcpLis
     let progress = Progress::default();
     let executor = Executor::new(store.clone());
     let access = site.access(&executor)?;
+    let payments = site.payments()?;
     // What runs in the background ends after the API has.
     let background = CancellationToken::new();
     let mut tasks = JoinSet::new();
@@ -82,12 +89,14 @@ pub(crate) async fn run(site: &Site, roles: &[RoleName], listener: Option<TcpLis
         start_all(&mut tasks, &store, &pool, &feed, &progress, &background);
     }
     if has(RoleName::Policies) {
-        tasks.spawn(bus::subscription::run(MailPolicy::new(store.clone()), store.clone(), feed.clone(), background.clone()));
-        tasks.spawn(Worker::new(store.clone(), site.mailer()?).run(background.clone()));
+        tasks.spawn(policies(executor.clone(), payments.clone(), feed.clone(), background.clone()));
+        let mut channels: Vec<Arc<dyn Channel>> = vec![Arc::new(site.mailer(&store)?)];
+        channels.extend(payments.clone().map(|provider| Arc::new(PaymentChannel::new(executor.clone(), provider)) as Arc<dyn Channel>));
+        tasks.spawn(Worker::new(store.clone(), channels).run(background.clone()));
     }
     if has(RoleName::Timers) {
         tasks.spawn(TimerPoller::new(executor.clone()).run(background.clone()));
-        tasks.spawn(housekeep(access.clone(), background.clone()));
+        tasks.spawn(housekeep(access.clone(), store.clone(), background.clone()));
     }
     let metrics = api::app::recorder();
     tasks.spawn(upkeep(metrics.clone(), background.clone()));
@@ -96,7 +105,7 @@ pub(crate) async fn run(site: &Site, roles: &[RoleName], listener: Option<TcpLis
         if let Some(listener) = listener {
             let reads = ReadSide::new(&site.database()?, progress, site.cursor_key()?);
             let probe = probe(store.clone(), bus, reads.clone(), relaying);
-            let app = App { executor, reads, access, probe, metrics };
+            let app = App { executor, reads, access, payments, dns: Arc::new(site.dns()?), probe, metrics };
             api::app::serve(listener, api::router(app, Limits::default()), cancel.clone().cancelled_owned(), GRACE).await?;
         } else {
             cancel.cancelled().await;
@@ -119,11 +128,39 @@ pub(crate) async fn run(site: &Site, roles: &[RoleName], listener: Option<TcpLis
     ended
 }
 
-/// Forgets sessions and secrets that count no more.
-async fn housekeep(access: Access, cancel: CancellationToken) {
+/// Runs all policies, once the plans are there that come with Tenure.
+async fn policies(executor: Executor, payments: Provider, feed: Feed, cancel: CancellationToken) {
+    let mut pause = Duration::from_millis(100);
+    while let Err(error) = catalogue::install(&executor).await {
+        tracing::warn!(%error, "the plans that come with Tenure cannot be made yet");
+        if tokio::time::timeout(pause, cancel.cancelled()).await.is_ok() {
+            return;
+        }
+        pause = (pause * 2).min(Duration::from_secs(5));
+    }
+    let store = executor.store();
+    let run = bus::subscription::run::<Runtime<MailPolicy>>;
+    let mut all = JoinSet::new();
+    all.spawn(run(MailPolicy::runtime(store), store.clone(), feed.clone(), cancel.clone()));
+    all.spawn(bus::subscription::run(PaymentsPolicy::runtime(store, payments), store.clone(), feed.clone(), cancel.clone()));
+    macro_rules! reactions {
+        ($($reaction:path,)*) => {
+            $(all.spawn(bus::subscription::run(Commands::runtime($reaction, &executor), store.clone(), feed.clone(), cancel.clone()));)*
+        };
+    }
+    commands::for_each_reaction!(reactions);
+    // One that ends before it is told to has failed, and with it this task, which is noticed.
+    let _ = all.join_next().await;
+}
+
+/// Forgets sessions and secrets that count no more, and the bodies of what payment providers told long ago.
+async fn housekeep(access: Access, store: Store, cancel: CancellationToken) {
     while tokio::time::timeout(HOUSEKEEPING, cancel.cancelled()).await.is_err() {
         if let Err(error) = access.housekeep().await {
             tracing::warn!(%error, "old sessions and secrets cannot be forgotten");
+        }
+        if let Err(error) = payments::inbox::forget(&store).await {
+            tracing::warn!(%error, "old messages of payment providers cannot be forgotten");
         }
     }
 }

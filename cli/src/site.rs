@@ -10,7 +10,10 @@ use anyhow::Context as _;
 use bus::Bus;
 use commands::Executor;
 use domain::SystemClock;
+use outbound::dns::Dns;
 use outbound::mail::Mailer;
+use payments::provider::Provider;
+use payments::stripe::Stripe;
 use projections::cursor::CursorKey;
 use servers::Remembered;
 use sha2::{Digest as _, Sha256};
@@ -114,14 +117,31 @@ impl Site {
     }
 
     /// Sends mails: by the SMTP server of `TENURE_MAIL_URL`, else into files of the data directory.
-    pub(crate) fn mailer(&self) -> anyhow::Result<Mailer> {
+    pub(crate) fn mailer(&self, store: &Store) -> anyhow::Result<Mailer> {
         let from = env("TENURE_MAIL_FROM").unwrap_or_else(|| "Tenure <no-reply@tenure.invalid>".into());
         let links = env("TENURE_MAIL_LINKS").unwrap_or_else(|| "http://127.0.0.1:8080".into());
         if let Some(url) = env("TENURE_MAIL_URL") {
-            return Mailer::smtp(&url, &from, &links).context("TENURE_MAIL_URL or TENURE_MAIL_FROM");
+            return Mailer::smtp(store, &url, &from, &links).context("TENURE_MAIL_URL or TENURE_MAIL_FROM");
         }
         tracing::warn!("TENURE_MAIL_URL names no server: mails, and the links in them, are written to files of the data directory");
-        Mailer::files(&self.dir.join("mail"), &from, &links).context("mails cannot be written to files")
+        Mailer::files(store, &self.dir.join("mail"), &from, &links).context("mails cannot be written to files")
+    }
+
+    /// The payment provider: Stripe, where there is a key for it.
+    pub(crate) fn payments(&self) -> anyhow::Result<Provider> {
+        if !has(&self.dir, STRIPE_KEY) {
+            return Ok(None);
+        }
+        let (key, secrets) = (secret(&self.dir, STRIPE_KEY)?, secret(&self.dir, STRIPE_WEBHOOK)?);
+        let secrets = secrets.trim().split(',').map(|secret| secret.trim().to_owned()).collect();
+        let stripe = Stripe::new(key.trim(), secrets, env("TENURE_BILLING_STRIPE_URL").as_deref()).context("TENURE_BILLING_STRIPE_…")?;
+        Ok(Some(Arc::new(stripe)))
+    }
+
+    /// Looks up domains: by the machine's own settings, or by the server of `TENURE_DNS_SERVER`.
+    pub(crate) fn dns(&self) -> anyhow::Result<Dns> {
+        let server = env("TENURE_DNS_SERVER").map(|server| server.parse()).transpose();
+        Dns::new(server.context("TENURE_DNS_SERVER must be an address and a port")?).context("domains cannot be looked up")
     }
 
     /// Signs cursors: derived from the master key, so that all processes have the same.
@@ -137,6 +157,8 @@ struct Secret {
 }
 
 const MASTER: &Secret = &Secret { variable: "TENURE_STORE_MASTER_KEY", file: "master.key" };
+const STRIPE_KEY: &Secret = &Secret { variable: "TENURE_BILLING_STRIPE_KEY", file: "stripe.key" };
+const STRIPE_WEBHOOK: &Secret = &Secret { variable: "TENURE_BILLING_STRIPE_WEBHOOK_SECRET", file: "stripe-webhook.secret" };
 const TOKEN: &Secret = &Secret { variable: "TENURE_API_TOKEN_KEY", file: "token.pem" };
 
 /// Whether there is such a secret.

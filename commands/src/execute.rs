@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use cqrs_es::DomainEvent as _;
 use cqrs_es::event_sink::EventSink;
-use domain::aggregate::Ask as _;
+use domain::aggregate::{Ask as _, Found};
 use domain::{Actor, Aggregate, Context, DomainError as _, Effect, Issued, Kind, Precondition, StreamId};
 use store::load::Loaded;
 use store::{Append, AppendError, Appended, Expected, Key, Metadata, NewEvent, Store, StreamAppend};
@@ -143,6 +143,20 @@ impl Executor {
         outcome
     }
 
+    /// The events that a command would lead to now, without appending anything.
+    pub async fn preview<A: Aggregate>(&self, request: &Request<A>) -> Result<Vec<A::Event>, CommandError> {
+        authorize(&request.actor, request.command.permission())?;
+        let loaded = self.store.current::<A>(request.stream).await?;
+        let looked = self.look_up(request.stream.tenant, loaded.state.looks_up(&request.command)).await?;
+        let ctx = self.context(request, looked.found);
+        loaded.state.decide(Issued { command: request.command.clone(), ctx }).map_err(|error| CommandError::rule(&error))
+    }
+
+    fn context<A: Aggregate>(&self, request: &Request<A>, found: Found) -> Context {
+        let (now, fresh_id) = (self.store.clock().now(), self.store.fresh_id());
+        Context { now, actor: request.actor.clone(), stream: request.stream, fresh_id, found }
+    }
+
     async fn execute_in_turn<A: Aggregate>(&self, request: &Request<A>) -> Result<Outcome, CommandError> {
         authorize(&request.actor, request.command.permission())?;
         let mut hasher = DefaultHasher::new();
@@ -172,13 +186,7 @@ impl Executor {
         Loaded { state, version, since }: Loaded<A>,
     ) -> Result<Attempt, CommandError> {
         let looked = self.look_up(request.stream.tenant, state.looks_up(&request.command)).await?;
-        let ctx = Context {
-            now: self.store.clock().now(),
-            actor: request.actor.clone(),
-            stream: request.stream,
-            fresh_id: self.store.fresh_id(),
-            found: looked.found.clone(),
-        };
+        let ctx = self.context(request, looked.found.clone());
         let (mut after, sink) = (state.clone(), EventSink::default());
         let decided = after.handle(Issued { command: request.command.clone(), ctx }, &(), &sink).await;
         // Whoever may not see it must not learn its version either.

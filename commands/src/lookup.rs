@@ -5,7 +5,8 @@ use std::hash::{Hash as _, Hasher as _};
 
 use cqrs_es::Aggregate as _;
 use domain::actor::{Grants, Permissions};
-use domain::aggregate::{Found, Lookup, Person};
+use domain::aggregate::{Found, Lookup, Offer, Person};
+use domain::billing::plan::{self, Plan};
 use domain::identity::role::Role as CustomRole;
 use domain::identity::user::{Details, User};
 use domain::{CounterName, Precondition, Refusal, Role, RoleId, StreamId, TenantId, UserId};
@@ -83,6 +84,24 @@ impl Executor {
                     let (permissions, at) = permissions(store, tenant, role).await?;
                     looked.found.roles.extend(permissions.map(|permissions| (role, permissions)));
                     looked.preconditions.push(at);
+                }
+                Lookup::Plan(code) => {
+                    let holder = store.holder(&plan::CODE, TenantId::SYSTEM, &code).await.map_err(store::load::LoadError::from)?;
+                    let Some(stream) = holder else { continue };
+                    let loaded = store.current::<Plan>(stream).await?;
+                    let offer = |plan: &plan::Details| Offer {
+                        plan: stream.id,
+                        version: plan.version,
+                        terms: plan.terms.clone(),
+                        retired: plan.retired,
+                    };
+                    looked.found.plans.extend(loaded.state.details().map(|plan| (code, offer(plan))));
+                    looked.preconditions.push(Precondition::StreamAt { aggregate: Plan::TYPE, stream, version: loaded.version });
+                }
+                Lookup::Counter(counter) => {
+                    let value = store.counter(tenant, counter).await.map_err(store::load::LoadError::from)?;
+                    looked.found.counters.insert(counter, value);
+                    looked.preconditions.push(Precondition::CounterWithin { counter, at_least: Some(value), at_most: Some(value) });
                 }
                 Lookup::LeastLoaded { claim, counter, permission } => {
                     let mut hasher = DefaultHasher::new();

@@ -155,7 +155,7 @@ pub enum Actor {
 }
 
 /// What everybody may who belongs to a tenant: their own account, their own keys.
-const MEMBER: &[&str] = &["tenant:read", "user:update", "api_key:create", "api_key:read"];
+const MEMBER: &[&str] = &["tenant:read", "plan:read", "user:update", "api_key:create", "api_key:read"];
 
 /// What an org_admin may do in their tenant. The platform keeps to itself what stops a tenant and what brings it back.
 const ORG_ADMIN: &[&str] = &[
@@ -164,6 +164,7 @@ const ORG_ADMIN: &[&str] = &[
     "tenant:update_settings",
     "tenant:set_llm_config",
     "tenant:set_branding",
+    "tenant:manage_domains",
     "tenant:cancel",
     "user:register",
     "user:invite",
@@ -184,6 +185,10 @@ const ORG_ADMIN: &[&str] = &[
     "delivery:read",
     "delivery:retry",
 ];
+
+/// What those may who look after what a tenant pays.
+const BILLING: &[&str] =
+    &["subscription:read", "subscription:start", "subscription:change", "subscription:cancel", "subscription:set_up_payment"];
 
 /// What those may who look after people without running the tenant: who there is, and in which role.
 const PEOPLE: &[&str] = &["user:read", "role:read"];
@@ -225,9 +230,8 @@ impl Role {
     /// The tables of a built-in role. A super admin has all permissions of a tenant, and those that no table names.
     fn tables(self) -> &'static [&'static [&'static str]] {
         match self {
-            Self::SuperAdmin | Self::OrgAdmin => &[MEMBER, ORG_ADMIN, PEOPLE, SUPPORT_AGENT],
-            // What there is to pay comes with billing.
-            Self::BillingAdmin => &[MEMBER, PEOPLE],
+            Self::SuperAdmin | Self::OrgAdmin => &[MEMBER, ORG_ADMIN, BILLING, PEOPLE, SUPPORT_AGENT],
+            Self::BillingAdmin => &[MEMBER, BILLING, PEOPLE],
             Self::SupportAgent => &[MEMBER, PEOPLE, SUPPORT_AGENT],
             Self::User => &[MEMBER, USER],
             Self::Viewer => &[MEMBER, VIEWER],

@@ -10,7 +10,8 @@ use uuid::Uuid;
 
 use crate::StreamId;
 use crate::actor::{Actor, Grants, Permissions, Role};
-use crate::effect::{Claim, Effect, Precondition, Refusal};
+use crate::billing::plan::Terms;
+use crate::effect::{Claim, CounterName, Effect, Precondition, Refusal};
 use crate::error::DomainError;
 use crate::ids::{RoleId, UserId};
 
@@ -36,6 +37,10 @@ pub enum Lookup {
     User(UserId),
     /// What a role of the tenant may.
     Role(RoleId),
+    /// A plan, by its code.
+    Plan(String),
+    /// How far a counter of the tenant has come.
+    Counter(CounterName),
     /// Of the users who hold a claim, are active and have a permission: the one whose counter is lowest.
     LeastLoaded {
         /// The claim, whose value is the user's id.
@@ -54,8 +59,25 @@ pub struct Found {
     pub users: BTreeMap<UserId, Person>,
     /// What the roles may, as far as they exist.
     pub roles: BTreeMap<RoleId, Permissions>,
+    /// The plans, as far as they exist.
+    pub plans: BTreeMap<String, Offer>,
+    /// The counters.
+    pub counters: BTreeMap<CounterName, i64>,
     /// The one with the least load, if there is anybody.
     pub least_loaded: Option<UserId>,
+}
+
+/// What other aggregates may know of a plan.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Offer {
+    /// Which one.
+    pub plan: Uuid,
+    /// In which version.
+    pub version: u32,
+    /// What that costs and gives.
+    pub terms: Terms,
+    /// Whether nobody can subscribe to it any more.
+    pub retired: bool,
 }
 
 /// What other aggregates may know of a user.

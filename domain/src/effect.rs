@@ -52,6 +52,21 @@ impl CounterName {
     }
 }
 
+impl CounterName {
+    /// The counter whose ceiling stands instead of this one's where it has one: how a limit is overridden apart from whoever sets it. `None`: this one's cannot be.
+    pub fn overridden_by(self) -> Option<Self> {
+        const OVERRIDES: [(&str, &str); 6] = [
+            ("messages", "messages_override"),
+            ("api_calls", "api_calls_override"),
+            ("storage", "storage_override"),
+            ("users", "users_override"),
+            ("outlets", "outlets_override"),
+            ("devices", "devices_override"),
+        ];
+        OVERRIDES.iter().find(|(kind, _)| *kind == self.kind).map(|(_, kind)| Self { kind, of: self.of })
+    }
+}
+
 impl From<&'static str> for CounterName {
     fn from(kind: &'static str) -> Self {
         Self { kind, of: None }
@@ -173,6 +188,8 @@ pub enum Precondition {
     },
     /// The tenant exists and its gate is open.
     GateOpen,
+    /// The tenant exists and is not gone, whatever its gate.
+    TenantLives,
     /// This timer is still set for this time.
     TimerSet {
         /// Its aggregate type.

@@ -21,6 +21,7 @@
 
 pub mod actor;
 pub mod aggregate;
+pub mod billing;
 pub mod effect;
 pub mod error;
 pub mod identity;
@@ -48,6 +49,8 @@ macro_rules! for_each_aggregate {
             $crate::identity::role::Role,
             $crate::identity::api_key::ApiKey,
             $crate::identity::access_record::AccessRecord,
+            $crate::billing::plan::Plan,
+            $crate::billing::subscription::Subscription,
             $crate::support::ticket::Ticket,
         }
     };

@@ -6,9 +6,12 @@
 use std::path::Path;
 
 use access::links::{self, Purpose};
+use chrono::{DateTime, Utc};
+use domain::billing::subscription::{self, Subscription};
 use domain::identity::tenant::Tenant;
-use domain::identity::user::{Details, User};
+use domain::identity::user::{Details, Link, User};
 use domain::{StreamId, TenantId};
+use futures::future::BoxFuture;
 use lettre::message::header::{ContentTransferEncoding, ContentType};
 use lettre::message::{Body, Mailbox};
 use lettre::transport::file::AsyncFileTransport;
@@ -17,6 +20,7 @@ use minijinja::{Environment, context};
 use store::Store;
 
 use crate::queue::{Attempt, Due};
+use crate::worker::Channel;
 
 /// What a mail says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,13 +29,18 @@ pub enum Template {
     Invitation,
     /// That somebody is asked to show an address to be theirs.
     Verification,
-    /// That somebody can set another password.
+    /// That somebody can set another password, or their first one.
     Reset,
+    /// That the trial ends.
+    TrialEnding,
 }
+
+/// What the queue calls mails.
+pub(crate) const KIND: &str = "mail";
 
 impl Template {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Invitation, Self::Verification, Self::Reset];
+    pub const ALL: [Self; 4] = [Self::Invitation, Self::Verification, Self::Reset, Self::TrialEnding];
 
     /// As stored.
     pub fn as_str(self) -> &'static str {
@@ -39,6 +48,7 @@ impl Template {
             Self::Invitation => "invitation",
             Self::Verification => "verification",
             Self::Reset => "reset",
+            Self::TrialEnding => "trial_ending",
         }
     }
 
@@ -47,37 +57,24 @@ impl Template {
     }
 
     /// The subject on the first line, then an empty one, then the text.
-    fn source(self) -> &'static str {
+    fn source(self, user: &Details) -> &'static str {
         match self {
             Self::Invitation => include_str!("templates/invitation.txt"),
             Self::Verification => include_str!("templates/verification.txt"),
+            // Who has none yet did not ask for another one.
+            Self::Reset if user.credential.is_none() => include_str!("templates/welcome.txt"),
             Self::Reset => include_str!("templates/reset.txt"),
+            Self::TrialEnding => include_str!("templates/trial_ending.txt"),
         }
     }
 
-    fn purpose(self) -> Purpose {
+    /// The link that is good now, what it is for, and where under the address of the product it leads; `None` where there is none any more.
+    fn link(self, user: &Details) -> Option<(Link, Purpose, &'static str)> {
         match self {
-            Self::Invitation => Purpose::Invitation,
-            Self::Verification => Purpose::Verification,
-            Self::Reset => Purpose::Reset,
-        }
-    }
-
-    /// What a link leads to, under the address of the product.
-    fn path(self) -> &'static str {
-        match self {
-            Self::Invitation => "accept-invitation",
-            Self::Verification => "verify-email",
-            Self::Reset => "reset-password",
-        }
-    }
-
-    /// The link that is good now, if there is one.
-    fn link(self, user: &Details) -> Option<domain::identity::user::Link> {
-        match self {
-            Self::Invitation => user.invitation,
-            Self::Verification => user.verification,
-            Self::Reset => user.reset,
+            Self::Invitation => user.invitation.map(|link| (link, Purpose::Invitation, "accept-invitation")),
+            Self::Verification => user.verification.map(|link| (link, Purpose::Verification, "verify-email")),
+            Self::Reset => user.reset.map(|link| (link, Purpose::Reset, "reset-password")),
+            Self::TrialEnding => None,
         }
     }
 }
@@ -95,6 +92,7 @@ pub struct Mailer {
     from: Mailbox,
     /// What links begin with.
     base: String,
+    store: Store,
 }
 
 /// How mails are sent cannot be so.
@@ -104,26 +102,26 @@ pub struct MailError(String);
 
 impl Mailer {
     /// By SMTP: `smtp://` or `smtps://`, with a user and a password, and `?tls=required` or `?tls=opportunistic` (lettre's connection URLs). Links begin with `base`.
-    pub fn smtp(url: &str, from: &str, base: &str) -> Result<Self, MailError> {
+    pub fn smtp(store: &Store, url: &str, from: &str, base: &str) -> Result<Self, MailError> {
         let transport = AsyncSmtpTransport::<Tokio1Executor>::from_url(url).map_err(|e| MailError(e.to_string()))?;
         let transport = transport.timeout(Some(std::time::Duration::from_secs(20))).build();
-        Self::with(Transport::Smtp(transport), from, base)
+        Self::with(store, Transport::Smtp(transport), from, base)
     }
 
     /// Into files of a directory, for development: each mail as an `.eml` file.
-    pub fn files(directory: &Path, from: &str, base: &str) -> Result<Self, MailError> {
+    pub fn files(store: &Store, directory: &Path, from: &str, base: &str) -> Result<Self, MailError> {
         std::fs::create_dir_all(directory).map_err(|e| MailError(e.to_string()))?;
-        Self::with(Transport::File(AsyncFileTransport::new(directory)), from, base)
+        Self::with(store, Transport::File(AsyncFileTransport::new(directory)), from, base)
     }
 
-    fn with(transport: Transport, from: &str, base: &str) -> Result<Self, MailError> {
+    fn with(store: &Store, transport: Transport, from: &str, base: &str) -> Result<Self, MailError> {
         let from = from.parse().map_err(|_| MailError(format!("{from} is no mail address")))?;
-        Ok(Self { transport, from, base: base.trim_end_matches('/').to_owned() })
+        Ok(Self { transport, from, base: base.trim_end_matches('/').to_owned(), store: store.clone() })
     }
 
     /// Attempts a delivery.
-    pub(crate) async fn send(&self, store: &Store, due: &Due) -> Attempt {
-        let message = match self.message(store, due).await {
+    async fn send(&self, due: &Due) -> Attempt {
+        let message = match self.message(due).await {
             Ok(message) => message,
             Err(attempt) => return attempt,
         };
@@ -147,26 +145,28 @@ impl Mailer {
         }
     }
 
-    async fn message(&self, store: &Store, due: &Due) -> Result<Message, Attempt> {
-        let failed = |why: &str| Attempt::Failed(why.to_owned());
+    async fn message(&self, due: &Due) -> Result<Message, Attempt> {
+        let (store, failed) = (&self.store, |why: &str| Attempt::Failed(why.to_owned()));
         let template = Template::parse(&due.template).ok_or_else(|| failed("the template is not known to this version"))?;
         let tenant = TenantId(due.tenant_id);
         let stream = StreamId::new(tenant, due.subject_id);
         let loaded = store.current::<User>(stream).await.map_err(|_| failed("the user cannot be read"))?;
         let user = loaded.state.details().ok_or_else(|| failed("the user cannot be read"))?;
-        let link = template.link(user).filter(|link| link.token == due.intent && store.clock().now() < link.expires_at);
-        let link = link.ok_or_else(|| Attempt::Dropped("its link is not good any more".into()))?;
+        let (link, until) = if template == Template::TrialEnding {
+            self.trial(StreamId::new(tenant, due.intent)).await?
+        } else {
+            self.link(template, user, stream, due)?
+        };
         let address = user.email.known().ok_or_else(|| Attempt::Dropped("the receiver was erased".into()))?;
         let organisation =
             store.current::<Tenant>(StreamId::new(tenant, tenant.0)).await.map_err(|_| failed("the tenant cannot be read"))?;
-        let token = links::write(store, template.purpose(), stream, link.token);
         let said = render(
-            template,
+            template.source(user),
             &context! {
                 name => user.name.as_ref().and_then(|name| name.known()),
                 organisation => organisation.state.name().unwrap_or("Tenure"),
-                link => format!("{}/{}?token={token}", self.base, template.path()),
-                until => link.expires_at.format("%-d %B %Y, %H:%M UTC").to_string(),
+                link,
+                until => until.format("%-d %B %Y, %H:%M UTC").to_string(),
             },
         );
         let (subject, text) = said.map_err(|_| failed("the template cannot be filled in"))?;
@@ -179,6 +179,35 @@ impl Mailer {
             .header(ContentType::TEXT_PLAIN)
             .body(encoded(&text))
             .map_err(|_| Attempt::Refused("the mail cannot be written".into()))
+    }
+
+    /// The link of a mail and until when it is good, if it is the one that the mail was queued for.
+    fn link(&self, template: Template, user: &Details, stream: StreamId, due: &Due) -> Result<(String, DateTime<Utc>), Attempt> {
+        let good = |link: &Link| link.token == due.intent && self.store.clock().now() < link.expires_at;
+        let (link, purpose, path) =
+            template.link(user).filter(|(link, ..)| good(link)).ok_or_else(|| Attempt::Dropped("its link is not good any more".into()))?;
+        let token = links::write(&self.store, purpose, stream, link.token);
+        Ok((format!("{}/{path}?token={token}", self.base), link.expires_at))
+    }
+
+    /// Where there is to pay, and when the trial ends, if it is one still.
+    async fn trial(&self, subscription: StreamId) -> Result<(String, DateTime<Utc>), Attempt> {
+        let loaded = self.store.current::<Subscription>(subscription).await;
+        let loaded = loaded.map_err(|_| Attempt::Failed("the subscription cannot be read".into()))?;
+        let trialing = loaded.state.details().filter(|details| details.status == subscription::Status::Trialing);
+        let trial = trialing.and_then(|details| details.trial).filter(|trial| self.store.clock().now() < trial.ends_at);
+        let trial = trial.ok_or_else(|| Attempt::Dropped("it is no trial any more".into()))?;
+        Ok((format!("{}/billing", self.base), trial.ends_at))
+    }
+}
+
+impl Channel for Mailer {
+    fn kind(&self) -> &'static str {
+        KIND
+    }
+
+    fn attempt<'a>(&'a self, due: &'a Due) -> BoxFuture<'a, Attempt> {
+        Box::pin(self.send(due))
     }
 }
 
@@ -208,10 +237,10 @@ fn kind(error: &lettre::transport::smtp::Error) -> &'static str {
 }
 
 /// Subject and text.
-fn render(template: Template, values: &minijinja::Value) -> Result<(String, String), minijinja::Error> {
+fn render(source: &str, values: &minijinja::Value) -> Result<(String, String), minijinja::Error> {
     let mut environment = Environment::new();
     environment.set_undefined_behavior(minijinja::UndefinedBehavior::Strict);
-    let said = environment.render_str(template.source(), values)?;
+    let said = environment.render_str(source, values)?;
     let (subject, text) = said.split_once("\n\n").unwrap_or((&said, ""));
     Ok((subject.trim().replace(['\r', '\n'], " "), text.to_owned()))
 }

@@ -1,21 +1,19 @@
 //! The policy that answers events with mails.
 
 use std::sync::Arc;
-use std::time::Duration;
 
-use bus::subscription::{Checkpoint, Handler, HandlerError};
+use bus::subscription::HandlerError;
+use commands::policy::{Policy, Runtime, retry, unreadable};
 use cqrs_es::Aggregate as _;
-use domain::identity::user::{Event, User};
-use store::load::LoadError;
-use store::{Hash, RawEvent, Recorded, Store, lease};
+use domain::TenantId;
+use domain::billing::subscription::{self, Subscription};
+use domain::identity::user::{Event, PAYERS, User};
+use sqlx::PgConnection;
+use store::{RawEvent, Recorded, Store};
 use uuid::Uuid;
 
-use crate::mail::Template;
-
-/// Its name: part of the identity of everything that it has decided.
-pub const NAME: &str = "mail";
-/// How long one that died keeps others waiting.
-const LEASE: Duration = Duration::from_secs(10);
+use crate::mail::{KIND, Template};
+use crate::queue::{self, NewDelivery};
 
 /// Which mail an event asks for, and what its link is made of.
 fn answer(event: &Event) -> Option<(Template, Uuid)> {
@@ -45,106 +43,61 @@ fn answer(event: &Event) -> Option<(Template, Uuid)> {
     }
 }
 
-/// The policy in one process.
+/// The policy.
 pub struct MailPolicy {
     store: Store,
-    owner: Uuid,
-    epoch: i64,
 }
 
 impl MailPolicy {
-    /// One that answers the log of `store`.
-    pub fn new(store: Store) -> Self {
-        let owner = store.fresh_id();
-        Self { store, owner, epoch: 0 }
+    /// The policy in one process.
+    pub fn runtime(store: &Store) -> Runtime<Self> {
+        Runtime::new(Self { store: store.clone() }, store.clone())
     }
 
-    async fn decide(&self, events: &[Arc<RawEvent>]) -> Result<(), HandlerError> {
-        let (Some(first), Some(last)) = (events.first(), events.last()) else { return Ok(()) };
-        let mine: Vec<&RawEvent> = events.iter().map(Arc::as_ref).filter(|event| event.aggregate_type == User::TYPE).collect();
-        let typed = self.store.typed::<User>(&mine).await.map_err(unreadable)?;
-        let now = self.store.clock().now();
-        let mut tx = self.store.pool().begin().await.map_err(retry)?;
-        for (event, (template, intent)) in typed.iter().filter_map(|event| answer(&event.event).map(|answer| (event, answer))) {
-            sqlx::query(
-                "insert into ops.deliveries (id, tenant_id, kind, subject_id, template, intent, position, next_attempt_at, created_at)
-                 values ($1, $2, 'mail', $3, $4, $5, $6, $7, $7) on conflict (id) do nothing",
-            )
-            .bind(identity(event))
-            .bind(event.stream.tenant.0)
-            .bind(event.stream.id)
-            .bind(template.as_str())
-            .bind(intent)
-            .bind(event.position)
-            .bind(now)
-            .execute(&mut *tx)
-            .await
-            .map_err(retry)?;
+    /// Everybody who looks after what the tenant pays is told that the trial ends.
+    async fn reminders(&self, events: &[&RawEvent]) -> Result<Vec<NewDelivery>, HandlerError> {
+        let mut mails = Vec::new();
+        let ending = |event: &&Recorded<subscription::Event>| matches!(event.event, subscription::Event::TrialEnding { .. });
+        for event in self.store.typed::<Subscription>(events).await.map_err(unreadable)?.iter().filter(ending) {
+            let payers = self.store.holders(&PAYERS, event.stream.tenant).await.map_err(retry)?;
+            let intent = event.stream.id;
+            mails.extend(payers.into_iter().map(|payer| self.mail(event, payer, Template::TrialEnding, intent, &payer.to_string())));
         }
-        let moved = sqlx::query(
-            "update ops.policies set position = $3, log_hash = $4, epoch = $5 where name = $1 and position = $2 and epoch <= $5",
-        )
-        .bind(NAME)
-        .bind(first.position - 1)
-        .bind(last.position)
-        .bind(last.log_hash.0)
-        .bind(self.epoch)
-        .execute(&mut *tx)
-        .await
-        .map_err(retry)?;
-        if moved.rows_affected() != 1 {
-            return Err(HandlerError::Retry(format!("{NAME} is no longer at {} in this process's hands", first.position - 1)));
+        Ok(mails)
+    }
+
+    fn mail<E>(&self, event: &Recorded<E>, subject_id: Uuid, template: Template, intent: Uuid, which: &str) -> NewDelivery {
+        NewDelivery {
+            id: Uuid::new_v5(&event.event_id, format!("{} {} {which}", Self::NAME, event.position).as_bytes()),
+            tenant: TenantId(event.stream.tenant.0),
+            kind: KIND,
+            subject_id,
+            template: template.as_str(),
+            intent,
+            position: event.position,
+            at: self.store.clock().now(),
         }
-        tx.commit().await.map_err(retry)
     }
 }
 
-/// The identity of the one delivery that answers an event.
-fn identity(event: &Recorded<Event>) -> Uuid {
-    Uuid::new_v5(&event.event_id, format!("{NAME} {} 0", event.position).as_bytes())
-}
+impl Policy for MailPolicy {
+    const NAME: &'static str = "mail";
 
-fn retry(error: impl std::fmt::Display) -> HandlerError {
-    HandlerError::Retry(error.to_string())
-}
+    type Decided = Vec<NewDelivery>;
 
-impl Handler for MailPolicy {
-    fn name(&self) -> &'static str {
-        NAME
+    async fn decide(&self, events: &[Arc<RawEvent>]) -> Result<Vec<NewDelivery>, HandlerError> {
+        let of = |kind: &'static str| events.iter().map(Arc::as_ref).filter(move |event| event.aggregate_type == kind);
+        let users: Vec<_> = of(User::TYPE).collect();
+        let users = self.store.typed::<User>(&users).await.map_err(unreadable)?;
+        let mails = users.iter().filter_map(|event| {
+            let (template, intent) = answer(&event.event)?;
+            Some(self.mail(event, event.stream.id, template, intent, "0"))
+        });
+        let subscriptions: Vec<_> = of(Subscription::TYPE).collect();
+        Ok(mails.chain(self.reminders(&subscriptions).await?).collect())
     }
 
-    async fn begin(&mut self) -> Result<Option<Checkpoint>, HandlerError> {
-        let pool = self.store.pool();
-        let name = format!("policy/{NAME}");
-        let Some(lease) = lease::acquire(pool, &name, self.owner, LEASE).await.map_err(retry)? else { return Ok(None) };
-        self.epoch = lease.epoch;
-        // Its row was made with the table, at the log's end then: what happened before is not answered. It never goes back either.
-        let (position, log_hash): (i64, [u8; 32]) = sqlx::query_as("select position, log_hash from ops.policies where name = $1")
-            .bind(NAME)
-            .fetch_one(pool)
-            .await
-            .map_err(retry)?;
-        Ok(Some(Checkpoint { position, log_hash: Hash(log_hash) }))
-    }
-
-    async fn handle(&mut self, events: &[Arc<RawEvent>]) -> Result<(), HandlerError> {
-        self.decide(events).await
-    }
-
-    async fn release(&mut self) {
-        let _ = lease::release(self.store.pool(), &format!("policy/{NAME}"), self.owner).await;
-    }
-}
-
-/// How far the policy has come.
-pub async fn position(store: &Store) -> Result<Option<i64>, sqlx::Error> {
-    sqlx::query_scalar("select position from ops.policies where name = $1").bind(NAME).fetch_optional(store.pool()).await
-}
-
-/// A failure to read events, as the runtime is told of it.
-fn unreadable(error: LoadError) -> HandlerError {
-    match error {
-        unknown @ LoadError::UnknownEvent { .. } => HandlerError::Unknown(unknown.to_string()),
-        other @ (LoadError::Unavailable(_) | LoadError::Corrupt { .. }) => HandlerError::Retry(other.to_string()),
+    async fn write(&self, mails: Vec<NewDelivery>, tx: &mut PgConnection) -> Result<(), sqlx::Error> {
+        queue::add(tx, &mails).await
     }
 }

@@ -6,7 +6,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use domain::TenantId;
 use rand::Rng as _;
 use serde::{Deserialize, Serialize};
-use sqlx::{FromRow, PgPool};
+use sqlx::{FromRow, PgConnection, PgPool};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
@@ -19,6 +19,48 @@ const LONGEST_PAUSE: TimeDelta = TimeDelta::hours(6);
 /// How long a worker that died keeps a delivery from others: longer than any attempt.
 pub(crate) const LEASE: Duration = Duration::from_secs(90);
 
+/// Something to deliver.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewDelivery {
+    /// Its identity, made from what it answers, so that the same is queued once.
+    pub id: Uuid,
+    /// Whose.
+    pub tenant: TenantId,
+    /// How it is delivered: which channel attempts it.
+    pub kind: &'static str,
+    /// Whom or what it is about.
+    pub subject_id: Uuid,
+    /// What it says.
+    pub template: &'static str,
+    /// What it is made of when it is attempted.
+    pub intent: Uuid,
+    /// The event that it answers.
+    pub position: i64,
+    /// When it was decided.
+    pub at: DateTime<Utc>,
+}
+
+/// Queues deliveries, with whatever else the transaction does.
+pub async fn add(tx: &mut PgConnection, deliveries: &[NewDelivery]) -> Result<(), sqlx::Error> {
+    for delivery in deliveries {
+        sqlx::query(
+            "insert into ops.deliveries (id, tenant_id, kind, subject_id, template, intent, position, next_attempt_at, created_at)
+             values ($1, $2, $3, $4, $5, $6, $7, $8, $8) on conflict (id) do nothing",
+        )
+        .bind(delivery.id)
+        .bind(delivery.tenant.0)
+        .bind(delivery.kind)
+        .bind(delivery.subject_id)
+        .bind(delivery.template)
+        .bind(delivery.intent)
+        .bind(delivery.position)
+        .bind(delivery.at)
+        .execute(&mut *tx)
+        .await?;
+    }
+    Ok(())
+}
+
 /// A delivery that somebody has to attempt.
 #[derive(Clone, Debug, FromRow)]
 pub struct Due {
@@ -26,12 +68,16 @@ pub struct Due {
     pub id: Uuid,
     /// Whose.
     pub tenant_id: Uuid,
-    /// The user whom it is for.
+    /// How it is delivered.
+    pub kind: String,
+    /// Whom or what it is about.
     pub subject_id: Uuid,
     /// What it says.
     pub template: String,
-    /// What its link is made of.
+    /// What it is made of.
     pub intent: Uuid,
+    /// The event that it answers.
+    pub position: i64,
     /// How often it was attempted before.
     pub attempts: i32,
 }
@@ -73,7 +119,7 @@ pub struct Delivery {
     /// What it says.
     #[schema(example = "invitation")]
     pub template: String,
-    /// The user whom it is for.
+    /// The user whom it is for, or the subscription that it is about.
     pub subject_id: Uuid,
     /// `pending`, `delivered`, `dropped` or `dead`.
     #[schema(example = "delivered")]
@@ -106,17 +152,18 @@ pub enum Attempt {
 }
 
 /// Takes deliveries that are due for `owner`, who alone attempts them for a while.
-pub(crate) async fn take(pool: &PgPool, owner: Uuid, now: DateTime<Utc>, limit: i64) -> Result<Vec<Due>, sqlx::Error> {
+pub(crate) async fn take(pool: &PgPool, owner: Uuid, kinds: &[&str], now: DateTime<Utc>, limit: i64) -> Result<Vec<Due>, sqlx::Error> {
     sqlx::query_as(
         "update ops.deliveries d set leased_by = $1, leased_until = now() + $4 * interval '1 second'
-         from (select id from ops.deliveries where state = 'pending' and next_attempt_at <= $2 and (leased_until is null or leased_until < now())
+         from (select id from ops.deliveries where state = 'pending' and kind = any($5) and next_attempt_at <= $2 and (leased_until is null or leased_until < now())
                order by next_attempt_at limit $3 for update skip locked) due
-         where d.id = due.id returning d.id, d.tenant_id, d.subject_id, d.template, d.intent, d.attempts",
+         where d.id = due.id returning d.id, d.tenant_id, d.kind, d.subject_id, d.template, d.intent, d.position, d.attempts",
     )
     .bind(owner)
     .bind(now)
     .bind(limit)
     .bind(LEASE.as_secs_f64())
+    .bind(kinds)
     .fetch_all(pool)
     .await
 }
@@ -244,6 +291,7 @@ pub async fn forget(pool: &PgPool, before: DateTime<Utc>) -> Result<u64, sqlx::E
 }
 
 /// When the next delivery is due.
-pub(crate) async fn next_due(pool: &PgPool) -> Result<Option<DateTime<Utc>>, sqlx::Error> {
-    sqlx::query_scalar("select min(next_attempt_at) from ops.deliveries where state = 'pending'").fetch_one(pool).await
+pub(crate) async fn next_due(pool: &PgPool, kinds: &[&str]) -> Result<Option<DateTime<Utc>>, sqlx::Error> {
+    let next = sqlx::query_scalar("select min(next_attempt_at) from ops.deliveries where state = 'pending' and kind = any($1)");
+    next.bind(kinds).fetch_one(pool).await
 }

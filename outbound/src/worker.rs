@@ -1,15 +1,25 @@
 //! Attempting what is due.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::TimeDelta;
 use futures::StreamExt as _;
+use futures::future::BoxFuture;
 use store::Store;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::mail::Mailer;
-use crate::queue::{self, Due};
+use crate::queue::{self, Attempt, Due};
+
+/// How deliveries of a kind are attempted.
+pub trait Channel: Send + Sync + 'static {
+    /// Which kind.
+    fn kind(&self) -> &'static str;
+
+    /// Attempts one. What it answers names nothing personal: it is kept.
+    fn attempt<'a>(&'a self, due: &'a Due) -> BoxFuture<'a, Attempt>;
+}
 
 /// The longest time between two looks.
 const POLL: Duration = Duration::from_secs(1);
@@ -24,15 +34,16 @@ const KEPT: TimeDelta = TimeDelta::days(90);
 #[derive(Clone)]
 pub struct Worker {
     store: Store,
-    mailer: Mailer,
+    channels: Vec<Arc<dyn Channel>>,
+    kinds: Vec<&'static str>,
     owner: Uuid,
 }
 
 impl Worker {
-    /// A worker that delivers by `mailer`.
-    pub fn new(store: Store, mailer: Mailer) -> Self {
-        let owner = store.fresh_id();
-        Self { store, mailer, owner }
+    /// A worker that delivers what there is a channel for; the rest waits for one that has it.
+    pub fn new(store: Store, channels: Vec<Arc<dyn Channel>>) -> Self {
+        let (owner, kinds) = (store.fresh_id(), channels.iter().map(|channel| channel.kind()).collect());
+        Self { store, channels, kinds, owner }
     }
 
     /// Delivers until cancelled; what is being attempted then is finished first.
@@ -51,7 +62,7 @@ impl Worker {
                     tracing::warn!(%error, "old deliveries cannot be forgotten");
                 }
             }
-            let next = queue::next_due(self.store.pool()).await.ok().flatten();
+            let next = queue::next_due(self.store.pool(), &self.kinds).await.ok().flatten();
             let until = next.and_then(|due| (due - now).to_std().ok()).map_or(POLL, |until| until.clamp(Duration::from_millis(20), POLL));
             let _ = tokio::time::timeout(until, cancel.cancelled()).await;
         }
@@ -59,7 +70,7 @@ impl Worker {
 
     /// Attempts everything that is due now and taken by nobody else, and answers how many that were.
     pub async fn deliver_due(&self) -> Result<usize, sqlx::Error> {
-        let due = queue::take(self.store.pool(), self.owner, self.store.clock().now(), BATCH).await?;
+        let due = queue::take(self.store.pool(), self.owner, &self.kinds, self.store.clock().now(), BATCH).await?;
         let attempts: Vec<_> = due.iter().map(|due| self.attempt(due)).collect();
         let results: Vec<Result<(), sqlx::Error>> =
             futures::stream::iter(attempts).buffer_unordered(usize::try_from(BATCH).unwrap_or(1)).collect().await;
@@ -69,17 +80,18 @@ impl Worker {
 
     async fn attempt(&self, due: &Due) -> Result<(), sqlx::Error> {
         let began = self.store.clock().now();
-        let attempt = tokio::time::timeout(PATIENCE, self.mailer.send(&self.store, due)).await;
-        let attempt = attempt.unwrap_or_else(|_| queue::Attempt::Failed("no answer in time".into()));
+        let Some(channel) = self.channels.iter().find(|channel| channel.kind() == due.kind) else { return Ok(()) };
+        let attempt = tokio::time::timeout(PATIENCE, channel.attempt(due)).await;
+        let attempt = attempt.unwrap_or_else(|_| Attempt::Failed("no answer in time".into()));
         let word = match &attempt {
-            queue::Attempt::Delivered => "delivered",
-            queue::Attempt::Failed(_) => "failed",
-            queue::Attempt::Refused(_) => "refused",
-            queue::Attempt::Dropped(_) => "dropped",
+            Attempt::Delivered => "delivered",
+            Attempt::Failed(_) => "failed",
+            Attempt::Refused(_) => "refused",
+            Attempt::Dropped(_) => "dropped",
         };
-        metrics::counter!("tenure_delivery_attempts_total", "kind" => "mail", "outcome" => word).increment(1);
-        if let queue::Attempt::Failed(reason) | queue::Attempt::Refused(reason) = &attempt {
-            tracing::warn!(delivery = %due.id, attempt = due.attempts + 1, reason, "a mail was not delivered");
+        metrics::counter!("tenure_delivery_attempts_total", "kind" => channel.kind(), "outcome" => word).increment(1);
+        if let Attempt::Failed(reason) | Attempt::Refused(reason) = &attempt {
+            tracing::warn!(delivery = %due.id, kind = due.kind, attempt = due.attempts + 1, reason, "not delivered");
         }
         queue::record(self.store.pool(), self.owner, due, began, self.store.clock().now(), &attempt).await
     }

@@ -12,6 +12,7 @@
 //!
 //! A fold that changes its meaning is a new version (`<name>_v2`), never an edit of the old one.
 
+pub mod billing;
 pub mod cursor;
 mod fold;
 pub mod identity;
@@ -42,6 +43,11 @@ macro_rules! for_each_read_model {
             $crate::identity::role::Roles,
             $crate::identity::api_key::ApiKeys,
             $crate::identity::access_record::AccessRecords,
+            $crate::identity::domain::Domains,
+            $crate::billing::plan::Plans,
+            $crate::billing::subscription::Subscriptions,
+            $crate::billing::subscription_timeline::Timeline,
+            $crate::billing::entitlement::InForce,
             $crate::support::ticket::Tickets,
             $crate::support::ticket_thread::Thread,
             $crate::support::ticket_statistics::Statistics,

@@ -1,6 +1,6 @@
 //! Who holds what: claims and counters, read without locking anything. What is read here may have changed when an append comes to it, which is why appends check again.
 
-use domain::{Claim, StreamId, TenantId};
+use domain::{Claim, CounterName, StreamId, TenantId};
 use uuid::Uuid;
 
 use crate::Store;
@@ -34,6 +34,25 @@ impl Store {
         .bind(counter)
         .fetch_all(self.pool())
         .await
+    }
+
+    /// All values of a claim of a tenant that are ids: the holders themselves, where each holds it by its own.
+    pub async fn holders(&self, claim: &Claim, tenant: TenantId) -> Result<Vec<Uuid>, sqlx::Error> {
+        sqlx::query_scalar("select value::uuid from claims where scope = $1 and namespace = $2 order by 1")
+            .bind(scope_of(claim, tenant))
+            .bind(claim.namespace)
+            .fetch_all(self.pool())
+            .await
+    }
+
+    /// How far a counter of a tenant has come.
+    pub async fn counter(&self, tenant: TenantId, counter: CounterName) -> Result<i64, sqlx::Error> {
+        let value: Option<i64> = sqlx::query_scalar("select value from counters where tenant_id = $1 and name = $2")
+            .bind(tenant.0)
+            .bind(counter.to_string())
+            .fetch_optional(self.pool())
+            .await?;
+        Ok(value.unwrap_or(0))
     }
 
     /// What closes a tenant's gate, if anything does; `None`: there is no such tenant.

@@ -34,6 +34,8 @@ pub struct Client {
     pub key: TokenKey,
     /// The token that is sent, if any.
     pub token: Option<String>,
+    /// The tenant that is named, if any.
+    pub named: Option<TenantId>,
     /// Signing in.
     pub access: Access,
     store: Store,
@@ -101,6 +103,8 @@ impl Client {
             executor: node.executor.clone(),
             reads: node.reads.clone(),
             access: access.clone(),
+            payments: node.payments.clone(),
+            dns: node.dns.clone(),
             probe,
             metrics: api::app::recorder(),
         };
@@ -108,6 +112,7 @@ impl Client {
             router: api::app::router_with(app, limits, more),
             key,
             token: None,
+            named: None,
             access,
             store: node.store.clone(),
             executor: node.executor.clone(),
@@ -129,6 +134,12 @@ impl Client {
         Self { token: Some(token), ..self.clone() }
     }
 
+    /// The same, and for this tenant.
+    #[must_use]
+    pub fn naming(&self, tenant: TenantId) -> Self {
+        Self { named: Some(tenant), ..self.clone() }
+    }
+
     /// With this token.
     #[must_use]
     pub fn with_token(&self, token: Option<String>) -> Self {
@@ -140,6 +151,9 @@ impl Client {
         let mut request = axum::http::Request::builder().method(method).uri(uri);
         if let Some(token) = &self.token {
             request = request.header("authorization", format!("Bearer {token}"));
+        }
+        if let Some(tenant) = self.named {
+            request = request.header("tenure-tenant", tenant.to_string());
         }
         for (name, value) in headers {
             request = request.header(*name, *value);
@@ -212,7 +226,7 @@ impl Client {
 
     /// Commands for a tenant, as the platform.
     pub async fn post_for(&self, tenant: TenantId, uri: &str, body: Value) -> Answer {
-        self.post_with(uri, body, &[("tenure-tenant", &tenant.to_string())]).await
+        self.naming(tenant).post(uri, body).await
     }
 
     /// Makes a tenant and answers its id.

@@ -3,9 +3,11 @@
 //!
 //! `cargo run -p testing -- cargo test` starts the servers once for all test binaries; a test binary that is run by itself starts its own.
 
+pub mod dns;
 pub mod http;
 pub mod node;
 pub mod servers;
+pub mod stripe;
 pub mod thing;
 
 use std::sync::Arc;

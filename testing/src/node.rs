@@ -1,5 +1,8 @@
 //! What `tenure serve` runs, inside the test.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use access::Access;
 use access::passwords::Hashing;
 use access::token::TokenKey;
@@ -8,11 +11,14 @@ use bus::feed::Feed;
 use bus::relay::{Relay, Status, hint};
 use bus::subscription::run;
 use commands::Executor;
+use commands::policy::Commands;
 use commands::timers::TimerPoller;
 use domain::identity::tenant::{ProvisionTenant, Slug, Tenant};
 use domain::text::DisplayName;
 use domain::{Actor, Aggregate, StreamId, TenantId};
+use outbound::dns::{Dns, TxtLookup};
 use outbound::policy::MailPolicy;
+use payments::provider::Provider;
 use projections::cursor::CursorKey;
 use projections::projector::Projector;
 use projections::{Progress, ReadModel, ReadSide, start_all};
@@ -38,6 +44,12 @@ pub struct Node {
     pub reads: ReadSide,
     /// What the relay does.
     pub relay: watch::Receiver<Status>,
+    /// The payment provider that the interface has, if a test sets one.
+    pub payments: Provider,
+    /// What the interface looks domains up in: a server that is not there, unless a test sets another one.
+    pub dns: Arc<dyn TxtLookup>,
+    /// Whether the policies that answer with commands run.
+    reacting: AtomicBool,
     projectors: PgPool,
     progress: Progress,
     cancel: CancellationToken,
@@ -63,18 +75,47 @@ impl Node {
         let progress = Progress::default();
         let (mut tasks, projectors) = (JoinSet::new(), env.database.pool(DbRole::Projector, 8));
         start_all(&mut tasks, &store, &projectors, &feed, &progress, &cancel);
-        tasks.spawn(run(MailPolicy::new(store.clone()), store.clone(), feed.clone(), cancel.clone()));
+        tasks.spawn(run(MailPolicy::runtime(&store), store.clone(), feed.clone(), cancel.clone()));
         tasks.detach_all();
-        // It does not answer what happened before it first came.
-        eventually("the mail policy has begun", || async { outbound::policy::position(&store).await.ok().flatten() }).await;
         let reads = ReadSide::new(&env.database, progress.clone(), CursorKey([7; 32]));
-        Self { executor: Executor::new(store.clone()), store, bus, feed, reads, relay: status, projectors, progress, cancel }
+        let dns = Arc::new(Dns::new(Some(([127, 0, 0, 1], 1).into())).expect("a resolver"));
+        Self {
+            executor: Executor::new(store.clone()),
+            store,
+            bus,
+            feed,
+            reads,
+            relay: status,
+            payments: None,
+            dns,
+            reacting: AtomicBool::new(false),
+            projectors,
+            progress,
+            cancel,
+        }
     }
 
     /// Starts the projector of one more read model.
     pub fn project<M: ReadModel>(&self) {
         let projector = Projector::<M>::new(self.store.clone(), self.projectors.clone(), self.progress.clone());
         tokio::spawn(run(projector, self.store.clone(), self.feed.clone(), self.cancel.clone()));
+    }
+
+    /// Makes the plans that come with Tenure.
+    pub async fn ship_plans(&self) {
+        commands::policies::catalogue::install(&self.executor).await.expect("the shipped plans");
+    }
+
+    /// Starts the policies that answer with commands, and makes the plans that come with Tenure.
+    pub async fn react(&self) {
+        self.ship_plans().await;
+        macro_rules! all {
+            ($($reaction:path,)*) => {
+                $(tokio::spawn(run(Commands::runtime($reaction, &self.executor), self.store.clone(), self.feed.clone(), self.cancel.clone()));)*
+            };
+        }
+        commands::for_each_reaction!(all);
+        self.reacting.store(true, Ordering::Relaxed);
     }
 
     /// Signing in, with hashes that cost next to nothing.
@@ -120,19 +161,16 @@ impl Node {
         tenant
     }
 
-    /// Waits until the relay and all read models have come as far as the log.
+    /// Waits until the relay, all read models and the policies have come as far as the log, which the policies may have made longer meanwhile.
     pub async fn settled(&self) {
-        let head = self.store.head().await.expect("the log").position;
-        eventually("the relay is at the log's end", || async {
-            matches!(*self.relay.borrow(), Status::Running { position } if position >= head).then_some(())
-        })
-        .await;
-        eventually("the read models are at the log's end", || async {
-            self.reads.positions().await.ok()?.iter().all(|(_, position, _)| *position >= head).then_some(())
-        })
-        .await;
-        eventually("the mails are decided upon", || async {
-            outbound::policy::position(&self.store).await.ok()?.filter(|position| *position >= head).map(drop)
+        eventually("everything is at the log's end", || async {
+            let head = self.store.head().await.expect("the log").position;
+            let relayed = matches!(*self.relay.borrow(), Status::Running { position } if position >= head);
+            let read = self.reads.positions().await.ok()?.iter().all(|(_, position, _)| *position >= head);
+            let runs = |name: &str| name == "mail" || (self.reacting.load(Ordering::Relaxed) && name != "payments");
+            let policies = commands::policy::positions(&self.store).await.ok()?;
+            let answered = policies.iter().filter(|(name, _)| runs(name)).all(|(_, position)| *position >= head);
+            (relayed && read && answered).then_some(())
         })
         .await;
     }

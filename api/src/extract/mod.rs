@@ -13,7 +13,7 @@ use commands::authorize::{authorize, may_enter};
 use domain::{Actor, StreamId, TenantId};
 use uuid::Uuid;
 
-pub use query::{After, ListBody, Listed, Listing, Params, Query, Shown};
+pub use query::{After, ListBody, Listed, Listing, Params, Query, Reflecting, Shown};
 pub(crate) use query::{bad_query, paging, sensible, short};
 pub use write::{Body, Write, Written, WrittenBody};
 

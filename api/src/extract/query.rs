@@ -120,6 +120,11 @@ impl Query {
         Ok(self.app.reads.begin(View::Tenant(self.caller.tenant), models, after).await?)
     }
 
+    /// Opens read models of what belongs to the platform, and everybody may see.
+    pub async fn open_system(&self, models: &[&'static str], after: Option<i64>) -> Result<Read, Problem> {
+        Ok(self.app.reads.begin(View::Tenant(TenantId::SYSTEM), models, after).await?)
+    }
+
     /// The same for all tenants, where the caller is the platform and names none.
     pub async fn open_all(&self, models: &[&'static str], after: Option<i64>) -> Result<Read, Problem> {
         let view = if self.caller.tenant == TenantId::SYSTEM { View::Platform } else { View::Tenant(self.caller.tenant) };
@@ -184,6 +189,27 @@ impl Reflects {
         if let Some(position) = self.parked {
             set(headers, TENURE_PARKED, &position.to_string());
         }
+    }
+}
+
+/// An answer that is neither one row nor a page.
+pub struct Reflecting<T> {
+    answer: T,
+    reflects: Reflects,
+}
+
+impl<T> Reflecting<T> {
+    /// An answer from what was read.
+    pub fn of(read: &Read, answer: T) -> Self {
+        Self { answer, reflects: Reflects { position: read.position, parked: read.parked } }
+    }
+}
+
+impl<T: IntoResponse> IntoResponse for Reflecting<T> {
+    fn into_response(self) -> Response {
+        let mut response = self.answer.into_response();
+        self.reflects.tell(response.headers_mut());
+        response
     }
 }
 

@@ -23,9 +23,10 @@ impl Modify for Headers {
 
 fn describe(method: &str, operation: &mut Value) {
     let query = method == "get";
-    // What has to do with secrets and with one's own session is neither an aggregate's command nor a list.
-    if matches!(operation["tags"][0].as_str(), Some("auth" | "me" | "deliveries"))
-        || operation["operationId"].as_str().is_some_and(|id| id.ends_with("_sessions"))
+    // What has to do with secrets, with one's own session and with others' servers is neither an aggregate's command nor a list.
+    let apart = |id: &str| id.ends_with("_sessions") || matches!(id, "preview_change" | "set_up_payment");
+    if matches!(operation["tags"][0].as_str(), Some("auth" | "me" | "deliveries" | "providers"))
+        || operation["operationId"].as_str().is_some_and(apart)
     {
         return;
     }

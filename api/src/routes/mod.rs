@@ -1,5 +1,6 @@
 //! All routes. This file only lists them.
 
+pub mod billing;
 mod delivery;
 mod examples;
 mod headers;
@@ -47,6 +48,10 @@ pub(crate) fn all() -> OpenApiRouter<App> {
         .merge(identity::role::routes())
         .merge(identity::api_key::routes())
         .merge(identity::access_record::routes())
+        .merge(billing::plan::routes())
+        .merge(billing::subscription::routes())
+        .merge(billing::entitlement::routes())
+        .merge(billing::provider::routes())
         .merge(delivery::routes())
         .merge(support::ticket::routes())
 }

@@ -58,7 +58,10 @@ struct Everybody {
 #[expect(clippy::too_many_lines, reason = "first everybody, then everything")]
 async fn every_endpoint_lets_in_whom_the_golden_file_says_and_tells_others_nothing() {
     let env = Env::new().await;
-    let node = Node::start(&env).await;
+    let mut node = Node::start(&env).await;
+    let address = testing::dns::NameServer::address();
+    let _name_server = testing::dns::NameServer::start(address, &[]).await;
+    node.dns = std::sync::Arc::new(outbound::dns::Dns::new(Some(address)).unwrap());
     let platform = Client::new(&env, &node);
     let tenant = platform.provision("acme").await;
     let other = platform.provision("other").await;
@@ -87,6 +90,9 @@ async fn every_endpoint_lets_in_whom_the_golden_file_says_and_tells_others_nothi
     let root = platform.person(TenantId::SYSTEM, "super_admin", "root@example.com").await;
 
     let ticket = agent.post("/v1/tickets", json!({"subject": "x", "body": "x"})).await.field("id").to_owned();
+    node.ship_plans().await;
+    let subscription = platform.post_for(tenant, "/v1/subscriptions", json!({"plan": "growth"})).await.field("id").to_owned();
+    let plan = platform.post("/v1/plans", crate::completeness::example("define_plan")).await.field("id").to_owned();
     let target = platform.register(tenant, "user", "target@example.com").await.to_string();
     let things: Things = [
         ("tenants", tenant.to_string()),
@@ -95,6 +101,8 @@ async fn every_endpoint_lets_in_whom_the_golden_file_says_and_tells_others_nothi
         ("roles", role),
         ("api_keys", made.field("id").to_owned()),
         ("deliveries", id().to_string()),
+        ("plans", plan),
+        ("subscriptions", subscription),
     ]
     .into();
     eventually("what was revoked has ended", || async {
@@ -147,11 +155,11 @@ async fn every_endpoint_lets_in_whom_the_golden_file_says_and_tells_others_nothi
             // Whoever logs out is let in again, so that the next operation finds them in.
             let client = if name == "logout" { again(&platform, tenant, who, client).await } else { client.clone() };
             // The platform acts for the tenant by naming it.
-            let named = (*who == "super_admin" && !["tenants", "auth", "me"].contains(&tag)).then_some(tenant);
+            let named = (*who == "super_admin" && !["tenants", "plans", "auth", "me"].contains(&tag)).then_some(tenant);
             let answer = call(&client, &operation, &thing, named).await;
             words.push(word(&answer));
-            // Of another tenant's things nobody learns whether they exist.
-            if *who == "another tenant's admin" && operation.path.contains("{id}") {
+            // Of another tenant's things nobody learns whether they exist; plans are there for everybody.
+            if *who == "another tenant's admin" && tag != "plans" && operation.path.contains("{id}") {
                 let nowhere = call(&client, &operation, &id().to_string(), None).await;
                 assert_eq!(
                     (answer.status, answer.field("code"), answer.json["data"].clone()),

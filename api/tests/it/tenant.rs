@@ -12,6 +12,7 @@ use testing::{Env, id};
 async fn a_tenant_goes_from_creation_through_edits_to_deletion() {
     let env = Env::new().await;
     let node = Node::start(&env).await;
+    node.ship_plans().await;
     let client = Client::new(&env, &node);
     let chosen = id();
     let made = client
@@ -24,7 +25,7 @@ async fn a_tenant_goes_from_creation_through_edits_to_deletion() {
         (made.status, made.header("location"), made.header("etag")),
         (StatusCode::CREATED, format!("/v1/tenants/{chosen}").as_str(), "\"v1\"")
     );
-    assert_eq!((made.field("id"), made.header("tenure-position")), (chosen.to_string().as_str(), "1"));
+    assert_eq!((made.field("id"), made.header("tenure-position")), (chosen.to_string().as_str(), "4"), "after the three plans");
     let base = format!("/v1/tenants/{chosen}");
     for (path, body, version) in [
         ("complete-provisioning", json!({"trialing": true}), 2),

@@ -50,7 +50,7 @@ pub(crate) async fn create(site: &Site, wanted: Create) -> anyhow::Result<()> {
     let tenant = access.tenant(&wanted.tenant).await?.ok_or_else(|| anyhow::anyhow!("there is no tenant {}", wanted.tenant))?;
     let role = if tenant == TenantId::SYSTEM { Role::SuperAdmin } else { Role::OrgAdmin };
     let (user, actor) = (StreamId::new(tenant, store.fresh_id()), Actor::system("admin create"));
-    let register = RegisterUser { id: None, email, name, role, email_verified: true };
+    let register = RegisterUser { id: None, email, name, role, email_verified: true, welcome: false };
     executor.execute(Request::<User>::new(user, register, actor.clone(), store.fresh_id())).await?;
     access.set_password(user, password, actor).await?;
     println!("{role} {} of {}", user.id, wanted.tenant);

@@ -70,8 +70,14 @@ async fn bring(executor: &Executor, access: &Access, tenant: TenantId, row: Row)
     // The same row is the same user, however often it is brought.
     let user = StreamId::new(tenant, Uuid::new_v5(&tenant.0, format!("import {}", fold_email(email.as_str())).as_bytes()));
     let (store, actor) = (executor.store(), Actor::system("import"));
-    let register =
-        RegisterUser { id: None, email, name, role: row.role.unwrap_or(Role::User), email_verified: row.email_verified.unwrap_or(true) };
+    let register = RegisterUser {
+        id: None,
+        email,
+        name,
+        role: row.role.unwrap_or(Role::User),
+        email_verified: row.email_verified.unwrap_or(true),
+        welcome: false,
+    };
     let came = match executor.execute(Request::<User>::new(user, register, actor.clone(), store.fresh_id())).await {
         Ok(_) => Came::New,
         Err(CommandError::Rejected { code, .. }) if code == "user.already_exists" => Came::There,

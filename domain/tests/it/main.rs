@@ -1,6 +1,8 @@
 //! The stored form of every event, for ever. A golden file is written once, when its event (or a new version of it) is; `UPDATE_GOLDEN=1` writes the missing ones.
 
+mod billing;
 mod identity;
+mod periods;
 mod tenant;
 mod ticket;
 

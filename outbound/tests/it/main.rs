@@ -58,8 +58,8 @@ impl Smtp {
         self.child = Self::spawn(self.port, self.directory.path()).await;
     }
 
-    fn mailer(&self) -> Mailer {
-        Mailer::smtp(&format!("smtp://127.0.0.1:{}", self.port), "Tenure <no-reply@example.com>", "https://app.example.com").unwrap()
+    fn mailer(&self, store: &store::Store) -> Mailer {
+        Mailer::smtp(store, &format!("smtp://127.0.0.1:{}", self.port), "Tenure <no-reply@example.com>", "https://app.example.com").unwrap()
     }
 
     /// What has arrived: how often, by message id, and the last text of each.
@@ -92,7 +92,7 @@ impl Office {
     }
 
     fn worker(&self) -> Worker {
-        Worker::new(self.node.store.clone(), self.smtp.mailer())
+        Worker::new(self.node.store.clone(), vec![std::sync::Arc::new(self.smtp.mailer(&self.node.store))])
     }
 
     async fn invite(&self, count: usize) -> Vec<StreamId> {

@@ -2,6 +2,7 @@
 
 pub mod access_record;
 pub mod api_key;
+pub mod domain;
 pub mod invitation;
 pub mod role;
 pub mod tenant;

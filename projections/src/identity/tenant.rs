@@ -101,10 +101,16 @@ fn evolve(mut row: Row, event: &Event) -> Row {
         row.status_reason = reason;
     };
     match event {
-        Event::Provisioned { .. } => {}
+        Event::Provisioned { .. }
+        | Event::LimitOverridden { .. }
+        | Event::LimitOverrideCleared { .. }
+        | Event::DomainAdded { .. }
+        | Event::DomainVerified { .. }
+        | Event::DomainRemoved { .. } => {}
         Event::ProvisioningCompleted { trialing: true } => become_(Status::Trialing, None),
-        Event::ProvisioningCompleted { trialing: false } | Event::Reactivated => become_(Status::Active, None),
-        Event::Suspended { reason } => become_(Status::Suspended, Some(reason.clone())),
+        Event::ProvisioningCompleted { trialing: false } | Event::Reactivated | Event::Activated => become_(Status::Active, None),
+        Event::BecamePastDue => become_(Status::PastDue, None),
+        Event::Suspended { reason, for_payment: _ } => become_(Status::Suspended, Some(reason.clone())),
         Event::Frozen => become_(Status::Frozen, None),
         Event::Deactivated => become_(Status::Deactivated, None),
         Event::Cancelled { .. } => become_(Status::Cancelled, None),
@@ -138,6 +144,8 @@ pub struct Filter {
     pub q: Option<String>,
     /// With this slug or alias.
     pub slug: Option<String>,
+    /// With this domain, verified.
+    pub domain: Option<String>,
     /// Made at or after.
     pub created_from: Option<DateTime<Utc>>,
     /// Made before.
@@ -178,6 +186,10 @@ pub async fn list(read: &mut Read, cursors: &CursorKey, filter: &Filter, paging:
     }
     if let Some(slug) = &filter.slug {
         query.push(" and (slug = ").push_bind(slug).push(" or aliases @> array[").push_bind(slug).push("])");
+    }
+    if let Some(domain) = &filter.domain {
+        query.push(" and id in (select d.tenant_id from read.domains_v1 d where d.verified_at is not null and d.domain = lower(");
+        query.push_bind(domain).push("))");
     }
     if let Some(from) = filter.created_from {
         query.push(" and created_at >= ").push_bind(from);

@@ -77,8 +77,20 @@ fn detail(event: &Event) -> Value {
         Event::SettingsUpdated { patch } => json!({"patch": patch}),
         Event::LlmConfigSet { provider, model, secret_ref: _ } => json!({"provider": provider, "model": model}),
         Event::BrandingSet { primary_color, logo_url } => json!({"primary_color": primary_color, "logo_url": logo_url}),
-        Event::Suspended { reason } => json!({"reason": reason}),
-        Event::Cancelled { at: _ } | Event::Frozen | Event::Deactivated | Event::Reactivated | Event::Deleted => json!({}),
+        Event::Suspended { reason, for_payment: true } => json!({"reason": reason, "for_payment": true}),
+        Event::Suspended { reason, for_payment: false } => json!({"reason": reason}),
+        Event::LimitOverridden { meter, limit, until } => json!({"meter": meter, "limit": limit, "until": until}),
+        Event::LimitOverrideCleared { meter } => json!({"meter": meter}),
+        Event::DomainAdded { domain, token: _ } | Event::DomainVerified { domain } | Event::DomainRemoved { domain } => {
+            json!({"domain": domain})
+        }
+        Event::Cancelled { at: _, with_subscription: _ }
+        | Event::Frozen
+        | Event::Deactivated
+        | Event::Reactivated
+        | Event::Activated
+        | Event::BecamePastDue
+        | Event::Deleted => json!({}),
     }
 }
 

@@ -199,6 +199,10 @@ impl Guards {
                 Some("open") => Ok(()),
                 Some(status) => Err(Refusal::GateClosed { status: status.to_owned() }),
             },
+            Precondition::TenantLives => match self.tenants.get(&tenant).and_then(|t| t.gate.as_deref()) {
+                None | Some("deleted") => Err(Refusal::NoSuchTenant { tenant }),
+                Some(_) => Ok(()),
+            },
             Precondition::TimerSet { aggregate, stream, name, due } => match self.timers.get(&(aggregate, *stream, name.clone())) {
                 Some(set) if set == due => Ok(()),
                 Some(_) | None => Err(Refusal::TimerNotSet { name: name.clone() }),
@@ -241,11 +245,11 @@ impl Guards {
             Effect::Count { counter, delta } => {
                 let key = (tenant, *counter);
                 let mut c = self.counters.get(&key).cloned().unwrap_or(Counter { value: 0, floor: None, ceiling: None });
-                let refused =
-                    || Refusal::CounterOutOfBounds { counter: counter.to_string(), value: c.value, floor: c.floor, ceiling: c.ceiling };
+                let overridden = counter.overridden_by().and_then(|by| self.counters.get(&(tenant, by))).and_then(|by| by.ceiling);
+                let ceiling = overridden.or(c.ceiling);
+                let refused = || Refusal::CounterOutOfBounds { counter: counter.to_string(), value: c.value, floor: c.floor, ceiling };
                 let value = c.value.checked_add(*delta).ok_or_else(refused)?;
-                if (*delta > 0 && c.ceiling.is_some_and(|most| value > most)) || (*delta < 0 && c.floor.is_some_and(|least| value < least))
-                {
+                if (*delta > 0 && ceiling.is_some_and(|most| value > most)) || (*delta < 0 && c.floor.is_some_and(|least| value < least)) {
                     return Err(refused());
                 }
                 c.value = value;

@@ -63,7 +63,7 @@ impl Memory {
             }
         };
         let preconditions = request.preconditions.iter().all(|precondition| match precondition {
-            Precondition::GateOpen => true,
+            Precondition::GateOpen | Precondition::TenantLives => true,
             Precondition::CounterWithin { counter, .. } => supply_row(&self.counters, &mut guards.counters, (request.tenant, *counter)),
             Precondition::StreamAt { aggregate, stream, version } => {
                 assume((aggregate, *stream), *version, guards);
@@ -83,7 +83,8 @@ impl Memory {
                 supply_row(&self.tenants, &mut guards.tenants, tenant)
                     && part.events.iter().flat_map(|event| &event.effects).all(|effect| match effect {
                         Effect::Count { counter, .. } | Effect::Bound { counter, .. } => {
-                            supply_row(&self.counters, &mut guards.counters, (tenant, *counter))
+                            let mut both = counter.overridden_by().into_iter().chain([*counter]);
+                            both.all(|counter| supply_row(&self.counters, &mut guards.counters, (tenant, counter)))
                         }
                         Effect::Allocate { sequence, .. } => supply_row(&self.allocations, &mut guards.allocations, (tenant, *sequence)),
                         Effect::TakeClaim { .. }

@@ -93,7 +93,10 @@ impl Wanted {
                         let aggregate = wanted.name(aggregate);
                         wanted.timers.insert((aggregate, *stream, name.clone()));
                     }
-                    Precondition::StreamAt { .. } | Precondition::StreamExists { .. } | Precondition::GateOpen => {}
+                    Precondition::StreamAt { .. }
+                    | Precondition::StreamExists { .. }
+                    | Precondition::GateOpen
+                    | Precondition::TenantLives => {}
                 }
             }
             for part in &request.streams {
@@ -120,8 +123,10 @@ impl Wanted {
                 self.labels.insert(Holder { aggregate: aggregate.to_owned(), stream, namespace: claim.namespace, label: label.clone() });
             }
             Effect::Count { counter, .. } | Effect::Bound { counter, .. } => {
-                self.name(counter.kind);
-                self.counters.insert((tenant, *counter));
+                for counter in counter.overridden_by().into_iter().chain([*counter]) {
+                    self.name(counter.kind);
+                    self.counters.insert((tenant, counter));
+                }
             }
             Effect::Allocate { sequence, .. } => {
                 let sequence = self.name(sequence);

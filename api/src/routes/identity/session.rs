@@ -261,6 +261,7 @@ async fn reset_password(State(app): State<App>, body: Body<ResetPassword>) -> Re
 /// A link.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(as = MailLink)]
 struct Link {
     /// What the link in the mail ends with.
     #[schema(example = "AZr8TVh4cf2C…")]

@@ -1,12 +1,15 @@
 //! `/v1/tenants`.
 
+use axum::extract::State;
 use chrono::{DateTime, Utc};
 use domain::identity::tenant::{
-    CancelTenant, ChangeSlug, CompleteProvisioning, DeactivateTenant, DeleteTenant, FreezeTenant, ProvisionTenant, ReactivateTenant,
-    RenameTenant, SetBranding, SetLlmConfig, Status, SuspendTenant, Tenant, UpdateSettings,
+    AddDomain, CancelTenant, ChangeSlug, ClearLimitOverride, CompleteProvisioning, DeactivateTenant, DeleteTenant, FreezeTenant,
+    OverrideLimit, ProvisionTenant, ReactivateTenant, RemoveDomain, RenameTenant, SetBranding, SetLlmConfig, Status, SuspendTenant, Tenant,
+    UpdateSettings, VerifyDomain,
 };
 use domain::{StreamId, TenantId};
 use projections::ReadModel as _;
+use projections::identity::domain::{self as of_domain, Domains};
 use projections::identity::tenant::{self, Tenants};
 use projections::identity::tenant_timeline::{self, Timeline};
 use serde::Deserialize;
@@ -16,12 +19,17 @@ use utoipa_axum::routes;
 use uuid::Uuid;
 
 use crate::app::App;
-use crate::extract::{After, Caller, Id, ListBody, Listed, Listing, Params, Query, Shown, paging, sensible, short};
-use crate::problem::Problem;
+use crate::extract::{After, Body, Caller, Id, ListBody, Listed, Listing, Params, Query, Shown, Write, Written, paging, sensible, short};
+use crate::problem::{Problem, code};
 use crate::routes::Refusals;
 
 pub(crate) fn routes() -> OpenApiRouter<App> {
-    commands().routes(routes!(list_tenants)).routes(routes!(get_tenant)).routes(routes!(list_tenant_timeline))
+    commands()
+        .routes(routes!(list_tenants))
+        .routes(routes!(get_tenant))
+        .routes(routes!(list_tenant_timeline))
+        .routes(routes!(list_tenant_domains))
+        .routes(routes!(verify_domain))
 }
 
 /// A tenant's stream is in the tenant itself, whoever acts on it.
@@ -42,6 +50,10 @@ crate::commands! { Tenant, "tenants", stream:
     reactivate_tenant(ReactivateTenant) post "/v1/tenants/{id}/reactivate" "application/json";
     deactivate_tenant(DeactivateTenant) post "/v1/tenants/{id}/deactivate" "application/json";
     cancel_tenant(CancelTenant) post "/v1/tenants/{id}/cancel" "application/json";
+    override_limit(OverrideLimit) post "/v1/tenants/{id}/override-limit" "application/json";
+    clear_limit_override(ClearLimitOverride) post "/v1/tenants/{id}/clear-limit-override" "application/json";
+    add_domain(AddDomain) post "/v1/tenants/{id}/add-domain" "application/json";
+    remove_domain(RemoveDomain) post "/v1/tenants/{id}/remove-domain" "application/json";
     delete_tenant(DeleteTenant) post "/v1/tenants/{id}/delete" "application/json";
 }
 
@@ -72,6 +84,8 @@ struct ListTenants {
     q: Option<String>,
     /// With this slug, or with this one as an alias.
     slug: Option<String>,
+    /// With this domain, verified.
+    domain: Option<String>,
     /// Made at or after this time.
     created_from: Option<DateTime<Utc>>,
     /// Made before this time.
@@ -95,11 +109,11 @@ struct ListTenants {
 async fn list_tenants(query: Query, Params(p): Params<ListTenants>) -> Result<Listed<tenant::Row>, Problem> {
     query.require("tenant:read")?;
     let paging = paging(&tenant::ORDERS, p.sort.as_deref(), p.limit, p.cursor)?;
-    short(&[&p.plan, &p.q, &p.slug])?;
+    short(&[&p.plan, &p.q, &p.slug, &p.domain])?;
     sensible(&[p.created_from, p.created_to])?;
-    let filter =
-        tenant::Filter { status: p.status, plan: p.plan, q: p.q, slug: p.slug, created_from: p.created_from, created_to: p.created_to };
-    let mut read = query.open_all(&[Tenants::NAME], p.after).await?;
+    let (created_from, created_to) = (p.created_from, p.created_to);
+    let filter = tenant::Filter { status: p.status, plan: p.plan, q: p.q, slug: p.slug, domain: p.domain, created_from, created_to };
+    let mut read = query.open_all(&[Tenants::NAME, Domains::NAME], p.after).await?;
     let page = tenant::list(&mut read, query.cursors(), &filter, &paging).await?;
     Ok(query.page(&read, page))
 }
@@ -116,4 +130,36 @@ async fn list_tenant_timeline(query: Query, Id(id): Id, Params(p): Params<Listin
     let mut read = query.open_all(&[Timeline::NAME], p.after).await?;
     let page = tenant_timeline::list(&mut read, query.cursors(), TenantId(id), &paging).await?;
     query.page_of(read, StreamId::new(TenantId(id), id), page, paging.cursor.as_ref()).await
+}
+
+/// The tenant's domains, with the records that have to stand in the DNS of each.
+#[utoipa::path(
+    get, path = "/v1/tenants/{id}/domains", tag = "tenants",
+    params(("id" = Uuid, Path, description = "Which one."), Listing),
+    responses((status = 200, body = ListBody<of_domain::Row>), Refusals)
+)]
+async fn list_tenant_domains(query: Query, Id(id): Id, Params(p): Params<Listing>) -> Result<Listed<of_domain::Row>, Problem> {
+    query.require("tenant:read")?;
+    let paging = paging(&of_domain::ORDERS, p.sort.as_deref(), p.limit, p.cursor)?;
+    let mut read = query.open_all(&[Domains::NAME], p.after).await?;
+    let page = of_domain::list(&mut read, query.cursors(), TenantId(id), &paging).await?;
+    Ok(query.page(&read, page))
+}
+
+/// See [`VerifyDomain`].
+#[utoipa::path(
+    post, path = "/v1/tenants/{id}/verify-domain", tag = "tenants", params(("id" = Uuid, Path, description = "Which one.")),
+    request_body = VerifyDomain,
+    responses((status = 200, description = "Done, or already so.", body = crate::extract::WrittenBody), Refusals)
+)]
+async fn verify_domain(State(app): State<App>, write: Write<Tenant>, Id(id): Id, mut body: Body<VerifyDomain>) -> Result<Written, Problem> {
+    // Nobody who may not has anything looked up.
+    write.caller().require("tenant:manage_domains")?;
+    let (name, _) = domain::identity::tenant::proof(body.command.domain.as_str(), Uuid::nil());
+    body.command.records = app.dns.txt(&name).await.map_err(|error| {
+        tracing::warn!(%error, "a domain cannot be looked up");
+        Problem::new(code::DNS_UNAVAILABLE, "the DNS did not answer; try again shortly")
+    })?;
+    let stream = stream(id, write.caller());
+    write.execute(stream, body).await
 }

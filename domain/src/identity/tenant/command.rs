@@ -1,10 +1,12 @@
 //! What may be asked of a tenant, and why it may be refused.
 
+use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::Status;
+use crate::billing::meter::Meter;
 use crate::text::{DisplayName, Email, JsonObject, PlanCode, Reason, SecretRef, TextError, line, slug};
 
 crate::text_types! {
@@ -12,6 +14,16 @@ crate::text_types! {
     Slug { max: 63, example: "acme", parse: |t| {
         let text = slug(t, 3, 63)?;
         if RESERVED.contains(&text.as_str()) { Err(TextError::Malformed("is a reserved word")) } else { Ok(text) }
+    } }
+    /// A domain name in ASCII (one in another script as punycode): labels of letters, digits and hyphens, two of them at least (RFC 1035 section 2.3.1).
+    DomainName { max: 253, example: "acme.example", parse: |t| {
+        let text = line(t, 253)?.to_ascii_lowercase();
+        let label = |label: &str| {
+            (1..=63).contains(&label.len()) && !label.starts_with('-') && !label.ends_with('-') && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+        };
+        let top = text.rsplit('.').next().unwrap_or_default();
+        let fine = text.contains('.') && text.split('.').all(label) && top.bytes().any(|b| b.is_ascii_alphabetic());
+        if fine { Ok(text) } else { Err(TextError::Malformed("must be a domain name, such as acme.example")) }
     } }
     /// A colour, `#rrggbb`.
     Color { max: 7, example: "#0a7cff", parse: |t| match t.strip_prefix('#') {
@@ -163,6 +175,84 @@ pub struct SuspendTenant {
     pub reason: Reason,
 }
 
+/// Gives a tenant another limit than its subscription does.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct OverrideLimit {
+    /// Of what.
+    pub meter: Meter,
+    /// How much.
+    #[schema(minimum = 0, maximum = 9_007_199_254_740_991_i64, example = 50)]
+    pub limit: u64,
+    /// Until when; for ever, if nothing is said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(example = "2030-01-01T00:00:00Z")]
+    pub until: Option<DateTime<Utc>>,
+}
+
+/// Gives a tenant the limit of its subscription again.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ClearLimitOverride {
+    /// Of what.
+    pub meter: Meter,
+}
+
+/// Ends an override whose time is over; sent by its timer.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct ExpireLimitOverride {
+    /// Of what.
+    pub meter: Meter,
+}
+
+/// Says that a domain belongs to a tenant. It counts once it is verified.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AddDomain {
+    /// Which.
+    pub domain: DomainName,
+}
+
+/// Verifies a domain by the record that stands in its DNS: `_tenure.<domain>` TXT `tenure-verification=<token>`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct VerifyDomain {
+    /// Which.
+    pub domain: DomainName,
+    /// What stands in its DNS: looked up, never said by whoever asks.
+    #[serde(skip)]
+    pub records: Vec<String>,
+}
+
+/// Takes a domain off a tenant.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RemoveDomain {
+    /// Which.
+    pub domain: DomainName,
+}
+
+/// Has a tenant stand where its subscription stands; sent by the policy that follows that.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct FollowSubscription {
+    /// Where that is.
+    pub standing: Standing,
+}
+
+/// What a subscription's status means to its tenant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Standing {
+    /// It is paid for.
+    Active,
+    /// It is not paid for, and works for a while.
+    PastDue,
+    /// It gives nothing until it is paid for.
+    Stopped,
+    /// It has been ended.
+    Cancelled,
+}
+
 crate::bare_commands! {
     /// Makes a tenant read only.
     FreezeTenant
@@ -190,6 +280,13 @@ crate::commands! { "tenant":
     Deactivate(DeactivateTenant) "deactivate", "deactivate";
     Cancel(CancelTenant) "cancel", "cancel";
     Reactivate(ReactivateTenant) "reactivate", "reactivate";
+    OverrideLimit(OverrideLimit) "override_limit", "override_limit";
+    ClearLimitOverride(ClearLimitOverride) "clear_limit_override", "override_limit";
+    ExpireLimitOverride(ExpireLimitOverride) "expire_limit_override", "override_limit";
+    AddDomain(AddDomain) "add_domain", "manage_domains";
+    VerifyDomain(VerifyDomain) "verify_domain", "manage_domains";
+    RemoveDomain(RemoveDomain) "remove_domain", "manage_domains";
+    FollowSubscription(FollowSubscription) "follow_subscription", "follow_subscription";
     Delete(DeleteTenant) "delete", "delete";
 }
 
@@ -215,6 +312,25 @@ crate::errors! {
         ReactivationWindowPassed: Conflict "tenant.reactivation_window_passed", "a cancelled tenant can come back within 30 days only";
         /// The slug is not an alias of this tenant, or its time has not come.
         AliasNotExpired: Conflict "tenant.alias_not_expired", "this slug is not an alias that has expired";
+        /// There is no plan of this code that can be subscribed to.
+        NoSuchPlan { /// The code.
+            code: String }: Invalid "tenant.no_such_plan", "there is no plan {code} that can be subscribed to";
+        /// Its subscription has not ended.
+        LiveSubscription: Conflict "tenant.live_subscription", "the tenant has a live subscription; cancel that first";
+        /// The override would be over before it begins, or is too large.
+        BadOverride: Invalid "tenant.bad_override", "a limit is at most 9007199254740991, and lasts until a time to come";
+        /// The limit is not overridden, or its time has not come.
+        OverrideNotExpired: Conflict "tenant.override_not_expired", "this limit has no override that has expired";
+        /// The domain is not one of the tenant's.
+        NoSuchDomain: Conflict "tenant.no_such_domain", "the tenant has no such domain";
+        /// Another tenant has verified the domain.
+        DomainTaken: Conflict "tenant.domain_taken", "the domain belongs to another tenant";
+        /// Nothing in the domain's DNS shows that it is the tenant's.
+        DomainNotProven { /// Where it has to stand.
+            name: String, /// What has to stand there.
+            value: String }: Conflict "tenant.domain_not_proven", "no TXT record {name} says {value}";
+        /// No more domains.
+        TooManyDomains: Conflict "tenant.too_many_domains", "a tenant has 20 domains at most";
         /// The settings would become too large.
         SettingsTooLarge: Invalid "tenant.settings_too_large", "the settings would be larger than 64 KiB";
     }

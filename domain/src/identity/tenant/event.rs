@@ -3,7 +3,9 @@
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use uuid::Uuid;
 
+use crate::billing::meter::Meter;
 use crate::ids::SubjectId;
 use crate::personal::Personal;
 
@@ -73,6 +75,9 @@ pub enum Event {
     Suspended {
         /// Why.
         reason: String,
+        /// Whether its subscription is not paid for; then paying brings it back.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        for_payment: bool,
     },
     /// It may only read.
     Frozen,
@@ -82,9 +87,47 @@ pub enum Event {
     Cancelled {
         /// When; it can come back for 30 days.
         at: DateTime<Utc>,
+        /// Whether its subscription has ended; then another one brings it back.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        with_subscription: bool,
     },
     /// It works again.
     Reactivated,
+    /// Its subscription is paid for.
+    Activated,
+    /// Its subscription is not paid for; it works for a while.
+    BecamePastDue,
+    /// A limit is another one than its subscription gives.
+    LimitOverridden {
+        /// Of what.
+        meter: Meter,
+        /// How much.
+        limit: i64,
+        /// Until when; for ever, if nothing is said.
+        until: Option<DateTime<Utc>>,
+    },
+    /// A limit is what its subscription gives again.
+    LimitOverrideCleared {
+        /// Of what.
+        meter: Meter,
+    },
+    /// It says that a domain is its own.
+    DomainAdded {
+        /// Which.
+        domain: String,
+        /// What has to stand in the domain's DNS to show it.
+        token: Uuid,
+    },
+    /// The domain is its own.
+    DomainVerified {
+        /// Which.
+        domain: String,
+    },
+    /// The domain is no longer its own.
+    DomainRemoved {
+        /// Which.
+        domain: String,
+    },
     /// It is gone for good.
     Deleted,
 }
@@ -114,5 +157,12 @@ crate::event_kinds!(Event:
     Deactivated => "tenant.deactivated" "1",
     Cancelled => "tenant.cancelled" "1",
     Reactivated => "tenant.reactivated" "1",
+    Activated => "tenant.activated" "1",
+    BecamePastDue => "tenant.became_past_due" "1",
+    LimitOverridden => "tenant.limit_overridden" "1",
+    LimitOverrideCleared => "tenant.limit_override_cleared" "1",
+    DomainAdded => "tenant.domain_added" "1",
+    DomainVerified => "tenant.domain_verified" "1",
+    DomainRemoved => "tenant.domain_removed" "1",
     Deleted => "tenant.deleted" "1",
 );

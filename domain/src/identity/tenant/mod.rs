@@ -1,7 +1,7 @@
 //! The tenant: a customer of the platform, and the owner of everything else.
 //!
-//! `provisioning → trialing | active`; `trialing | active → frozen | suspended | deactivated | cancelled`; `frozen | suspended | deactivated → active`;
-//! `cancelled → active` within 30 days; `cancelled | deactivated → deleted`.
+//! `provisioning → trialing | active`; `trialing → active`; `active ⇄ past_due`; `trialing | active | past_due → frozen | suspended | deactivated | cancelled`;
+//! `frozen | suspended | deactivated → active`; `cancelled → active` within 30 days; `cancelled | deactivated → deleted`. A tenant with a subscription follows it.
 
 mod command;
 mod event;
@@ -18,14 +18,28 @@ use serde_json::Value;
 pub use command::*;
 pub use event::{Event, Owner};
 
-use crate::aggregate::{Ask as _, EventKind, Issued, changed};
-use crate::effect::{Claim, Effect, Gate, Refusal, Scope};
-use crate::ids::{SubjectId, TenantId};
+use uuid::Uuid;
+
+use crate::aggregate::{Ask as _, Context, EventKind, Issued, Lookup, changed};
+use crate::billing::meter::Meter;
+use crate::billing::subscription;
+use crate::effect::{Claim, Effect, Gate, Precondition, Refusal, Scope};
+use crate::ids::{StreamId, SubjectId, TenantId};
 use crate::personal::Personal;
 use crate::text::JSON_OBJECT_MAX;
 
 /// Slugs, unique over all tenants, aliases included.
 pub const SLUG: Claim = Claim { namespace: "tenant_slug", scope: Scope::Installation, personal: false };
+
+/// Verified domains, unique over all tenants.
+pub const DOMAIN: Claim = Claim { namespace: "tenant_domain", scope: Scope::Installation, personal: false };
+/// How many domains a tenant has at most.
+const MAX_DOMAINS: usize = 20;
+
+/// The largest limit: what JSON numbers can tell exactly (RFC 8259 section 6).
+const MAX_LIMIT: u64 = 9_007_199_254_740_991;
+/// What the timer of an override is called, before the meter.
+const OVERRIDE_TIMER: &str = "limit_override:";
 
 /// How long an old slug leads to its tenant.
 pub const SLUG_ALIAS: TimeDelta = TimeDelta::days(30);
@@ -59,11 +73,23 @@ pub struct Details {
     llm: Option<(String, String, String)>,
     branding: (Option<String>, Option<String>),
     cancelled_at: Option<DateTime<Utc>>,
+    /// Whether it is stopped or has ended by its subscription, and so comes back with it.
+    by_subscription: bool,
+    overrides: BTreeMap<Meter, (i64, Option<DateTime<Utc>>)>,
+    domains: BTreeMap<String, Domain>,
+}
+
+/// A domain of a tenant.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct Domain {
+    token: Uuid,
+    verified: bool,
 }
 
 /// Where a tenant stands in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
+#[schema(as = TenantStatus)]
 pub enum Status {
     /// Being set up.
     Provisioning,
@@ -71,6 +97,8 @@ pub enum Status {
     Trialing,
     /// Working.
     Active,
+    /// Working, and behind with paying.
+    PastDue,
     /// Read only.
     Frozen,
     /// Stopped by the platform.
@@ -85,10 +113,11 @@ pub enum Status {
 
 impl Status {
     /// All of them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Provisioning,
         Self::Trialing,
         Self::Active,
+        Self::PastDue,
         Self::Frozen,
         Self::Suspended,
         Self::Deactivated,
@@ -102,6 +131,7 @@ impl Status {
             Self::Provisioning => "provisioning",
             Self::Trialing => "trialing",
             Self::Active => "active",
+            Self::PastDue => "past_due",
             Self::Frozen => "frozen",
             Self::Suspended => "suspended",
             Self::Deactivated => "deactivated",
@@ -112,7 +142,12 @@ impl Status {
 
     /// Whether a tenant in this status may be changed.
     fn is_open(self) -> bool {
-        matches!(self, Self::Provisioning | Self::Trialing | Self::Active)
+        self == Self::Provisioning || self.is_working()
+    }
+
+    /// Whether it does what it is for.
+    fn is_working(self) -> bool {
+        matches!(self, Self::Trialing | Self::Active | Self::PastDue)
     }
 }
 
@@ -151,6 +186,9 @@ impl Tenant {
                 llm: None,
                 branding: (None, None),
                 cancelled_at: None,
+                by_subscription: false,
+                overrides: BTreeMap::new(),
+                domains: BTreeMap::new(),
             }));
             return;
         }
@@ -170,16 +208,39 @@ impl Tenant {
             Event::SettingsUpdated { patch } => json_patch::merge(&mut tenant.settings, &patch),
             Event::LlmConfigSet { provider, model, secret_ref } => tenant.llm = Some((provider, model, secret_ref)),
             Event::BrandingSet { primary_color, logo_url } => tenant.branding = (primary_color, logo_url),
-            Event::Suspended { .. } => tenant.status = Status::Suspended,
+            Event::Suspended { reason: _, for_payment } => {
+                tenant.status = Status::Suspended;
+                tenant.by_subscription = for_payment;
+            }
             Event::Frozen => tenant.status = Status::Frozen,
             Event::Deactivated => tenant.status = Status::Deactivated,
-            Event::Cancelled { at } => {
+            Event::Cancelled { at, with_subscription } => {
                 tenant.status = Status::Cancelled;
                 tenant.cancelled_at = Some(at);
+                tenant.by_subscription = with_subscription;
             }
-            Event::Reactivated => {
+            Event::Reactivated | Event::Activated => {
                 tenant.status = Status::Active;
                 tenant.cancelled_at = None;
+                tenant.by_subscription = false;
+            }
+            Event::BecamePastDue => tenant.status = Status::PastDue,
+            Event::LimitOverridden { meter, limit, until } => {
+                tenant.overrides.insert(meter, (limit, until));
+            }
+            Event::LimitOverrideCleared { meter } => {
+                tenant.overrides.remove(&meter);
+            }
+            Event::DomainAdded { domain, token } => {
+                tenant.domains.insert(domain, Domain { token, verified: false });
+            }
+            Event::DomainVerified { domain } => {
+                if let Some(domain) = tenant.domains.get_mut(&domain) {
+                    domain.verified = true;
+                }
+            }
+            Event::DomainRemoved { domain } => {
+                tenant.domains.remove(&domain);
             }
             Event::Deleted => *self = Self::Deleted,
         }
@@ -191,7 +252,7 @@ impl Details {
     fn decide(&self, Issued { command, ctx }: Issued<Command>) -> Result<Vec<Event>, Error> {
         let not_now = Err(Error::NotWhile { command: command.name(), status: self.status });
         let open = self.status.is_open();
-        let working = matches!(self.status, Status::Trialing | Status::Active);
+        let working = self.status.is_working();
         match command {
             Command::Provision(_) => Err(Error::AlreadyExists),
             Command::CompleteProvisioning(_) if working => Ok(vec![]),
@@ -229,22 +290,57 @@ impl Details {
                 let wanted = (c.primary_color.map(String::from), c.logo_url.map(String::from));
                 Ok(changed(self.branding != wanted, || Event::BrandingSet { primary_color: wanted.0, logo_url: wanted.1 }))
             }
+            // What the platform stops, paying does not bring back.
+            Command::Suspend(c) if working || (self.status == Status::Suspended && self.by_subscription) => {
+                Ok(vec![Event::Suspended { reason: c.reason.into(), for_payment: false }])
+            }
             Command::Suspend(_) if self.status == Status::Suspended => Ok(vec![]),
-            Command::Suspend(c) if working => Ok(vec![Event::Suspended { reason: c.reason.into() }]),
             Command::Freeze(_) if self.status == Status::Frozen => Ok(vec![]),
             Command::Freeze(_) if working => Ok(vec![Event::Frozen]),
             Command::Deactivate(_) if self.status == Status::Deactivated => Ok(vec![]),
             Command::Deactivate(_) if working => Ok(vec![Event::Deactivated]),
             Command::Cancel(_) if self.status == Status::Cancelled => Ok(vec![]),
-            Command::Cancel(_) if working => Ok(vec![Event::Cancelled { at: ctx.now }]),
+            Command::Cancel(_) if working => Ok(vec![Event::Cancelled { at: ctx.now, with_subscription: false }]),
             Command::Reactivate(_) => match self.status {
-                Status::Active => Ok(vec![]),
+                Status::Active | Status::PastDue => Ok(vec![]),
                 Status::Cancelled if self.cancelled_at.is_some_and(|at| ctx.now > at + REACTIVATION_WINDOW) => {
                     Err(Error::ReactivationWindowPassed)
                 }
                 Status::Cancelled | Status::Frozen | Status::Suspended | Status::Deactivated => Ok(vec![Event::Reactivated]),
                 Status::Provisioning | Status::Trialing | Status::Deleted => not_now,
             },
+            Command::FollowSubscription(c) => Ok(self.follow(c.standing, ctx.now)),
+            Command::OverrideLimit(c) if self.status != Status::Deleted => {
+                let limit = i64::try_from(c.limit.min(MAX_LIMIT)).unwrap_or(i64::MAX);
+                let until = c.until.map(crate::time::micros);
+                if c.limit > MAX_LIMIT || until.is_some_and(|until| until <= ctx.now) {
+                    return Err(Error::BadOverride);
+                }
+                let differs = self.overrides.get(&c.meter) != Some(&(limit, until));
+                Ok(changed(differs, || Event::LimitOverridden { meter: c.meter, limit, until }))
+            }
+            Command::ClearLimitOverride(c) => {
+                Ok(changed(self.overrides.contains_key(&c.meter), || Event::LimitOverrideCleared { meter: c.meter }))
+            }
+            Command::ExpireLimitOverride(c) => match self.overrides.get(&c.meter) {
+                Some((_, Some(until))) if *until <= ctx.now => Ok(vec![Event::LimitOverrideCleared { meter: c.meter }]),
+                Some(_) | None => Err(Error::OverrideNotExpired),
+            },
+            Command::AddDomain(c) if open => {
+                let domain = String::from(c.domain);
+                if self.domains.contains_key(&domain) {
+                    return Ok(vec![]);
+                }
+                if self.domains.len() == MAX_DOMAINS {
+                    return Err(Error::TooManyDomains);
+                }
+                Ok(vec![Event::DomainAdded { domain, token: ctx.fresh_id }])
+            }
+            Command::VerifyDomain(c) if open => self.verify(c),
+            Command::RemoveDomain(c) if open => {
+                let domain = String::from(c.domain);
+                Ok(changed(self.domains.contains_key(&domain), || Event::DomainRemoved { domain }))
+            }
             Command::Delete(_) if matches!(self.status, Status::Cancelled | Status::Deactivated) => Ok(vec![Event::Deleted]),
             Command::CompleteProvisioning(_)
             | Command::Rename(_)
@@ -256,13 +352,70 @@ impl Details {
             | Command::Freeze(_)
             | Command::Deactivate(_)
             | Command::Cancel(_)
+            | Command::OverrideLimit(_)
+            | Command::AddDomain(_)
+            | Command::VerifyDomain(_)
+            | Command::RemoveDomain(_)
             | Command::Delete(_) => not_now,
         }
     }
+
+    /// What its subscription means to it. Whatever the platform or its own admins did to it stays.
+    fn follow(&self, standing: Standing, now: DateTime<Utc>) -> Vec<Event> {
+        let (status, working) = (self.status, self.status.is_working());
+        let in_time = self.cancelled_at.is_none_or(|at| now <= at + REACTIVATION_WINDOW);
+        match standing {
+            Standing::Active if matches!(status, Status::Trialing | Status::PastDue) => vec![Event::Activated],
+            Standing::Active => {
+                let back = matches!(status, Status::Suspended | Status::Cancelled) && self.by_subscription && in_time;
+                changed(back, || Event::Reactivated)
+            }
+            Standing::PastDue if status == Status::Trialing => vec![Event::Activated, Event::BecamePastDue],
+            Standing::PastDue => changed(status == Status::Active, || Event::BecamePastDue),
+            Standing::Stopped => {
+                changed(working, || Event::Suspended { reason: "its subscription is not paid for".to_owned(), for_payment: true })
+            }
+            Standing::Cancelled => {
+                let ends = working || (status == Status::Suspended && self.by_subscription);
+                changed(ends, || Event::Cancelled { at: now, with_subscription: true })
+            }
+        }
+    }
+
+    fn verify(&self, c: VerifyDomain) -> Result<Vec<Event>, Error> {
+        let domain = String::from(c.domain);
+        let known = self.domains.get(&domain).ok_or(Error::NoSuchDomain)?;
+        let (name, value) = proof(&domain, known.token);
+        if !known.verified && !c.records.contains(&value) {
+            return Err(Error::DomainNotProven { name, value });
+        }
+        Ok(changed(!known.verified, || Event::DomainVerified { domain }))
+    }
+}
+
+/// The TXT record that shows a domain to be a tenant's: where, and what. An underscored name of its own (RFC 8552), so that it stands in nobody's way.
+pub fn proof(domain: &str, token: Uuid) -> (String, String) {
+    (format!("_tenure.{domain}"), format!("tenure-verification={token}"))
+}
+
+/// A plan that is asked for must be one that can be subscribed to.
+fn subscribable(c: &ProvisionTenant, ctx: &Context) -> Result<(), Error> {
+    let Some(code) = &c.plan else { return Ok(()) };
+    let offered = ctx.found.plans.get(code.as_str()).is_some_and(|offer| !offer.retired);
+    if offered { Ok(()) } else { Err(Error::NoSuchPlan { code: code.as_str().to_owned() }) }
 }
 
 fn alias_label(slug: &str) -> String {
     format!("alias:{slug}")
+}
+
+fn override_timer(meter: Meter) -> String {
+    format!("{OVERRIDE_TIMER}{meter}")
+}
+
+/// Sets or takes off the ceiling that stands instead of the subscription's.
+fn override_of(meter: Meter, ceiling: Option<i64>) -> Option<Effect> {
+    meter.counter().overridden_by().map(|counter| Effect::Bound { counter, floor: None, ceiling })
 }
 
 fn alias_timer(slug: &str) -> String {
@@ -281,10 +434,16 @@ impl crate::Aggregate for Tenant {
         false
     }
 
+    fn looks_up(&self, command: &Command) -> Vec<Lookup> {
+        let Command::Provision(ProvisionTenant { plan: Some(plan), .. }) = command else { return vec![] };
+        vec![Lookup::Plan(plan.as_str().to_owned())]
+    }
+
     fn decide(&self, issued: Issued<Command>) -> Result<Vec<Event>, Error> {
         match (self, issued.command) {
             (Self::Absent, Command::Provision(_)) if issued.ctx.stream.tenant == TenantId::SYSTEM => Err(Error::ReservedId),
             (Self::Absent, Command::Provision(c)) => {
+                subscribable(&c, &issued.ctx)?;
                 let owner = c.owner.map(|owner| {
                     let subject = SubjectId(issued.ctx.fresh_id);
                     Owner { subject, email: Personal::new(subject, owner.email.into()), name: Personal::new(subject, owner.name.into()) }
@@ -321,7 +480,24 @@ impl crate::Aggregate for Tenant {
             Event::Cancelled { .. } => vec![Effect::Gate(Gate::Closed(Status::Cancelled.as_str()))],
             Event::Reactivated => vec![Effect::Gate(Gate::Open)],
             Event::Deleted => vec![Effect::Gate(Gate::Closed(Status::Deleted.as_str())), Effect::EndTenant],
+            Event::LimitOverridden { meter, limit, until } => {
+                let timer = match until {
+                    Some(until) => Effect::SetTimer { name: override_timer(*meter), due: *until },
+                    None => Effect::CancelTimer { name: override_timer(*meter) },
+                };
+                override_of(*meter, Some(*limit)).into_iter().chain([timer]).collect()
+            }
+            Event::LimitOverrideCleared { meter } => {
+                override_of(*meter, None).into_iter().chain([Effect::CancelTimer { name: override_timer(*meter) }]).collect()
+            }
+            Event::DomainVerified { domain } => {
+                vec![Effect::TakeClaim { claim: DOMAIN, label: domain.clone(), value: Some(domain.clone()) }]
+            }
+            Event::DomainRemoved { domain } => vec![Effect::ReleaseClaim { claim: DOMAIN, label: domain.clone() }],
             Event::ProvisioningCompleted { .. }
+            | Event::Activated
+            | Event::BecamePastDue
+            | Event::DomainAdded { .. }
             | Event::Renamed { .. }
             | Event::SettingsUpdated { .. }
             | Event::LlmConfigSet { .. }
@@ -329,11 +505,25 @@ impl crate::Aggregate for Tenant {
         }
     }
 
+    /// Nothing is deleted that is still to be paid for.
+    fn requires(event: &Event, _: StreamId) -> Vec<Precondition> {
+        let free = || Precondition::ClaimFree { claim: subscription::LIVE, value: subscription::BASE.to_owned() };
+        if matches!(event, Event::Deleted) { vec![free()] } else { vec![] }
+    }
+
     fn timer(name: &str) -> Option<Command> {
-        name.strip_prefix(ALIAS_TIMER).map(|slug| Command::ExpireSlugAlias(ExpireSlugAlias { slug: slug.to_owned() }))
+        let slug = name.strip_prefix(ALIAS_TIMER).map(|slug| ExpireSlugAlias { slug: slug.to_owned() }.into());
+        let meter = name.strip_prefix(OVERRIDE_TIMER).and_then(|meter| meter.parse().ok());
+        slug.or_else(|| meter.map(|meter| ExpireLimitOverride { meter }.into()))
     }
 
     fn refused(refusal: &Refusal) -> Option<Error> {
-        matches!(refusal, Refusal::ClaimTaken { namespace } if namespace == SLUG.namespace).then_some(Error::SlugTaken)
+        let Refusal::ClaimTaken { namespace } = refusal else { return None };
+        match namespace.as_str() {
+            name if name == SLUG.namespace => Some(Error::SlugTaken),
+            name if name == DOMAIN.namespace => Some(Error::DomainTaken),
+            name if name == subscription::LIVE.namespace => Some(Error::LiveSubscription),
+            _ => None,
+        }
     }
 }

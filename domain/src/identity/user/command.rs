@@ -39,6 +39,10 @@ pub struct RegisterUser {
     /// Whether the address is known to be theirs. Only Tenure itself says so, for an import: whoever could claim an address could be its owner elsewhere.
     #[serde(skip)]
     pub email_verified: bool,
+    /// Whether they get one link by which they set a password and show the address to be theirs, instead of one that shows that alone. For the owner of a new tenant, who is
+    /// waited for by nobody.
+    #[serde(skip)]
+    pub welcome: bool,
 }
 
 /// Asks somebody to become a user. They get a mail with a link to accept it by.

@@ -37,6 +37,8 @@ pub const MAIL_PAUSE: TimeDelta = TimeDelta::minutes(10);
 pub const EMAIL: Claim = Claim { namespace: "user_email", scope: Scope::Tenant, personal: true };
 /// Held, by the user's id, by everybody who can act and may be among those who work.
 pub const STAFF: Claim = Claim { namespace: "staff", scope: Scope::Tenant, personal: false };
+/// Held, by the user's id, by everybody who can act and looks after what the tenant pays.
+pub const PAYERS: Claim = Claim { namespace: "payers", scope: Scope::Tenant, personal: false };
 /// How many users hold a seat. Its ceiling comes with a subscription; until then there is none.
 pub const SEATS: &str = "users";
 /// How many run the tenant. Never less than one, once there was one.
@@ -50,6 +52,7 @@ const LOCK_TIMER: &str = "lock";
 /// Where a user stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
+#[schema(as = UserStatus)]
 pub enum Status {
     /// Asked, and has not answered.
     Invited,
@@ -157,6 +160,7 @@ struct Footprint {
     seat: bool,
     admin: bool,
     staff: bool,
+    payer: bool,
     role: Option<RoleId>,
 }
 
@@ -170,13 +174,16 @@ impl User {
     }
 
     fn footprint(&self) -> Footprint {
-        let Self::Known(user) = self else { return Footprint { live: false, seat: false, admin: false, staff: false, role: None } };
+        let Self::Known(user) = self else {
+            return Footprint { live: false, seat: false, admin: false, staff: false, payer: false, role: None };
+        };
         let live = user.status != Status::Deleted;
         Footprint {
             live,
             seat: user.status.can_act() || user.status == Status::Suspended,
             admin: user.status.can_act() && user.role.is_admin(),
             staff: user.status.can_act() && user.role.may_work(),
+            payer: user.status.can_act() && matches!(user.role, Role::OrgAdmin | Role::BillingAdmin),
             role: user.role.custom().filter(|_| live),
         }
     }
@@ -385,12 +392,12 @@ impl crate::Aggregate for User {
             effects.push(Effect::Bound { counter: ADMINS.into(), floor: Some(1), ceiling: None });
         }
         let id = after.details().map(|user| user.email.subject().0);
-        match (was.staff, is.staff) {
-            (false, true) => {
-                effects.push(Effect::TakeClaim { claim: STAFF, label: "staff".into(), value: id.map(|id| id.to_string()) });
+        for (claim, label, was, is) in [(STAFF, "staff", was.staff, is.staff), (PAYERS, "payers", was.payer, is.payer)] {
+            match (was, is) {
+                (false, true) => effects.push(Effect::TakeClaim { claim, label: label.into(), value: id.map(|id| id.to_string()) }),
+                (true, false) => effects.push(Effect::ReleaseClaim { claim, label: label.into() }),
+                (true, true) | (false, false) => {}
             }
-            (true, false) => effects.push(Effect::ReleaseClaim { claim: STAFF, label: "staff".into() }),
-            (true, true) | (false, false) => {}
         }
         if let Event::Registered { email, .. } | Event::Invited { email, .. } | Event::EmailChanged { email } = event {
             let value = email.known().map(|email| fold_email(email));

@@ -229,7 +229,8 @@ fn good(link: Option<Link>, token: Uuid, now: DateTime<Utc>) -> Result<(), Error
 
 /// Whether a link was sent just now.
 fn recent(link: Option<Link>, window: TimeDelta, now: DateTime<Utc>) -> bool {
-    link.is_some_and(|link| now < link.expires_at - window + MAIL_PAUSE)
+    // One that is good for longer came with the account, some time ago.
+    link.is_some_and(|link| now < link.expires_at - window + MAIL_PAUSE && link.expires_at <= now + window)
 }
 
 /// The rules of a user who is not there yet.
@@ -244,9 +245,13 @@ pub(super) fn begin(command: Command, ctx: &Context) -> Result<Vec<Event>, Error
                 name: personal(ctx, c.name.into()),
                 role: c.role,
             };
-            let verification = (!email_verified)
-                .then(|| Event::EmailVerificationRequested { token: ctx.fresh_id, expires_at: ctx.now + VERIFICATION_WINDOW });
-            Ok([registered].into_iter().chain(verification).collect())
+            let (token, expires_at) = (ctx.fresh_id, ctx.now + VERIFICATION_WINDOW);
+            let link = match (c.welcome, email_verified) {
+                (true, _) => Some(Event::PasswordResetRequested { token, expires_at }),
+                (false, false) => Some(Event::EmailVerificationRequested { token, expires_at }),
+                (false, true) => None,
+            };
+            Ok([registered].into_iter().chain(link).collect())
         }
         Command::Invite(c) => {
             may_give(c.role, ctx)?;

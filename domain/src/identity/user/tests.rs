@@ -66,7 +66,7 @@ fn registered(role: Role) -> Event {
 }
 
 fn register(role: Role) -> RegisterUser {
-    RegisterUser { id: None, email: email("ada@example.com"), name: name("Ada"), role, email_verified: true }
+    RegisterUser { id: None, email: email("ada@example.com"), name: name("Ada"), role, email_verified: true, welcome: false }
 }
 
 fn invite(role: Role) -> InviteUser {
@@ -347,6 +347,7 @@ proptest! {
         prop_assert_eq!(counters, expected);
         prop_assert_eq!(claims.contains("user_email"), status != Status::Deleted);
         prop_assert_eq!(claims.contains("staff"), acts && role != Role::User);
+        prop_assert_eq!(claims.contains("payers"), acts && role == Role::OrgAdmin);
         prop_assert_eq!(timers.contains("invitation"), status == Status::Invited);
         prop_assert_eq!(timers.contains("lock"), status == Status::Locked);
     }

@@ -1,0 +1,74 @@
+//! `/v1/plans`.
+
+use domain::billing::plan::{DefinePlan, Plan, RetirePlan, RevisePlan};
+use domain::{StreamId, TenantId};
+use projections::ReadModel as _;
+use projections::billing::plan::{self, Plans};
+use serde::Deserialize;
+use utoipa::IntoParams;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+use uuid::Uuid;
+
+use crate::app::App;
+use crate::extract::{After, Caller, Id, ListBody, Listed, Params, Query, Shown, paging};
+use crate::problem::Problem;
+use crate::routes::Refusals;
+
+pub(crate) fn routes() -> OpenApiRouter<App> {
+    commands().routes(routes!(list_plans)).routes(routes!(get_plan))
+}
+
+/// Plans are the platform's, whoever looks at them.
+fn stream(id: Uuid, _: &Caller) -> StreamId {
+    StreamId::new(TenantId::SYSTEM, id)
+}
+
+crate::commands! { Plan, "plans", stream:
+    create define_plan(DefinePlan) "/v1/plans";
+    revise_plan(RevisePlan) post "/v1/plans/{id}/revise" "application/json";
+    retire_plan(RetirePlan) post "/v1/plans/{id}/retire" "application/json";
+}
+
+/// One plan, with all its versions.
+#[utoipa::path(
+    get, path = "/v1/plans/{id}", tag = "plans",
+    params(("id" = Uuid, Path, description = "Which one."), After),
+    responses((status = 200, body = plan::Row), (status = 304, description = "It has not changed."), Refusals)
+)]
+async fn get_plan(query: Query, Id(id): Id, Params(p): Params<After>) -> Result<Shown<plan::Row>, Problem> {
+    query.require("plan:read")?;
+    let mut read = query.open_system(&[Plans::NAME], p.after).await?;
+    let row = plan::by_id(&mut read, id).await?;
+    let stream = stream(id, &query.caller);
+    query.show(read, stream, row, |row| row.version).await
+}
+
+/// Which plans, in which order.
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+struct ListPlans {
+    /// Those that nobody can subscribe to any more, too.
+    #[serde(default)]
+    retired: bool,
+    /// `-created_at` (the default), `created_at`, `code` or `-code`.
+    sort: Option<String>,
+    /// How many rows at most.
+    #[param(minimum = 1, maximum = 200, default = 50)]
+    limit: Option<u32>,
+    /// Where to go on: the `next_cursor` of the page before.
+    cursor: Option<String>,
+    /// Wait up to 2 s until the answer reflects this position; 504 if it takes longer.
+    after: Option<i64>,
+}
+
+/// The plans that can be subscribed to.
+#[utoipa::path(get, path = "/v1/plans", tag = "plans", params(ListPlans), responses((status = 200, body = ListBody<plan::Row>), Refusals))]
+async fn list_plans(query: Query, Params(p): Params<ListPlans>) -> Result<Listed<plan::Row>, Problem> {
+    query.require("plan:read")?;
+    let paging = paging(&plan::ORDERS, p.sort.as_deref(), p.limit, p.cursor)?;
+    let mut read = query.open_system(&[Plans::NAME], p.after).await?;
+    let page = plan::list(&mut read, query.cursors(), p.retired, &paging).await?;
+    Ok(query.page(&read, page))
+}

@@ -1,0 +1,79 @@
+//! A tenant stands where its subscription stands; and a tenant that ends its contract ends what it pays for.
+
+use bus::subscription::HandlerError;
+use cqrs_es::Aggregate as _;
+use domain::billing::subscription::{self, BASE, CancelSubscription, LIVE, Status, Subscription, When};
+use domain::identity::tenant::{Event, FollowSubscription, Standing, Tenant};
+use domain::{StreamId, TenantId};
+use store::{RawEvent, Store};
+
+use crate::policy::{Answer, Reaction, retry, unreadable};
+
+/// The policy.
+pub struct Tenancy;
+
+/// What a subscription's status means to its tenant; `None`: nothing.
+pub(super) fn standing(status: Status) -> Option<Standing> {
+    match status {
+        Status::Trialing => None,
+        Status::Active | Status::CancelScheduled => Some(Standing::Active),
+        Status::PastDue => Some(Standing::PastDue),
+        Status::Unpaid | Status::Paused | Status::Expired => Some(Standing::Stopped),
+        Status::Cancelled => Some(Standing::Cancelled),
+    }
+}
+
+/// The status that an event of a subscription brings about, if it does.
+fn becomes(event: &subscription::Event) -> Option<Status> {
+    use subscription::Event as E;
+    match event {
+        E::Started { trial: Some(_), .. } => Some(Status::Trialing),
+        E::Started { trial: None, period, .. } => period.map(|_| Status::Active),
+        E::TrialConverted { .. } | E::Activated { .. } | E::Resumed { .. } => Some(Status::Active),
+        E::BecamePastDue => Some(Status::PastDue),
+        E::MarkedUnpaid { .. } => Some(Status::Unpaid),
+        E::Paused { .. } => Some(Status::Paused),
+        E::Expired { .. } => Some(Status::Expired),
+        E::Cancelled { .. } => Some(Status::Cancelled),
+        E::TrialExtended { .. }
+        | E::TrialEnding { .. }
+        | E::PlanChanged { .. }
+        | E::PlanChangeScheduled { .. }
+        | E::ScheduledChangeCancelled
+        | E::QuantityChanged { .. }
+        | E::PeriodRenewed { .. }
+        | E::CancelScheduled { .. }
+        | E::Uncancelled
+        | E::PaymentSucceeded { .. }
+        | E::PaymentFailed { .. }
+        | E::StandingReported { .. }
+        | E::PaymentMethodSet { .. }
+        | E::PaymentMethodRemoved { .. }
+        | E::CustomerLinked { .. }
+        | E::ProviderLinked { .. } => None,
+    }
+}
+
+impl Reaction for Tenancy {
+    const NAME: &'static str = "tenancy";
+    const TYPES: &'static [&'static str] = &[Subscription::TYPE, Tenant::TYPE];
+    const STEPS: usize = 1;
+
+    async fn step(&self, store: &Store, event: &RawEvent, _: usize) -> Result<Option<Answer>, HandlerError> {
+        let tenant = TenantId(event.tenant_id);
+        if event.aggregate_type == Subscription::TYPE {
+            let typed = store.typed::<Subscription>(&[event]).await.map_err(unreadable)?;
+            let standing = typed.first().and_then(|event| becomes(&event.event)).and_then(standing);
+            return Ok(standing.map(|standing| Answer::new::<Tenant>(StreamId::new(tenant, tenant.0), FollowSubscription { standing })));
+        }
+        if event.event_type != "tenant.cancelled" {
+            return Ok(None);
+        }
+        let typed = store.typed::<Tenant>(&[event]).await.map_err(unreadable)?;
+        if !matches!(typed.first().map(|event| &event.event), Some(Event::Cancelled { with_subscription: false, .. })) {
+            return Ok(None);
+        }
+        let live = store.holder(&LIVE, tenant, BASE).await.map_err(retry)?;
+        Ok(live.map(|stream| Answer::new::<Subscription>(stream, CancelSubscription { when: When::Now })))
+    }
+}

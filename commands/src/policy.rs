@@ -1,0 +1,283 @@
+//! The runtime of policies: what answers events.
+//!
+//! A policy is brought every event once and in order, from where the log ended when it was introduced. It decides on a page of events, and what it decides is written in
+//! the transaction that moves its checkpoint. It never goes back. One that answers with commands ([`Reaction`]) sends each under an id and a key made from the policy, the
+//! event's position and the command's place in the answer: whatever is killed between a command and the checkpoint, the command is sent again and has been executed once.
+
+use std::collections::BTreeMap;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bus::subscription::{Checkpoint, Handler, HandlerError};
+use domain::aggregate::Ask as _;
+use domain::{Actor, Aggregate, StreamId};
+use futures::{StreamExt as _, TryStreamExt as _};
+use sqlx::{FromRow, PgConnection};
+use store::load::LoadError;
+use store::{Hash, Key, RawEvent, Store, lease};
+use uuid::Uuid;
+
+use crate::error::CommandError;
+use crate::execute::{Executor, Outcome, Request};
+
+/// How long one that died keeps others waiting.
+const LEASE: Duration = Duration::from_secs(10);
+/// How many tenants' events are answered at a time.
+const AT_A_TIME: usize = 32;
+
+/// What answers events. Its row in `ops.policies` is made by a migration, at the log's end then.
+pub trait Policy: Send + Sync + 'static {
+    /// Its name: part of the identity of everything that it decides.
+    const NAME: &'static str;
+
+    /// What it has decided for a page of events.
+    type Decided: Send;
+
+    /// Decides. May be asked again for the same events.
+    fn decide(&self, events: &[Arc<RawEvent>]) -> impl Future<Output = Result<Self::Decided, HandlerError>> + Send;
+
+    /// Writes what was decided, in the transaction that moves the checkpoint.
+    fn write(&self, decided: Self::Decided, tx: &mut PgConnection) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
+}
+
+/// A policy in one process.
+pub struct Runtime<P> {
+    policy: P,
+    store: Store,
+    owner: Uuid,
+    epoch: i64,
+}
+
+impl<P: Policy> Runtime<P> {
+    /// One that answers the log of `store`.
+    pub fn new(policy: P, store: Store) -> Self {
+        let owner = store.fresh_id();
+        Self { policy, store, owner, epoch: 0 }
+    }
+}
+
+fn lease_name<P: Policy>() -> String {
+    format!("policy/{}", P::NAME)
+}
+
+/// A failure that may pass.
+pub fn retry(error: impl std::fmt::Display) -> HandlerError {
+    HandlerError::Retry(error.to_string())
+}
+
+/// A failure to read events, as the runtime is told of it.
+pub fn unreadable(error: LoadError) -> HandlerError {
+    match error {
+        unknown @ LoadError::UnknownEvent { .. } => HandlerError::Unknown(unknown.to_string()),
+        other @ (LoadError::Unavailable(_) | LoadError::Corrupt { .. }) => HandlerError::Retry(other.to_string()),
+    }
+}
+
+impl<P: Policy> Handler for Runtime<P> {
+    fn name(&self) -> &'static str {
+        P::NAME
+    }
+
+    async fn begin(&mut self) -> Result<Option<Checkpoint>, HandlerError> {
+        let pool = self.store.pool();
+        let Some(lease) = lease::acquire(pool, &lease_name::<P>(), self.owner, LEASE).await.map_err(retry)? else { return Ok(None) };
+        self.epoch = lease.epoch;
+        let (position, log_hash): (i64, [u8; 32]) = sqlx::query_as("select position, log_hash from ops.policies where name = $1")
+            .bind(P::NAME)
+            .fetch_one(pool)
+            .await
+            .map_err(retry)?;
+        Ok(Some(Checkpoint { position, log_hash: Hash(log_hash) }))
+    }
+
+    async fn handle(&mut self, events: &[Arc<RawEvent>]) -> Result<(), HandlerError> {
+        let (Some(first), Some(last)) = (events.first(), events.last()) else { return Ok(()) };
+        let decided = self.policy.decide(events).await?;
+        let mut tx = self.store.pool().begin().await.map_err(retry)?;
+        self.policy.write(decided, &mut tx).await.map_err(retry)?;
+        let moved = sqlx::query(
+            "update ops.policies set position = $3, log_hash = $4, epoch = $5 where name = $1 and position = $2 and epoch <= $5",
+        )
+        .bind(P::NAME)
+        .bind(first.position - 1)
+        .bind(last.position)
+        .bind(last.log_hash.0)
+        .bind(self.epoch)
+        .execute(&mut *tx)
+        .await
+        .map_err(retry)?;
+        if moved.rows_affected() != 1 {
+            return Err(HandlerError::Retry(format!("{} is no longer at {} in this process's hands", P::NAME, first.position - 1)));
+        }
+        tx.commit().await.map_err(retry)
+    }
+
+    async fn release(&mut self) {
+        let _ = lease::release(self.store.pool(), &lease_name::<P>(), self.owner).await;
+    }
+}
+
+type Executing = Pin<Box<dyn Future<Output = Result<Outcome, CommandError>> + Send>>;
+
+/// A command that answers an event.
+pub struct Answer {
+    name: String,
+    execute: Box<dyn FnOnce(Executor, Sent) -> Executing + Send>,
+}
+
+/// What is said of every command of a policy.
+struct Sent {
+    actor: Actor,
+    id: Uuid,
+    causation: Uuid,
+    key: Key,
+}
+
+impl Answer {
+    /// A command for a stream.
+    pub fn new<A: Aggregate>(stream: StreamId, command: impl Into<A::Ask>) -> Self {
+        let command: A::Ask = command.into();
+        let name = format!("{}.{}", A::TYPE, command.name());
+        let execute = move |executor: Executor, sent: Sent| -> Executing {
+            let mut request = Request::<A>::new(stream, command, sent.actor, sent.id);
+            request.causation_id = Some(sent.causation);
+            request.key = Some(sent.key);
+            Box::pin(async move { executor.execute(request).await })
+        };
+        Self { name, execute: Box::new(execute) }
+    }
+}
+
+/// A policy that answers with commands.
+pub trait Reaction: Send + Sync + 'static {
+    /// Its name: part of the identity of every command that it sends.
+    const NAME: &'static str;
+
+    /// The aggregate types whose events it answers.
+    const TYPES: &'static [&'static str];
+
+    /// How many commands an event is answered with at most, one after the other; each is decided when those before it are done, so that it may depend on what they did.
+    const STEPS: usize;
+
+    /// The command at this place of the answer, if there is one.
+    fn step(&self, store: &Store, event: &RawEvent, n: usize) -> impl Future<Output = Result<Option<Answer>, HandlerError>> + Send;
+}
+
+/// Executes the commands of a reaction.
+pub struct Commands<R> {
+    reaction: R,
+    executor: Executor,
+}
+
+impl<R: Reaction> Commands<R> {
+    /// The policy in one process.
+    pub fn runtime(reaction: R, executor: &Executor) -> Runtime<Self> {
+        Runtime::new(Self { reaction, executor: executor.clone() }, executor.store().clone())
+    }
+
+    async fn answer(&self, event: &RawEvent, refusals: &mut Vec<Refusal>) -> Result<(), HandlerError> {
+        for n in 0..R::STEPS {
+            let Some(answer) = self.reaction.step(self.executor.store(), event, n).await? else { continue };
+            let identity = format!("{} {} {n}", R::NAME, event.position);
+            let id = Uuid::new_v5(&event.event_id, identity.as_bytes());
+            let tenant = domain::TenantId(event.tenant_id);
+            let key = Key { tenant, scope: format!("policy:{}", R::NAME), key: id.to_string(), fingerprint: [0; 32] };
+            let actor = Actor::system(R::NAME);
+            match (answer.execute)(self.executor.clone(), Sent { actor, id, causation: event.event_id, key }).await {
+                Ok(_) => {}
+                Err(
+                    error @ (CommandError::Contended | CommandError::Overloaded | CommandError::Unavailable | CommandError::Internal(_)),
+                ) => {
+                    return Err(retry(error));
+                }
+                // What the rules refuse now they would refuse again: that is recorded, and the policy goes on.
+                Err(
+                    error @ (CommandError::Rejected { .. }
+                    | CommandError::Forbidden { .. }
+                    | CommandError::VersionMismatch { .. }
+                    | CommandError::KeyReused),
+                ) => {
+                    tracing::warn!(policy = R::NAME, event.position, command = answer.name, %error, "refused");
+                    let step = i32::try_from(n).unwrap_or(i32::MAX);
+                    let (policy, command) = (R::NAME.to_owned(), answer.name);
+                    let (tenant_id, position, recorded_at) = (event.tenant_id, event.position, self.executor.store().clock().now());
+                    refusals.push(Refusal { policy, position, step, tenant_id, command, reason: error.to_string(), recorded_at });
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A command of a policy that was refused.
+#[derive(Clone, Debug, PartialEq, Eq, FromRow)]
+pub struct Refusal {
+    /// Whose command.
+    pub policy: String,
+    /// The event that it was to answer.
+    pub position: i64,
+    /// Its place in the answer.
+    pub step: i32,
+    /// For whom.
+    pub tenant_id: Uuid,
+    /// Which command: `user.register`.
+    pub command: String,
+    /// Why.
+    pub reason: String,
+    /// When.
+    pub recorded_at: chrono::DateTime<chrono::Utc>,
+}
+
+/// The refused commands of all policies, the newest first.
+pub async fn refusals(store: &Store, limit: i64) -> Result<Vec<Refusal>, sqlx::Error> {
+    let refusals = sqlx::query_as("select * from ops.policy_refusals order by position desc, policy, step limit $1");
+    refusals.bind(limit).fetch_all(store.pool()).await
+}
+
+/// How far each policy has come.
+pub async fn positions(store: &Store) -> Result<Vec<(String, i64)>, sqlx::Error> {
+    sqlx::query_as("select name, position from ops.policies order by name").fetch_all(store.pool()).await
+}
+
+impl<R: Reaction> Policy for Commands<R> {
+    const NAME: &'static str = R::NAME;
+
+    type Decided = Vec<Refusal>;
+
+    async fn decide(&self, events: &[Arc<RawEvent>]) -> Result<Vec<Refusal>, HandlerError> {
+        // A tenant's events are answered in order; tenants do not wait for one another.
+        let mut by_tenant: BTreeMap<Uuid, Vec<Arc<RawEvent>>> = BTreeMap::new();
+        for event in events.iter().filter(|event| R::TYPES.contains(&event.aggregate_type.as_str())) {
+            by_tenant.entry(event.tenant_id).or_default().push(event.clone());
+        }
+        let answered = futures::stream::iter(by_tenant.into_values().map(|events| async move {
+            let mut refusals = Vec::new();
+            for event in &events {
+                self.answer(event, &mut refusals).await?;
+            }
+            Ok::<_, HandlerError>(refusals)
+        }));
+        let refusals: Vec<Vec<Refusal>> = answered.buffer_unordered(AT_A_TIME).try_collect().await?;
+        Ok(refusals.concat())
+    }
+
+    async fn write(&self, refusals: Vec<Refusal>, tx: &mut PgConnection) -> Result<(), sqlx::Error> {
+        for refusal in refusals {
+            sqlx::query(
+                "insert into ops.policy_refusals (policy, position, step, tenant_id, command, reason, recorded_at)
+                 values ($1, $2, $3, $4, $5, $6, $7) on conflict do nothing",
+            )
+            .bind(refusal.policy)
+            .bind(refusal.position)
+            .bind(refusal.step)
+            .bind(refusal.tenant_id)
+            .bind(refusal.command)
+            .bind(refusal.reason)
+            .bind(refusal.recorded_at)
+            .execute(&mut *tx)
+            .await?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,620 @@
+//! Given, when, then.
+
+use chrono::SubsecRound as _;
+use cqrs_es::Aggregate as _;
+use cqrs_es::test::{AggregateTestExecutor, TestFramework};
+use proptest::prelude::*;
+use uuid::Uuid;
+
+use super::*;
+use crate::Actor;
+use crate::aggregate::{Aggregate as _, Context, Found, Offer};
+use crate::billing::meter::Entitlement;
+use crate::billing::money::{Currency, Money};
+use crate::billing::period::Interval;
+use crate::billing::plan::Terms;
+use crate::error::{DomainError as _, Kind};
+use crate::ids::TenantId;
+use crate::text::PlanCode;
+
+fn day(n: i64) -> DateTime<Utc> {
+    // The first of January 2026.
+    DateTime::from_timestamp(1_767_225_600, 0).unwrap() + TimeDelta::days(n)
+}
+
+fn usd(amount: i64) -> Money {
+    Money::new(amount, Currency::USD)
+}
+
+fn terms(price: i64, users: u64) -> Terms {
+    let entitlements = [(Meter::Users, Entitlement::of(users))].into();
+    Terms { price: usd(price), interval: Interval::Month, trial_days: 14, entitlements }
+}
+
+fn pinned(code: &str) -> Pinned {
+    let offer = &offers()[code];
+    Pinned { plan: offer.plan, code: code.into(), version: offer.version, terms: offer.terms.clone() }
+}
+
+fn offers() -> BTreeMap<String, Offer> {
+    let offer = |n, price, users| Offer { plan: Uuid::from_u128(n), version: 1, terms: terms(price, users), retired: false };
+    let yearly = Terms { interval: Interval::Year, ..terms(29_000, 5) };
+    let euro = Terms { price: Money::new(100, Currency::try_from("EUR".to_owned()).unwrap()), ..terms(0, 5) };
+    [
+        ("starter", offer(1, 2_900, 5)),
+        ("growth", offer(2, 9_900, 25)),
+        ("yearly", Offer { terms: yearly, ..offer(3, 0, 5) }),
+        ("euro", Offer { terms: euro, ..offer(4, 0, 5) }),
+        ("old", Offer { retired: true, ..offer(5, 100, 5) }),
+    ]
+    .map(|(code, offer)| (code.to_owned(), offer))
+    .into()
+}
+
+/// As the platform's timers would ask, with so many users.
+fn with_users(users: i64, now: DateTime<Utc>, command: impl Into<Command>) -> Issued<Command> {
+    let counters = [(Meter::Users.counter(), users)].into();
+    let found = Found { plans: offers(), counters, ..Found::default() };
+    let stream = StreamId::new(TenantId(Uuid::from_u128(7)), Uuid::from_u128(8));
+    Issued { command: command.into(), ctx: Context { now, actor: Actor::system("test"), stream, fresh_id: Uuid::nil(), found } }
+}
+
+fn at(now: DateTime<Utc>, command: impl Into<Command>) -> Issued<Command> {
+    with_users(3, now, command)
+}
+
+fn given(events: &[Event]) -> AggregateTestExecutor<Subscription> {
+    TestFramework::<Subscription>::with(()).given(events.to_vec())
+}
+
+fn start(plan: &str) -> StartSubscription {
+    StartSubscription {
+        id: None,
+        plan: PlanCode::parse(plan).unwrap(),
+        trial_days: None,
+        billing: Billing::Anniversary,
+        time_zone: Tz::UTC,
+        currency: None,
+        quantity: 1,
+    }
+}
+
+fn change(plan: &str, when: When) -> ChangePlan {
+    ChangePlan { plan: PlanCode::parse(plan).unwrap(), when }
+}
+
+fn cancel(when: When) -> CancelSubscription {
+    CancelSubscription { when }
+}
+
+fn trialing() -> Event {
+    let trial = Some(Trial { ends_at: day(14), remind_at: Some(day(11)) });
+    Event::Started { pinned: pinned("starter"), quantity: 1, billing: Billing::Anniversary, time_zone: Tz::UTC, trial, period: None }
+}
+
+fn january() -> Period {
+    Period { start: day(0), end: day(31) }
+}
+
+fn active() -> Event {
+    let (pinned, period) = (pinned("starter"), Some(january()));
+    Event::Started { pinned, quantity: 1, billing: Billing::Anniversary, time_zone: Tz::UTC, trial: None, period }
+}
+
+fn method() -> Event {
+    Event::PaymentMethodSet { reference: "pm_1".into(), occurred_at: day(0), in_use: Some("pm_1".into()) }
+}
+
+fn payment(id: &str, occurred_at: DateTime<Utc>) -> RecordPayment {
+    RecordPayment { provider_event_id: Reference::parse(id).unwrap(), occurred_at, amount: None }
+}
+
+fn paid(id: &str, occurred_at: DateTime<Utc>) -> Event {
+    Event::PaymentSucceeded { provider_event_id: id.into(), occurred_at, amount: None }
+}
+
+fn failed(id: &str, occurred_at: DateTime<Utc>) -> Event {
+    Event::PaymentFailed { provider_event_id: id.into(), occurred_at, amount: None }
+}
+
+/// The events that bring a subscription into a status.
+fn history(status: Status) -> Vec<Event> {
+    match status {
+        Status::Trialing => vec![trialing()],
+        Status::Active => vec![active()],
+        Status::PastDue => vec![active(), failed("f", day(1)), Event::BecamePastDue],
+        Status::Unpaid => vec![active(), failed("f", day(1)), Event::BecamePastDue, Event::MarkedUnpaid { at: day(2), requested: true }],
+        Status::Paused => vec![active(), Event::Paused { reason: PauseReason::Requested, at: day(1) }],
+        Status::CancelScheduled => vec![active(), Event::CancelScheduled { at: day(31) }],
+        Status::Cancelled => vec![active(), Event::Cancelled { at: day(1) }],
+        Status::Expired => vec![active(), Event::Paused { reason: PauseReason::Requested, at: day(-100) }, Event::Expired { at: day(0) }],
+    }
+}
+
+fn fold(events: &[Event]) -> Subscription {
+    let mut subscription = Subscription::default();
+    events.iter().for_each(|event| subscription.apply(event.clone()));
+    subscription
+}
+
+fn status(subscription: &Subscription) -> Option<Status> {
+    subscription.details().map(|details| details.status)
+}
+
+/// The commands, by a word for each.
+fn command(word: &str) -> Command {
+    match word {
+        "start" => start("starter").into(),
+        "extend_trial" => ExtendTrial { until: day(20) }.into(),
+        "convert_trial" => ConvertTrial {}.into(),
+        "end_trial" => EndTrialWithoutPayment {}.into(),
+        "upgrade" => change("growth", When::Now).into(),
+        "change_later" => change("growth", When::PeriodEnd).into(),
+        "keep_plan" => CancelScheduledChange {}.into(),
+        "quantity" => ChangeQuantity { quantity: 2 }.into(),
+        "pause" => PauseSubscription {}.into(),
+        "resume" => ResumeSubscription {}.into(),
+        "cancel_now" => cancel(When::Now).into(),
+        "cancel_later" => cancel(When::PeriodEnd).into(),
+        "uncancel" => UncancelSubscription {}.into(),
+        "renew" => RenewPeriod {}.into(),
+        "paid" => RecordPaymentSucceeded(payment("p", day(6))).into(),
+        "failed" => RecordPaymentFailed(payment("q", day(6))).into(),
+        "mark_unpaid" => MarkUnpaid {}.into(),
+        "method" => SetPaymentMethod { reference: Reference::parse("pm_2").unwrap() }.into(),
+        "expire" => ExpireSubscription {}.into(),
+        "ended_there" => {
+            let fact = Fact::Stands(Standing::Ended);
+            Report { provider_event_id: "e".into(), occurred_at: day(6), fact }.into()
+        }
+        other => panic!("{other}"),
+    }
+}
+
+/// The table of the design, written down apart from the code: what each command does in each status, on the fifth day of a paid January with nothing to pay with.
+/// `-`: refused; `=`: already so; a status: it becomes or stays that, with events.
+const TABLE: &str = "
+              trialing  active           past_due  unpaid    paused    cancel_scheduled cancelled expired
+start         -         -                -         -         -         -                -         -
+extend_trial  trialing  -                -         -         -         -                -         -
+convert_trial -         =                -         -         -         -                -         -
+end_trial     paused    -                -         -         =         -                -         -
+upgrade       trialing  active           past_due  -         -         -                -         -
+change_later  -         active           past_due  -         -         -                -         -
+keep_plan     =         =                =         =         =         =                -         -
+quantity      trialing  active           past_due  -         -         -                -         -
+pause         -         paused           -         -         =         -                -         -
+resume        -         =                -         -         active    -                -         -
+cancel_now    cancelled cancelled        cancelled cancelled cancelled cancelled        =         -
+cancel_later  -         cancel_scheduled -         -         -         =                =         -
+uncancel      =         =                =         =         =         active           -         -
+renew         -         -                -         -         -         -                -         -
+paid          trialing  active           active    active    paused    cancel_scheduled cancelled expired
+failed        trialing  past_due         past_due  unpaid    paused    cancel_scheduled cancelled expired
+mark_unpaid   -         -                unpaid    =         -         -                -         -
+method        trialing  active           past_due  unpaid    paused    cancel_scheduled cancelled expired
+expire        -         -                -         -         -         -                -         -
+ended_there   cancelled cancelled        cancelled cancelled cancelled cancelled        cancelled expired
+";
+
+#[test]
+fn every_transition_legal_and_illegal_is_as_the_design_says() {
+    let mut lines = TABLE.trim_start_matches('\n').lines();
+    let statuses: Vec<&str> = lines.next().unwrap().split_whitespace().collect();
+    assert_eq!(statuses, Status::ALL.map(Status::as_str));
+    let mut known = 0;
+    for line in lines {
+        let mut cells = line.split_whitespace();
+        let word = cells.next().unwrap();
+        known += 1;
+        for (from, expected) in Status::ALL.into_iter().zip(cells) {
+            let before = fold(&history(from));
+            assert_eq!(status(&before), Some(from));
+            let came = match before.decide(at(day(5), command(word))) {
+                Ok(events) if events.is_empty() => "=".to_owned(),
+                Ok(events) => {
+                    let mut after = before.clone();
+                    events.into_iter().for_each(|event| after.apply(event));
+                    status(&after).unwrap().to_string()
+                }
+                Err(error) => {
+                    assert!(matches!(error.kind(), Kind::Conflict), "{error}");
+                    "-".to_owned()
+                }
+            };
+            assert_eq!(came, expected, "{word} while {from}");
+        }
+        if word != "start" {
+            let nothing = Subscription::default().decide(at(day(5), command(word)));
+            assert_eq!(nothing, Err(Error::NotFound), "{word}");
+        }
+    }
+    assert_eq!(known, 20);
+}
+
+#[test]
+fn an_illegal_transition_has_a_code_that_names_state_and_command() {
+    let error = fold(&history(Status::Cancelled)).decide(at(day(5), PauseSubscription {})).unwrap_err();
+    assert_eq!((error.code().as_ref(), error.page()), ("subscription.cannot_pause_while_cancelled", "subscription.cannot_while"));
+}
+
+#[test]
+fn a_trial_begins_with_what_the_plan_gives_in_force_and_converts_at_its_end_exactly_once() {
+    given(&[]).when(at(day(0), start("starter"))).then_expect_events(vec![trialing()]);
+    let effects = Subscription::default().effects(&trialing());
+    assert!(effects.contains(&Effect::Bound { counter: "users".into(), floor: None, ceiling: Some(5) }));
+    assert!(
+        effects.contains(&Effect::Bound { counter: "devices".into(), floor: None, ceiling: Some(0) }),
+        "what is not named is not given"
+    );
+    assert!(effects.contains(&Effect::SetTimer { name: "trial_end".into(), due: day(14) }));
+    let converted = Event::TrialConverted { period: Period { start: day(14), end: day(45) } };
+    // However late the timer is, it is paid for from the trial's end on.
+    given(&[trialing(), method()]).when(at(day(16), ConvertTrial {})).then_expect_events(vec![converted.clone()]);
+    given(&[trialing(), method(), converted]).when(at(day(16), ConvertTrial {})).then_expect_events(vec![]);
+    given(&[trialing()]).when(at(day(13), ConvertTrial {})).then_expect_error(Error::NotDue);
+    let early = Event::TrialConverted { period: Period { start: day(5), end: day(36) } };
+    given(&[trialing(), method()]).when(at(day(5), ConvertTrial {})).then_expect_events(vec![early]);
+}
+
+#[test]
+fn a_trial_without_a_payment_method_pauses_and_paying_brings_it_back() {
+    let paused = Event::Paused { reason: PauseReason::NoPaymentMethod, at: day(14) };
+    given(&[trialing()]).when(at(day(14), ConvertTrial {})).then_expect_events(vec![paused.clone()]);
+    given(&[trialing(), paused.clone()]).when(at(day(15), ResumeSubscription {})).then_expect_error(Error::NoPaymentMethod);
+    let period = Period { start: day(20), end: day(51) };
+    let activated = Event::Activated { period: Some(period) };
+    let recorded = paid("p", day(20));
+    given(&[trialing(), paused.clone()])
+        .when(at(day(20), RecordPaymentSucceeded(payment("p", day(20)))))
+        .then_expect_events(vec![recorded, activated]);
+    given(&[trialing(), paused.clone(), method()])
+        .when(at(day(20), ResumeSubscription {}))
+        .then_expect_events(vec![Event::Resumed { period }]);
+    // What was paid before, for whatever, does not.
+    given(&[trialing(), paid("early", day(3)), paused])
+        .when(at(day(20), RecordPaymentSucceeded(payment("p", day(4)))))
+        .then_expect_events(vec![paid("p", day(4))]);
+}
+
+#[test]
+fn an_extended_trial_ends_at_its_new_end_only_and_is_reminded_of_again() {
+    let extended = Event::TrialExtended { trial: Trial { ends_at: day(20), remind_at: Some(day(17)) } };
+    given(&[trialing()]).when(at(day(12), ExtendTrial { until: day(20) })).then_expect_events(vec![extended.clone()]);
+    let effects = fold(&[trialing(), Event::TrialEnding { ends_at: day(14) }]).effects(&extended);
+    assert_eq!(
+        effects,
+        [Effect::SetTimer { name: "trial_end".into(), due: day(20) }, Effect::SetTimer { name: "trial_reminder".into(), due: day(17) },]
+    );
+    given(&[trialing(), extended.clone()]).when(at(day(14), ConvertTrial {})).then_expect_error(Error::NotDue);
+    given(&[trialing(), extended]).when(at(day(17), RemindOfTrialEnd {})).then_expect_events(vec![Event::TrialEnding { ends_at: day(20) }]);
+    for until in [day(13), day(380)] {
+        given(&[trialing()]).when(at(day(12), ExtendTrial { until })).then_expect_error(Error::OnlyForward);
+    }
+    given(&[trialing()]).when(at(day(10), RemindOfTrialEnd {})).then_expect_error(Error::NotDue);
+    given(&[trialing(), Event::TrialEnding { ends_at: day(14) }]).when(at(day(11), RemindOfTrialEnd {})).then_expect_events(vec![]);
+}
+
+#[test]
+fn a_tenant_has_one_live_subscription_and_one_trial() {
+    let take = |claim| Effect::TakeClaim { claim, label: "base".into(), value: Some("base".into()) };
+    let effects = Subscription::default().effects(&trialing());
+    assert!(effects.contains(&take(LIVE)) && effects.contains(&take(TRIAL)));
+    assert!(!Subscription::default().effects(&active()).contains(&take(TRIAL)));
+    let ends = fold(&[trialing()]).effects(&Event::Cancelled { at: day(1) });
+    assert!(ends.contains(&Effect::ReleaseClaim { claim: LIVE, label: "base".into() }));
+    assert!(!ends.iter().any(|effect| matches!(effect, Effect::ReleaseClaim { claim, .. } if *claim == TRIAL)), "the trial is used up");
+    let taken = |claim: Claim| Subscription::refused(&Refusal::ClaimTaken { namespace: claim.namespace.into() });
+    assert_eq!((taken(LIVE), taken(TRIAL)), (Some(Error::AnotherIsLive), Some(Error::TrialUsed)));
+}
+
+#[test]
+fn who_subscribes_without_a_trial_waits_for_the_payment_and_gives_themselves_no_longer_trial() {
+    let by_admin = |command: StartSubscription| {
+        let mut issued = at(day(0), command);
+        issued.ctx.actor = Actor::person("ada", issued.ctx.stream.tenant, crate::Role::OrgAdmin);
+        issued
+    };
+    let without = StartSubscription { trial_days: Some(0), ..start("starter") };
+    let started = Event::Started {
+        pinned: pinned("starter"),
+        quantity: 1,
+        billing: Billing::Anniversary,
+        time_zone: Tz::UTC,
+        trial: None,
+        period: None,
+    };
+    let waits = Event::Paused { reason: PauseReason::NoPaymentMethod, at: day(0) };
+    given(&[]).when(by_admin(without.clone())).then_expect_events(vec![started.clone(), waits.clone()]);
+    let activated = Event::Activated { period: Some(january()) };
+    given(&[started, waits])
+        .when(at(day(0), RecordPaymentSucceeded(payment("p", day(0)))))
+        .then_expect_events(vec![paid("p", day(0)), activated]);
+    given(&[]).when(at(day(0), without)).then_expect_events(vec![active()]);
+    let longer = StartSubscription { trial_days: Some(15), ..start("starter") };
+    assert!(matches!(Subscription::default().decide(by_admin(longer.clone())), Err(Error::OutOfBounds { .. })));
+    assert!(Subscription::default().decide(at(day(0), longer)).is_ok());
+}
+
+#[test]
+fn what_cannot_be_subscribed_to_is_refused() {
+    let euro = Currency::try_from("EUR".to_owned()).unwrap();
+    given(&[]).when(at(day(0), start("nothing"))).then_expect_error(Error::NoSuchPlan { code: "nothing".into() });
+    given(&[]).when(at(day(0), start("old"))).then_expect_error(Error::PlanRetired { code: "old".into() });
+    let in_euro = StartSubscription { currency: Some(euro), ..start("starter") };
+    given(&[]).when(at(day(0), in_euro)).then_expect_error(Error::CurrencyFixed);
+    for refused in [StartSubscription { quantity: 0, ..start("starter") }, StartSubscription { trial_days: Some(366), ..start("starter") }]
+    {
+        assert!(matches!(Subscription::default().decide(at(day(0), refused)), Err(Error::OutOfBounds { .. })));
+    }
+    given(&[active()]).when(at(day(1), change("euro", When::Now))).then_expect_error(Error::CurrencyFixed);
+    given(&[active()]).when(at(day(1), change("old", When::Now))).then_expect_error(Error::PlanRetired { code: "old".into() });
+}
+
+#[test]
+fn an_upgrade_takes_effect_in_the_same_append_as_its_entitlements_and_is_prorated_by_day() {
+    // On the 16th of January 16 of 31 days are left, that one included.
+    let proration = Some(Proration { credit: usd(1_497), charge: usd(5_110), days_left: 16, days: 31 });
+    let changed = Event::PlanChanged { from: "starter".into(), pinned: pinned("growth"), proration, period: None, over_limit: vec![] };
+    given(&[active()]).when(at(day(15), change("growth", When::Now))).then_expect_events(vec![changed.clone()]);
+    let effects = fold(&[active()]).effects(&changed);
+    assert!(effects.contains(&Effect::Bound { counter: "users".into(), floor: None, ceiling: Some(25) }));
+    let more = Event::QuantityChanged {
+        from: 1,
+        to: 3,
+        proration: Some(Proration { credit: usd(1_497), charge: usd(4_490), days_left: 16, days: 31 }),
+    };
+    given(&[active()]).when(at(day(15), ChangeQuantity { quantity: 3 })).then_expect_events(vec![more.clone()]);
+    let effects = fold(&[active()]).effects(&more);
+    assert!(effects.contains(&Effect::Bound { counter: "users".into(), floor: None, ceiling: Some(15) }));
+    // Another interval begins a period of its own, and is paid in full.
+    let year = Period { start: day(15), end: day(15 + 365) };
+    let yearly = Event::PlanChanged {
+        from: "starter".into(),
+        pinned: pinned("yearly"),
+        proration: Some(Proration { credit: usd(1_497), charge: usd(29_000), days_left: 16, days: 31 }),
+        period: Some(year),
+        over_limit: vec![],
+    };
+    given(&[active()]).when(at(day(15), change("yearly", When::Now))).then_expect_events(vec![yearly.clone()]);
+    let effects = fold(&[active()]).effects(&yearly);
+    assert!(effects.contains(&Effect::SetTimer { name: "period_end".into(), due: year.end }));
+    let next = Event::PeriodRenewed { period: Period { start: year.end, end: day(15 + 2 * 365) } };
+    given(&[active(), yearly]).when(at(year.end, RenewPeriod {})).then_expect_events(vec![next]);
+}
+
+#[test]
+fn a_downgrade_below_what_is_used_is_refused_now_or_begins_with_the_next_period_and_says_so() {
+    let grown = [
+        active(),
+        Event::PlanChanged { from: "starter".into(), pinned: pinned("growth"), proration: None, period: None, over_limit: vec![] },
+    ];
+    let over = Error::OverLimit { meter: "users".into(), used: 6, limit: 5 };
+    given(&grown).when(with_users(6, day(5), change("starter", When::Now))).then_expect_error(over);
+    assert!(fold(&grown).decide(with_users(5, day(5), change("starter", When::Now))).is_ok());
+    let scheduled = Event::PlanChangeScheduled { pinned: pinned("starter"), at: day(31), over_limit: vec![Meter::Users] };
+    given(&grown).when(with_users(6, day(5), change("starter", When::PeriodEnd))).then_expect_events(vec![scheduled.clone()]);
+    let waiting = [&grown[..], &[scheduled]].concat();
+    given(&waiting).when(at(day(6), CancelScheduledChange {})).then_expect_events(vec![Event::ScheduledChangeCancelled]);
+    let changed = Event::PlanChanged {
+        from: "growth".into(),
+        pinned: pinned("starter"),
+        proration: None,
+        period: None,
+        over_limit: vec![Meter::Users],
+    };
+    let next = Event::PeriodRenewed { period: Period { start: day(31), end: day(59) } };
+    given(&waiting).when(with_users(6, day(31), RenewPeriod {})).then_expect_events(vec![changed, next]);
+    given(&waiting).when(with_users(6, day(30), RenewPeriod {})).then_expect_error(Error::NotDue);
+    let kept = [Event::ScheduledChangeCancelled, Event::CancelScheduled { at: day(31) }];
+    given(&waiting).when(at(day(6), cancel(When::PeriodEnd))).then_expect_events(kept.to_vec());
+}
+
+#[test]
+fn a_subscription_ends_with_its_period_unless_that_is_taken_back() {
+    let scheduled = [active(), Event::CancelScheduled { at: day(31) }];
+    given(&scheduled).when(at(day(31), RenewPeriod {})).then_expect_events(vec![Event::Cancelled { at: day(31) }]);
+    given(&scheduled).when(at(day(30), UncancelSubscription {})).then_expect_events(vec![Event::Uncancelled]);
+    // What was heard meanwhile counts as soon as it can.
+    let bad = [&scheduled[..], &[failed("f", day(20))]].concat();
+    given(&bad).when(at(day(30), UncancelSubscription {})).then_expect_events(vec![Event::Uncancelled, Event::BecamePastDue]);
+    given(&history(Status::Trialing)).when(at(day(5), cancel(When::PeriodEnd))).then_expect_error(Error::NoPeriod);
+}
+
+#[test]
+fn what_nobody_brings_back_in_90_days_expires() {
+    for (status, since) in [(Status::Paused, 1), (Status::Unpaid, 2)] {
+        let events = history(status);
+        assert_eq!(fold(&events).details().unwrap().timers()["expiry"], day(since) + EXPIRY);
+        given(&events).when(at(day(since + 89), ExpireSubscription {})).then_expect_error(Error::NotDue);
+        given(&events).when(at(day(since + 90), ExpireSubscription {})).then_expect_events(vec![Event::Expired { at: day(since + 90) }]);
+    }
+}
+
+#[test]
+fn a_provider_event_counts_once_and_one_that_is_older_is_recorded_without_effect() {
+    let bad = [active(), failed("f1", day(3)), Event::BecamePastDue];
+    let record = |id: &str, on| at(day(6), RecordPaymentSucceeded(payment(id, day(on))));
+    given(&bad).when(record("p1", 4)).then_expect_events(vec![paid("p1", day(4)), Event::Activated { period: None }]);
+    given(&bad).when(record("p0", 2)).then_expect_events(vec![paid("p0", day(2))]);
+    let good = [&bad[..], &[paid("p1", day(4)), Event::Activated { period: None }]].concat();
+    given(&good).when(record("p1", 4)).then_expect_events(vec![]);
+    given(&good).when(at(day(6), RecordPaymentFailed(payment("f0", day(2))))).then_expect_events(vec![failed("f0", day(2))]);
+}
+
+/// What a provider may have told, from its log of four weeks: payments, standings, payment methods.
+fn told() -> Vec<Report> {
+    let report = |n: i64, hour: i64, fact| Report {
+        provider_event_id: format!("evt_{n}"),
+        occurred_at: (day(1) + TimeDelta::hours(hour)).trunc_subsecs(0),
+        fact,
+    };
+    vec![
+        report(1, 1, Fact::MethodSet("pm_1".into())),
+        report(2, 2, Fact::Paid(Some(usd(2_900)))),
+        report(3, 2, Fact::Stands(Standing::Active)),
+        report(4, 200, Fact::NotPaid(Some(usd(2_900)))),
+        report(5, 200, Fact::Stands(Standing::PastDue)),
+        report(6, 272, Fact::NotPaid(None)),
+        report(7, 300, Fact::MethodRemoved("pm_1".into())),
+        report(8, 301, Fact::MethodSet("pm_2".into())),
+        report(9, 340, Fact::Stands(Standing::Unpaid)),
+        report(10, 341, Fact::NotPaid(None)),
+        report(11, 400, Fact::Paid(Some(usd(2_900)))),
+        report(12, 400, Fact::Stands(Standing::Active)),
+        report(13, 410, Fact::NotPaid(Some(usd(500)))),
+        report(14, 411, Fact::Stands(Standing::PastDue)),
+    ]
+}
+
+/// What is left when all of them have been heard in this order.
+fn after_hearing(events: &[Event], reports: &[Report]) -> (Option<Status>, Option<String>, BTreeMap<&'static str, DateTime<Utc>>) {
+    let mut subscription = fold(events);
+    for report in reports {
+        let now = day(20);
+        for event in subscription.decide(at(now, report.clone())).unwrap() {
+            subscription.apply(event);
+        }
+    }
+    let details = subscription.details().unwrap();
+    (Some(details.status), details.payment_method.clone(), details.timers())
+}
+
+#[test]
+fn a_recorded_sequence_of_provider_events_ends_in_the_same_state_in_a_thousand_random_orders_with_doubles() {
+    use proptest::test_runner::{Config, TestRunner};
+    let paused = || vec![trialing(), Event::Paused { reason: PauseReason::NoPaymentMethod, at: day(1) }];
+    let ended = || {
+        let mut all = told();
+        all.push(Report { provider_event_id: "evt_15".into(), occurred_at: day(19), fact: Fact::Stands(Standing::Ended) });
+        all
+    };
+    let cases = [
+        (history(Status::Active), told(), Status::PastDue),
+        (history(Status::Active), told()[..12].to_vec(), Status::Active),
+        (history(Status::Active), told()[..10].to_vec(), Status::Unpaid),
+        (history(Status::PastDue), told(), Status::PastDue),
+        (history(Status::CancelScheduled), told(), Status::CancelScheduled),
+        (paused(), told()[..12].to_vec(), Status::Active),
+        (paused(), ended(), Status::Cancelled),
+        (history(Status::Trialing), ended(), Status::Cancelled),
+    ];
+    for (events, reports, status) in cases {
+        let expected = after_hearing(&events, &reports);
+        assert_eq!(expected.0, Some(status), "in its own order");
+        let mut runner = TestRunner::new(Config { failure_persistence: None, ..Config::with_cases(1_000) });
+        let doubled: Vec<Report> = reports.iter().chain(&reports).cloned().collect();
+        runner
+            .run(&Just(doubled).prop_shuffle(), |order| {
+                prop_assert_eq!(after_hearing(&events, &order), expected.clone());
+                Ok(())
+            })
+            .unwrap();
+    }
+}
+
+/// What a plain model of a subscription says it is after a command, apart from the code: the table, a period's end and a trial's end.
+#[derive(Clone, Debug)]
+struct Model {
+    status: Status,
+    trial_ends: DateTime<Utc>,
+    period: Option<Period>,
+    method: bool,
+}
+
+proptest! {
+    /// Whatever is asked in whatever order while time passes: the status follows the table of the design, timers are set exactly where something is to come, periods are
+    /// contiguous, and the guards are what the state says.
+    #[test]
+    fn random_sequences_of_commands_and_timers_follow_the_model(steps in proptest::collection::vec((0..20_usize, 0..200_i64), 1..80)) {
+        let words: Vec<&str> = TABLE.lines().skip(2).filter_map(|line| line.split_whitespace().next()).collect();
+        let (mut subscription, mut now) = (fold(&[trialing()]), day(0));
+        let mut model = Model { status: Status::Trialing, trial_ends: day(14), period: None, method: false };
+        let mut events = vec![trialing()];
+        for (n, (word, hours)) in steps.into_iter().enumerate() {
+            now += TimeDelta::hours(hours);
+            // What is due happens first, as the timers see to it.
+            while let Some((name, due)) = subscription.details().unwrap().timers().into_iter().find(|(_, due)| *due <= now) {
+                let fired = subscription.decide(at(now, Subscription::timer(name).unwrap())).unwrap();
+                prop_assert!(!fired.is_empty(), "{name} clears or moves itself");
+                for event in fired {
+                    subscription.apply(event.clone());
+                    events.push(event);
+                }
+                prop_assert!(subscription.details().unwrap().timers().get(name) != Some(&due), "{name} fired and is set still");
+                match name {
+                    "trial_end" => model.status = if model.method { Status::Active } else { Status::Paused },
+                    "period_end" if model.status == Status::CancelScheduled => model.status = Status::Cancelled,
+                    "expiry" => model.status = Status::Expired,
+                    _ => {}
+                }
+                model.period = subscription.details().unwrap().period;
+                // Payments that had failed before count once they can.
+                if status(&subscription) == Some(Status::PastDue) && model.status == Status::Active {
+                    model.status = Status::PastDue;
+                }
+                prop_assert_eq!(status(&subscription), Some(model.status), "after {}", name);
+            }
+            let mut issued = at(now, command(words[word]));
+            match &mut issued.command {
+                Command::RecordPaymentSucceeded(RecordPaymentSucceeded(payment)) | Command::RecordPaymentFailed(RecordPaymentFailed(payment)) => {
+                    *payment = RecordPayment { provider_event_id: Reference::parse(&format!("evt_{n}")).unwrap(), occurred_at: now, amount: None };
+                }
+                Command::Report(report) => report.provider_event_id = format!("evt_{n}"),
+                Command::ExtendTrial(extend) => extend.until = now + TimeDelta::days(20),
+                _ => {}
+            }
+            let before = status(&subscription).unwrap();
+            let decided = subscription.decide(issued);
+            if let Ok(new) = decided {
+                for event in new {
+                    let effects = subscription.effects(&event);
+                    let (was, set) = (subscription.details().unwrap().timers(), |effect: &Effect| matches!(effect, Effect::SetTimer { .. }));
+                    subscription.apply(event.clone());
+                    let are = subscription.details().unwrap().timers();
+                    prop_assert_eq!(effects.iter().any(set), are.iter().any(|(name, due)| was.get(name) != Some(due)));
+                    events.push(event);
+                }
+            }
+            let after = status(&subscription).unwrap();
+            prop_assert!(legal(before, after), "{before} → {after} by {}", words[word]);
+            let details = subscription.details().unwrap();
+            model = Model { status: after, trial_ends: details.trial.unwrap().ends_at, period: details.period, method: details.payment_method.is_some() };
+            prop_assert_eq!(after.is_live(), subscription.is_live());
+            prop_assert_eq!(details.timers().contains_key("trial_end"), after == Status::Trialing);
+            prop_assert_eq!(details.timers().contains_key("period_end"), after.runs());
+            prop_assert_eq!(details.timers().contains_key("expiry"), matches!(after, Status::Paused | Status::Unpaid));
+            prop_assert!(model.trial_ends >= day(14) && model.period.is_none_or(|period| period.start < period.end));
+        }
+        prop_assert_eq!(&fold(&events), &subscription);
+        // A renewed period begins where the one before ended.
+        let mut end = None;
+        for event in &events {
+            if let Event::PeriodRenewed { period } = event {
+                prop_assert_eq!(Some(period.start), end);
+            }
+            let begun = match event {
+                Event::TrialConverted { period } | Event::Resumed { period } | Event::PeriodRenewed { period } => Some(*period),
+                Event::Activated { period } | Event::PlanChanged { period, .. } => *period,
+                _ => None,
+            };
+            end = begun.map(|period| period.end).or(end);
+        }
+    }
+}
+
+/// The transitions of the design, in as many steps as one command may take (a payment that failed in a trial counts when it ends).
+fn legal(before: Status, after: Status) -> bool {
+    use Status::{Active, CancelScheduled, Cancelled, PastDue, Paused, Trialing, Unpaid};
+    before == after
+        || matches!(
+            (before, after),
+            (Trialing, Active | Paused | PastDue | Cancelled)
+                | (Active, PastDue | Paused | CancelScheduled | Cancelled)
+                | (PastDue, Active | Unpaid | Cancelled)
+                | (Unpaid | Paused, Active | Cancelled)
+                | (CancelScheduled, Active | Cancelled)
+                // What was heard while it could not count.
+                | (Paused | CancelScheduled, PastDue)
+        )
+}

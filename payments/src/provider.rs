@@ -1,0 +1,86 @@
+//! The port: what Tenure needs of a payment provider.
+
+use std::sync::Arc;
+
+use chrono::{DateTime, Utc};
+use domain::StreamId;
+use domain::billing::subscription::{Details, Fact};
+use futures::future::BoxFuture;
+
+/// A payment provider. Each call is made again until it is answered, so each has to be harmless when it is repeated.
+pub trait PaymentProvider: Send + Sync + 'static {
+    /// Its name in paths and events: `stripe`.
+    fn name(&self) -> &'static str;
+
+    /// Makes known who pays for a subscription, and answers what the provider calls them. `intent` is the same at every attempt.
+    fn create_customer<'a>(&'a self, intent: &'a str, subscription: StreamId, name: Option<&'a str>) -> Answer<'a, String>;
+
+    /// Has the payments of a subscription collected, and answers what the provider calls its own subscription.
+    fn create_subscription<'a>(
+        &'a self,
+        intent: &'a str,
+        subscription: StreamId,
+        details: &'a Details,
+        customer: &'a str,
+    ) -> Answer<'a, String>;
+
+    /// Makes the provider's subscription what this one is now: plan, quantity, trial, payment method, pause, end.
+    fn update_subscription<'a>(&'a self, details: &'a Details, provider_subscription: &'a str) -> Answer<'a, ()>;
+
+    /// Ends the provider's subscription. One that has ended is no error.
+    fn cancel_subscription<'a>(&'a self, provider_subscription: &'a str) -> Answer<'a, ()>;
+
+    /// Begins to set up what a customer pays with, and answers the secret by which the product's own page goes on with the provider.
+    fn set_up_payment<'a>(&'a self, subscription: StreamId, customer: &'a str) -> Answer<'a, String>;
+
+    /// Checks the signature of a message over its body as it came, and reads it.
+    fn read(&self, signature: Option<&str>, body: &[u8], now: DateTime<Utc>) -> Result<Message, MessageError>;
+
+    /// Reads a message again whose signature was good when it came.
+    fn reread(&self, body: &[u8]) -> Result<Message, MessageError>;
+}
+
+/// What a provider answers.
+pub type Answer<'a, T> = BoxFuture<'a, Result<T, ProviderError>>;
+
+/// The provider of an installation, if it has one.
+pub type Provider = Option<Arc<dyn PaymentProvider>>;
+
+/// Why a provider did not do what it was asked. Names nothing personal.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ProviderError {
+    /// It may another time.
+    #[error("{0}")]
+    Later(String),
+    /// It never will.
+    #[error("{0}")]
+    Never(String),
+}
+
+/// What a provider tells.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Message {
+    /// Its own id of the message.
+    pub id: String,
+    /// Its own name of what happened.
+    pub kind: String,
+    /// When it happened, in whole seconds mostly.
+    pub occurred_at: DateTime<Utc>,
+    /// The subscription that it is about, where the provider was told so.
+    pub about: Option<StreamId>,
+    /// What the provider calls whoever pays.
+    pub customer: Option<String>,
+    /// What it means here; `None`: nothing.
+    pub fact: Option<Fact>,
+}
+
+/// Why a message was not taken.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum MessageError {
+    /// It is not signed by the provider, or was signed too long ago.
+    #[error("{0}")]
+    BadSignature(&'static str),
+    /// It is signed, and makes no sense.
+    #[error("{0}")]
+    Malformed(String),
+}

@@ -1,0 +1,375 @@
+//! Stripe, over its REST API and its webhooks (docs.stripe.com/api, docs.stripe.com/webhooks).
+
+use std::time::Duration;
+
+use chrono::{DateTime, TimeDelta, Utc};
+use domain::StreamId;
+use domain::billing::money::{Currency, Money};
+use domain::billing::period::Interval;
+use domain::billing::subscription::{Details, Fact, PauseReason, Pinned, Standing, Status};
+use hmac::{Hmac, Mac as _};
+use reqwest::{Client, Method, RequestBuilder, StatusCode};
+use serde_json::Value;
+use sha2::Sha256;
+
+use crate::provider::{Answer, Message, MessageError, PaymentProvider, ProviderError};
+
+/// The version of Stripe's interface that is spoken, whatever the account's own is.
+const VERSION: &str = "2024-06-20";
+/// How old a signature may be (Stripe's own default), and how far ahead of our clock.
+pub const TOLERANCE: TimeDelta = TimeDelta::minutes(5);
+/// How long an answer may take.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// What Stripe's objects carry to say what they are about.
+const ABOUT: &str = "tenure_subscription";
+
+/// How Stripe is reached.
+pub struct Stripe {
+    client: Client,
+    base: String,
+    key: String,
+    secrets: Vec<String>,
+}
+
+/// Stripe cannot be reached so.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct BadSettings(String);
+
+type Form = Vec<(String, String)>;
+
+fn field(name: &str, value: impl ToString) -> (String, String) {
+    (name.to_owned(), value.to_string())
+}
+
+impl Stripe {
+    /// With a secret key, the secrets that its webhooks are signed with (several while they are rotated), at `base`, or at Stripe's own address.
+    pub fn new(key: &str, secrets: Vec<String>, base: Option<&str>) -> Result<Self, BadSettings> {
+        if secrets.is_empty() || secrets.iter().any(String::is_empty) || key.is_empty() {
+            return Err(BadSettings("Stripe needs a key, and a secret for its webhooks".into()));
+        }
+        let client = Client::builder().timeout(PATIENCE).build().map_err(|error| BadSettings(error.to_string()))?;
+        let base = base.unwrap_or("https://api.stripe.com").trim_end_matches('/').to_owned();
+        Ok(Self { client, base, key: key.to_owned(), secrets })
+    }
+
+    fn request(&self, method: Method, path: &str) -> RequestBuilder {
+        self.client.request(method, format!("{}/v1/{path}", self.base)).bearer_auth(&self.key).header("Stripe-Version", VERSION)
+    }
+
+    async fn post(&self, path: &str, idempotency_key: Option<&str>, form: &Form) -> Result<Value, Refused> {
+        let request = self.request(Method::POST, path).form(form);
+        send(if let Some(key) = idempotency_key { request.header("Idempotency-Key", key) } else { request }).await
+    }
+
+    /// A plan's version as Stripe's product. Both have the same id, and neither ever changes.
+    async fn product(&self, pinned: &Pinned) -> Result<String, Refused> {
+        let id = format!("tenure_{}_v{}", pinned.plan.simple(), pinned.version);
+        match self.post("products", None, &vec![field("id", &id), field("name", &pinned.code)]).await {
+            Ok(_) => Ok(id),
+            Err(refused) if refused.code.as_deref() == Some("resource_already_exists") => Ok(id),
+            Err(refused) => Err(refused),
+        }
+    }
+
+    /// The one item of a subscription.
+    async fn item(&self, details: &Details) -> Result<Form, Refused> {
+        let product = self.product(&details.pinned).await?;
+        let terms = &details.pinned.terms;
+        let interval = match terms.interval {
+            Interval::Month => "month",
+            Interval::Year => "year",
+        };
+        Ok(vec![
+            field("items[0][price_data][currency]", terms.price.currency.code().to_ascii_lowercase()),
+            field("items[0][price_data][product]", product),
+            field("items[0][price_data][recurring][interval]", interval),
+            field("items[0][price_data][unit_amount]", terms.price.amount),
+            field("items[0][quantity]", details.quantity),
+        ])
+    }
+
+    async fn subscribe(&self, intent: &str, stream: StreamId, details: &Details, customer: &str) -> Result<String, Refused> {
+        // Whoever pays has one of ours; if an earlier attempt was answered and the answer lost, it is there.
+        let there =
+            send(self.request(Method::GET, "subscriptions").query(&[("customer", customer), ("status", "all"), ("limit", "1")])).await?;
+        if let Some(id) = there["data"][0]["id"].as_str() {
+            return Ok(id.to_owned());
+        }
+        let mut form = self.item(details).await?;
+        form.extend([
+            field("customer", customer),
+            field(&format!("metadata[{ABOUT}]"), stream),
+            field("payment_behavior", "default_incomplete"),
+            field("payment_settings[save_default_payment_method]", "on_subscription"),
+            field("trial_settings[end_behavior][missing_payment_method]", "pause"),
+        ]);
+        form.extend(trial_end(details));
+        form.extend(details.payment_method.as_ref().map(|method| field("default_payment_method", method)));
+        // Other parameters under the same key would be refused for a day, so what they are made from is part of the key.
+        let made_from = Sha256Hex::of(&form);
+        id_of(&self.post("subscriptions", Some(&format!("{intent}:{made_from}")), &form).await?)
+    }
+
+    async fn update(&self, details: &Details, id: &str) -> Result<(), Refused> {
+        let path = format!("subscriptions/{id}");
+        let now = send(self.request(Method::GET, &path)).await?;
+        if now["status"] == "canceled" {
+            return Ok(());
+        }
+        let mut form = self.item(details).await?;
+        // Without the item's id Stripe would add a second one.
+        form.extend(now["items"]["data"][0]["id"].as_str().map(|item| field("items[0][id]", item)));
+        form.push(field("cancel_at_period_end", details.status == Status::CancelScheduled));
+        let paused = details.status == Status::Paused && !details.is_paused_for(PauseReason::NoPaymentMethod);
+        form.push(if paused { field("pause_collection[behavior]", "void") } else { field("pause_collection", "") });
+        // A trial that has ended here has ended there.
+        form.extend(trial_end(details).or_else(|| (now["status"] == "trialing").then(|| field("trial_end", "now"))));
+        form.extend(details.payment_method.as_ref().map(|method| field("default_payment_method", method)));
+        self.post(&path, None, &form).await.map(drop)
+    }
+
+    async fn cancel(&self, id: &str) -> Result<(), Refused> {
+        match send(self.request(Method::DELETE, &format!("subscriptions/{id}"))).await {
+            Ok(_) => Ok(()),
+            Err(refused) if refused.status == Some(StatusCode::NOT_FOUND) => Ok(()),
+            Err(refused) => Err(refused),
+        }
+    }
+}
+
+/// A digest of a form, for keys.
+struct Sha256Hex;
+
+impl Sha256Hex {
+    fn of(form: &Form) -> String {
+        use sha2::Digest as _;
+        let digest = form
+            .iter()
+            .fold(Sha256::new(), |hash, (name, value)| hash.chain_update(name).chain_update([0]).chain_update(value).chain_update([0]));
+        hex::encode(&digest.finalize()[..12])
+    }
+}
+
+fn trial_end(details: &Details) -> Option<(String, String)> {
+    let trial = details.trial.filter(|_| details.status == Status::Trialing)?;
+    Some(field("trial_end", trial.ends_at.timestamp()))
+}
+
+/// What Stripe refused, and whether it may do it later.
+#[derive(Debug)]
+struct Refused {
+    status: Option<StatusCode>,
+    code: Option<String>,
+    later: bool,
+}
+
+impl From<Refused> for ProviderError {
+    /// The message is left out: it may quote what was sent.
+    fn from(refused: Refused) -> Self {
+        let what = match (refused.status, refused.code) {
+            (Some(status), Some(code)) => format!("Stripe answered {} {code}", status.as_u16()),
+            (Some(status), None) => format!("Stripe answered {}", status.as_u16()),
+            (None, Some(why)) => why,
+            (None, None) => "no answer from Stripe".to_owned(),
+        };
+        if refused.later { Self::Later(what) } else { Self::Never(what) }
+    }
+}
+
+async fn send(request: RequestBuilder) -> Result<Value, Refused> {
+    let no_answer = |_| Refused { status: None, code: None, later: true };
+    let response = request.send().await.map_err(no_answer)?;
+    let status = response.status();
+    let should_retry = response.headers().get("Stripe-Should-Retry").and_then(|value| value.to_str().ok()).map(|value| value == "true");
+    let body: Value = serde_json::from_slice(&response.bytes().await.map_err(no_answer)?).unwrap_or_default();
+    if status.is_success() {
+        return Ok(body);
+    }
+    let code = body["error"]["code"].as_str().or_else(|| body["error"]["type"].as_str()).map(str::to_owned);
+    // A key that is no good, or may not, is put right by whoever runs this, and then all of it is to be done.
+    let by_status = status.is_server_error()
+        || matches!(
+            status,
+            StatusCode::CONFLICT
+                | StatusCode::TOO_MANY_REQUESTS
+                | StatusCode::UNAUTHORIZED
+                | StatusCode::FORBIDDEN
+                | StatusCode::FAILED_DEPENDENCY
+        );
+    Err(Refused { status: Some(status), code, later: should_retry.unwrap_or(false) || by_status })
+}
+
+fn id_of(object: &Value) -> Result<String, Refused> {
+    let id = object["id"].as_str().map(str::to_owned);
+    id.ok_or_else(|| Refused { status: None, code: Some("Stripe's answer has no id".into()), later: true })
+}
+
+impl PaymentProvider for Stripe {
+    fn name(&self) -> &'static str {
+        "stripe"
+    }
+
+    fn create_customer<'a>(&'a self, intent: &'a str, subscription: StreamId, name: Option<&'a str>) -> Answer<'a, String> {
+        Box::pin(async move {
+            // The same parameters at every attempt, or the key would be refused; what may change meanwhile is said after that.
+            let form = vec![field(&format!("metadata[{ABOUT}]"), subscription), field("metadata[tenure_tenant]", subscription.tenant)];
+            let customer = id_of(&self.post("customers", Some(intent), &form).await?)?;
+            if let Some(name) = name {
+                self.post(&format!("customers/{customer}"), None, &vec![field("name", name)]).await?;
+            }
+            Ok(customer)
+        })
+    }
+
+    fn create_subscription<'a>(
+        &'a self,
+        intent: &'a str,
+        subscription: StreamId,
+        details: &'a Details,
+        customer: &'a str,
+    ) -> Answer<'a, String> {
+        Box::pin(async move { Ok(self.subscribe(intent, subscription, details, customer).await?) })
+    }
+
+    fn update_subscription<'a>(&'a self, details: &'a Details, provider_subscription: &'a str) -> Answer<'a, ()> {
+        Box::pin(async move { Ok(self.update(details, provider_subscription).await?) })
+    }
+
+    fn cancel_subscription<'a>(&'a self, provider_subscription: &'a str) -> Answer<'a, ()> {
+        Box::pin(async move { Ok(self.cancel(provider_subscription).await?) })
+    }
+
+    fn set_up_payment<'a>(&'a self, subscription: StreamId, customer: &'a str) -> Answer<'a, String> {
+        Box::pin(async move {
+            let form = vec![
+                field("customer", customer),
+                field("usage", "off_session"),
+                field("automatic_payment_methods[enabled]", true),
+                field(&format!("metadata[{ABOUT}]"), subscription),
+            ];
+            let intent = self.post("setup_intents", None, &form).await?;
+            let secret = intent["client_secret"].as_str().map(str::to_owned);
+            Ok(secret.ok_or_else(|| Refused { status: None, code: Some("Stripe's answer has no client_secret".into()), later: true })?)
+        })
+    }
+
+    fn read(&self, signature: Option<&str>, body: &[u8], now: DateTime<Utc>) -> Result<Message, MessageError> {
+        verify(signature, body, &self.secrets, now)?;
+        parse(body)
+    }
+
+    fn reread(&self, body: &[u8]) -> Result<Message, MessageError> {
+        parse(body)
+    }
+}
+
+/// Checks a `Stripe-Signature` header, `t=<unix seconds>,v1=<hex>…`: HMAC-SHA256 of `<t>.<body>` under one of the secrets; other schemes are ignored, so that nobody can
+/// choose a weaker one.
+pub fn verify(header: Option<&str>, body: &[u8], secrets: &[String], now: DateTime<Utc>) -> Result<(), MessageError> {
+    let header = header.ok_or(MessageError::BadSignature("there is no Stripe-Signature"))?;
+    let parts = || header.split(',').filter_map(|part| part.trim().split_once('='));
+    let timestamp = parts().find(|(name, _)| *name == "t").map(|(_, value)| value);
+    let timestamp = timestamp.ok_or(MessageError::BadSignature("the signature has no time"))?;
+    let signed = |secret: &String, signature: &[u8]| {
+        let Ok(mac) = Hmac::<Sha256>::new_from_slice(secret.as_bytes()) else { return false };
+        mac.chain_update(timestamp).chain_update(".").chain_update(body).verify_slice(signature).is_ok()
+    };
+    let genuine = parts()
+        .filter(|(name, _)| *name == "v1")
+        .filter_map(|(_, value)| hex::decode(value).ok())
+        .any(|signature| secrets.iter().any(|secret| signed(secret, &signature)));
+    if !genuine {
+        return Err(MessageError::BadSignature("the signature is not the provider's"));
+    }
+    let at = timestamp.parse().ok().and_then(|seconds| DateTime::from_timestamp(seconds, 0));
+    match at {
+        Some(at) if (now - at).abs() <= TOLERANCE => Ok(()),
+        Some(_) | None => Err(MessageError::BadSignature("the signature is not of these five minutes")),
+    }
+}
+
+/// An id, or an object that has one (Stripe expands what it is asked to).
+fn reference(value: &Value) -> Option<String> {
+    value.as_str().or_else(|| value["id"].as_str()).map(str::to_owned)
+}
+
+fn money(amount: &Value, currency: &Value) -> Option<Money> {
+    let currency = Currency::try_from(currency.as_str()?.to_ascii_uppercase()).ok()?;
+    Some(Money::new(amount.as_i64()?, currency))
+}
+
+fn parse(body: &[u8]) -> Result<Message, MessageError> {
+    let event: Value = serde_json::from_slice(body).map_err(|error| MessageError::Malformed(error.to_string()))?;
+    let missing = |what: &str| MessageError::Malformed(format!("the event has no {what}"));
+    let text = |name: &str| event[name].as_str().map(str::to_owned).ok_or_else(|| missing(name));
+    let created = event["created"].as_i64().and_then(|seconds| DateTime::from_timestamp(seconds, 0));
+    let (id, kind, occurred_at) = (text("id")?, text("type")?, created.ok_or_else(|| missing("created"))?);
+    if id.len() > 255 || kind.len() > 255 {
+        return Err(MessageError::Malformed("an id or a type is longer than any of Stripe's".into()));
+    }
+    let object = &event["data"]["object"];
+    // Newer versions of Stripe's interface keep the invoice's subscription in its parent.
+    let metadata =
+        [&object["metadata"], &object["subscription_details"]["metadata"], &object["parent"]["subscription_details"]["metadata"]];
+    let about = metadata.iter().find_map(|metadata| metadata[ABOUT].as_str()?.parse().ok());
+    let customer = reference(&object["customer"]).or_else(|| reference(&event["data"]["previous_attributes"]["customer"]));
+    Ok(Message { fact: fact(&kind, object), id, kind, occurred_at, about, customer })
+}
+
+/// What an event means; `None`: nothing here.
+fn fact(kind: &str, object: &Value) -> Option<Fact> {
+    match kind {
+        // A trial begins with an invoice over nothing.
+        "invoice.payment_succeeded" if object["amount_paid"].as_i64() == Some(0) => None,
+        "invoice.payment_succeeded" => Some(Fact::Paid(money(&object["amount_paid"], &object["currency"]))),
+        "invoice.payment_failed" => Some(Fact::NotPaid(money(&object["amount_due"], &object["currency"]))),
+        "customer.subscription.updated" => match object["status"].as_str()? {
+            "active" => Some(Fact::Stands(Standing::Active)),
+            "past_due" => Some(Fact::Stands(Standing::PastDue)),
+            "unpaid" => Some(Fact::Stands(Standing::Unpaid)),
+            "canceled" | "incomplete_expired" => Some(Fact::Stands(Standing::Ended)),
+            _ => None,
+        },
+        "customer.subscription.deleted" => Some(Fact::Stands(Standing::Ended)),
+        "setup_intent.succeeded" => reference(&object["payment_method"]).map(Fact::MethodSet),
+        "payment_method.attached" => reference(object).map(Fact::MethodSet),
+        "payment_method.detached" => reference(object).map(Fact::MethodRemoved),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BODY: &[u8] = br#"{"object":"event","id":"evt_1"}"#;
+    /// Made by Stripe's own library for this body and the secret `whsec_test`.
+    const HEADER: &str = "t=1700000000,v1=762bb6d5561a2acf6f56f409c36d351ab1204816cfa4c17b699b799950da8a7d";
+
+    fn at(seconds: i64) -> DateTime<Utc> {
+        DateTime::from_timestamp(1_700_000_000 + seconds, 0).unwrap()
+    }
+
+    #[test]
+    fn a_signature_of_the_providers_own_library_is_accepted_within_five_minutes_and_no_other_is() {
+        let secrets = ["whsec_old".to_owned(), "whsec_test".to_owned()];
+        for seconds in [-300, 0, 300] {
+            assert_eq!(verify(Some(HEADER), BODY, &secrets, at(seconds)), Ok(()));
+        }
+        let several = format!("v0=00,{},v1=00", HEADER.replace("v1=", "v1=ffff,v1="));
+        assert_eq!(verify(Some(&several), BODY, &secrets, at(0)), Ok(()));
+        let refused = |header: Option<&str>, body: &[u8], secrets: &[String], now| {
+            assert!(matches!(verify(header, body, secrets, now), Err(MessageError::BadSignature(_))), "{header:?}");
+        };
+        refused(Some(HEADER), BODY, &secrets, at(301));
+        refused(Some(HEADER), BODY, &secrets, at(-301));
+        refused(Some(HEADER), b"{}", &secrets, at(0));
+        refused(Some(HEADER), BODY, &secrets[..1], at(0));
+        refused(Some(&HEADER.replace("t=1700000000", "t=1700000001")), BODY, &secrets, at(0));
+        refused(Some(&HEADER.replace("v1=", "v0=")), BODY, &secrets, at(0));
+        for header in [None, Some(""), Some("t=1700000000"), Some("v1=00"), Some("t=x,v1=00"), Some("t=1700000000,v1=zz")] {
+            refused(header, BODY, &secrets, at(0));
+        }
+    }
+}

@@ -1,0 +1,6 @@
+//! What tenants pay for.
+
+pub mod entitlement;
+pub mod plan;
+pub mod subscription;
+pub mod subscription_timeline;
