@@ -17,10 +17,10 @@ use crate::execute::{Executor, Request};
 
 /// The longest time between two looks.
 const POLL: Duration = Duration::from_secs(1);
-/// A poller that died keeps its timers this long from the others.
-const LEASE: Duration = Duration::from_secs(30);
+/// A poller that died keeps its timers this long from the others. One that is slower than this has them fired by others, too, which does no harm.
+const LEASE: Duration = Duration::from_secs(2);
 /// Timers taken at a time.
-const BATCH: i64 = 200;
+const BATCH: i64 = 500;
 /// How often old idempotency keys are forgotten.
 const HOUSEKEEPING: TimeDelta = TimeDelta::hours(1);
 
@@ -84,21 +84,20 @@ impl TimerPoller {
     pub async fn fire_due(&self) -> Result<usize, sqlx::Error> {
         let store = self.executor.store();
         let taken = take_due(store.pool(), store.clock().now(), self.owner, LEASE, BATCH).await?;
-        let fired = taken.iter().map(|due| self.fire_and_release(due));
-        futures::future::join_all(fired).await;
+        futures::future::join_all(taken.iter().map(|due| self.fire_one(due))).await;
+        if !taken.is_empty() {
+            done(store.pool(), &taken, self.owner).await?;
+        }
         Ok(taken.len())
     }
 
-    async fn fire_and_release(&self, due: &Due) {
+    async fn fire_one(&self, due: &Due) {
         match self.fire(due).await {
             Ok(()) => metrics::counter!("tenure_timers_fired_total").increment(1),
             // Cancelled, moved or fired since it was read.
             Err(CommandError::Rejected { code, .. }) if code == "timer.not_set" => {}
             // If it is still set it stays leased for a while and is then tried again.
             Err(error) => tracing::error!(timer = due.name, stream = due.aggregate_id, %error, "a timer could not be fired"),
-        }
-        if let Err(error) = done(self.executor.store().pool(), due, self.owner).await {
-            tracing::warn!(%error, "a timer's lease could not be returned");
         }
     }
 

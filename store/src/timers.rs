@@ -39,16 +39,18 @@ pub async fn take_due(pool: &PgPool, now: DateTime<Utc>, owner: Uuid, ttl: Durat
     .await
 }
 
-/// Gives a timer's lease back if the timer is gone or has moved. One that is still set stays leased for a while, so that it is not tried again at once.
-pub async fn done(pool: &PgPool, due: &Due, owner: Uuid) -> Result<(), sqlx::Error> {
+/// Gives back the leases of timers that are gone or have moved. One that is still set stays leased for a while, so that it is not tried again at once.
+pub async fn done(pool: &PgPool, fired: &[Due], owner: Uuid) -> Result<(), sqlx::Error> {
+    let column = |of: fn(&Due) -> &String| fired.iter().map(of).cloned().collect::<Vec<_>>();
     sqlx::query(
-        "delete from ops.timer_leases l where aggregate_type = $1 and aggregate_id = $2 and name = $3 and due_at = $4 and owner = $5
+        "delete from ops.timer_leases l using unnest($1::text[], $2::text[], $3::text[], $4::timestamptz[]) as f (aggregate_type, aggregate_id, name, due_at)
+         where (l.aggregate_type, l.aggregate_id, l.name, l.due_at) = (f.aggregate_type, f.aggregate_id, f.name, f.due_at) and l.owner = $5
            and not exists (select from timers t where (t.aggregate_type, t.aggregate_id, t.name, t.due_at) = (l.aggregate_type, l.aggregate_id, l.name, l.due_at))",
     )
-    .bind(&due.aggregate_type)
-    .bind(&due.aggregate_id)
-    .bind(&due.name)
-    .bind(due.due_at)
+    .bind(column(|due| &due.aggregate_type))
+    .bind(column(|due| &due.aggregate_id))
+    .bind(column(|due| &due.name))
+    .bind(fired.iter().map(|due| due.due_at).collect::<Vec<_>>())
     .bind(owner)
     .execute(pool)
     .await?;

@@ -3,3 +3,4 @@
 
 mod execute;
 mod timers;
+mod trials;
