@@ -34,6 +34,9 @@ create index on ops.provider_events (provider, customer) where outcome = 'waitin
 create index on ops.provider_events (received_at) where body is not null;
 create index on ops.provider_events (tenant_id, received_at);
 
+-- What is told of one subject in order finds what is before it.
+create index deliveries_pending on ops.deliveries (kind, subject_id, position) where state = 'pending';
+
 grant select, insert, update, delete on ops.policy_refusals, ops.provider_events to tenure_writer;
 
 create table read.plans_v1_g1 (

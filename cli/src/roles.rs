@@ -13,7 +13,7 @@ use bus::relay::{Relay, Status, hint};
 use clap::ValueEnum;
 use commands::Executor;
 use commands::policies::catalogue;
-use commands::policy::{Commands, Runtime};
+use commands::policy::Commands;
 use commands::timers::TimerPoller;
 use futures::FutureExt as _;
 use metrics_exporter_prometheus::PrometheusHandle;
@@ -21,7 +21,6 @@ use outbound::policy::MailPolicy;
 use outbound::worker::{Channel, Worker};
 use payments::channel::PaymentChannel;
 use payments::policy::PaymentsPolicy;
-use payments::provider::Provider;
 use projections::{Progress, ReadSide, start_all};
 use serde_json::json;
 use store::{DbRole, Store};
@@ -89,7 +88,20 @@ pub(crate) async fn run(site: &Site, roles: &[RoleName], listener: Option<TcpLis
         start_all(&mut tasks, &store, &pool, &feed, &progress, &background);
     }
     if has(RoleName::Policies) {
-        tasks.spawn(policies(executor.clone(), payments.clone(), feed.clone(), background.clone()));
+        tasks.spawn(bus::subscription::run(MailPolicy::runtime(&store), store.clone(), feed.clone(), background.clone()));
+        tasks.spawn(bus::subscription::run(
+            PaymentsPolicy::runtime(&store, payments.clone()),
+            store.clone(),
+            feed.clone(),
+            background.clone(),
+        ));
+        macro_rules! reactions {
+            ($($reaction:path,)*) => {
+                $(tasks.spawn(bus::subscription::run(Commands::runtime($reaction, &executor), store.clone(), feed.clone(), background.clone()));)*
+            };
+        }
+        commands::for_each_reaction!(reactions);
+        tokio::spawn(install_plans(executor.clone(), background.clone()));
         let mut channels: Vec<Arc<dyn Channel>> = vec![Arc::new(site.mailer(&store)?)];
         channels.extend(payments.clone().map(|provider| Arc::new(PaymentChannel::new(executor.clone(), provider)) as Arc<dyn Channel>));
         tasks.spawn(Worker::new(store.clone(), channels).run(background.clone()));
@@ -128,29 +140,16 @@ pub(crate) async fn run(site: &Site, roles: &[RoleName], listener: Option<TcpLis
     ended
 }
 
-/// Runs all policies, once the plans are there that come with Tenure.
-async fn policies(executor: Executor, payments: Provider, feed: Feed, cancel: CancellationToken) {
+/// Makes the plans that come with Tenure, as soon as that can be.
+async fn install_plans(executor: Executor, cancel: CancellationToken) {
     let mut pause = Duration::from_millis(100);
     while let Err(error) = catalogue::install(&executor).await {
         tracing::warn!(%error, "the plans that come with Tenure cannot be made yet");
         if tokio::time::timeout(pause, cancel.cancelled()).await.is_ok() {
             return;
         }
-        pause = (pause * 2).min(Duration::from_secs(5));
+        pause = (pause * 2).min(Duration::from_secs(60));
     }
-    let store = executor.store();
-    let run = bus::subscription::run::<Runtime<MailPolicy>>;
-    let mut all = JoinSet::new();
-    all.spawn(run(MailPolicy::runtime(store), store.clone(), feed.clone(), cancel.clone()));
-    all.spawn(bus::subscription::run(PaymentsPolicy::runtime(store, payments), store.clone(), feed.clone(), cancel.clone()));
-    macro_rules! reactions {
-        ($($reaction:path,)*) => {
-            $(all.spawn(bus::subscription::run(Commands::runtime($reaction, &executor), store.clone(), feed.clone(), cancel.clone()));)*
-        };
-    }
-    commands::for_each_reaction!(reactions);
-    // One that ends before it is told to has failed, and with it this task, which is noticed.
-    let _ = all.join_next().await;
 }
 
 /// Forgets sessions and secrets that count no more, and the bodies of what payment providers told long ago.

@@ -8,6 +8,7 @@ use domain::actor::{Grants, Permissions};
 use domain::aggregate::{Found, Lookup, Offer, Person};
 use domain::billing::plan::{self, Plan};
 use domain::identity::role::Role as CustomRole;
+use domain::identity::tenant::Tenant;
 use domain::identity::user::{Details, User};
 use domain::{CounterName, Precondition, Refusal, Role, RoleId, StreamId, TenantId, UserId};
 use store::Store;
@@ -101,7 +102,13 @@ impl Executor {
                 Lookup::Counter(counter) => {
                     let value = store.counter(tenant, counter).await.map_err(store::load::LoadError::from)?;
                     looked.found.counters.insert(counter, value);
-                    looked.preconditions.push(Precondition::CounterWithin { counter, at_least: Some(value), at_most: Some(value) });
+                    looked.preconditions.push(Precondition::CounterWithin { counter, at_least: None, at_most: Some(value) });
+                }
+                Lookup::Subscribable => {
+                    let stream = StreamId::new(tenant, tenant.0);
+                    let loaded = store.current::<Tenant>(stream).await?;
+                    looked.found.subscribable = Some(loaded.state.is_subscribable(store.clock().now()));
+                    looked.preconditions.push(Precondition::StreamAt { aggregate: Tenant::TYPE, stream, version: loaded.version });
                 }
                 Lookup::LeastLoaded { claim, counter, permission } => {
                     let mut hasher = DefaultHasher::new();

@@ -166,6 +166,8 @@ const ORG_ADMIN: &[&str] = &[
     "tenant:set_branding",
     "tenant:manage_domains",
     "tenant:cancel",
+    // With its subscription a tenant ends.
+    "subscription:cancel",
     "user:register",
     "user:invite",
     "user:manage",
@@ -187,8 +189,7 @@ const ORG_ADMIN: &[&str] = &[
 ];
 
 /// What those may who look after what a tenant pays.
-const BILLING: &[&str] =
-    &["subscription:read", "subscription:start", "subscription:change", "subscription:cancel", "subscription:set_up_payment"];
+const BILLING: &[&str] = &["subscription:read", "subscription:start", "subscription:change", "subscription:set_up_payment"];
 
 /// What those may who look after people without running the tenant: who there is, and in which role.
 const PEOPLE: &[&str] = &["user:read", "role:read"];

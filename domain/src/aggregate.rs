@@ -39,8 +39,10 @@ pub enum Lookup {
     Role(RoleId),
     /// A plan, by its code.
     Plan(String),
-    /// How far a counter of the tenant has come.
+    /// How far a counter of the tenant has come. Should it go on before the append, that is decided again.
     Counter(CounterName),
+    /// Whether the tenant is open, or would be with a subscription.
+    Subscribable,
     /// Of the users who hold a claim, are active and have a permission: the one whose counter is lowest.
     LeastLoaded {
         /// The claim, whose value is the user's id.
@@ -61,6 +63,8 @@ pub struct Found {
     pub roles: BTreeMap<RoleId, Permissions>,
     /// The plans, as far as they exist.
     pub plans: BTreeMap<String, Offer>,
+    /// Whether the tenant is open, or would be with a subscription; nobody asked, if nothing is said.
+    pub subscribable: Option<bool>,
     /// The counters.
     pub counters: BTreeMap<CounterName, i64>,
     /// The one with the least load, if there is anybody.

@@ -188,8 +188,6 @@ pub enum Precondition {
     },
     /// The tenant exists and its gate is open.
     GateOpen,
-    /// The tenant exists and is not gone, whatever its gate.
-    TenantLives,
     /// This timer is still set for this time.
     TimerSet {
         /// Its aggregate type.

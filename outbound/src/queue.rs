@@ -151,11 +151,20 @@ pub enum Attempt {
     Dropped(String),
 }
 
-/// Takes deliveries that are due for `owner`, who alone attempts them for a while.
-pub(crate) async fn take(pool: &PgPool, owner: Uuid, kinds: &[&str], now: DateTime<Utc>, limit: i64) -> Result<Vec<Due>, sqlx::Error> {
+/// Takes deliveries that are due for `owner`, who alone attempts them for a while. Of the kinds that are `ordered`, only the first one that is pending of each subject.
+pub(crate) async fn take(
+    pool: &PgPool,
+    owner: Uuid,
+    kinds: &[&str],
+    ordered: &[&str],
+    now: DateTime<Utc>,
+    limit: i64,
+) -> Result<Vec<Due>, sqlx::Error> {
     sqlx::query_as(
         "update ops.deliveries d set leased_by = $1, leased_until = now() + $4 * interval '1 second'
-         from (select id from ops.deliveries where state = 'pending' and kind = any($5) and next_attempt_at <= $2 and (leased_until is null or leased_until < now())
+         from (select id from ops.deliveries p where state = 'pending' and kind = any($5) and next_attempt_at <= $2 and (leased_until is null or leased_until < now())
+                 and (kind <> all($6) or not exists (select from ops.deliveries o where o.kind = p.kind and o.subject_id = p.subject_id
+                   and o.state = 'pending' and (o.position, o.id) < (p.position, p.id)))
                order by next_attempt_at limit $3 for update skip locked) due
          where d.id = due.id returning d.id, d.tenant_id, d.kind, d.subject_id, d.template, d.intent, d.position, d.attempts",
     )
@@ -164,6 +173,7 @@ pub(crate) async fn take(pool: &PgPool, owner: Uuid, kinds: &[&str], now: DateTi
     .bind(limit)
     .bind(LEASE.as_secs_f64())
     .bind(kinds)
+    .bind(ordered)
     .fetch_all(pool)
     .await
 }

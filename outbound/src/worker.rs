@@ -17,6 +17,11 @@ pub trait Channel: Send + Sync + 'static {
     /// Which kind.
     fn kind(&self) -> &'static str;
 
+    /// Whether what is about the same subject is attempted one after the other, in the order in which it was decided: where the last word has to be the last one told.
+    fn is_ordered(&self) -> bool {
+        false
+    }
+
     /// Attempts one. What it answers names nothing personal: it is kept.
     fn attempt<'a>(&'a self, due: &'a Due) -> BoxFuture<'a, Attempt>;
 }
@@ -70,7 +75,8 @@ impl Worker {
 
     /// Attempts everything that is due now and taken by nobody else, and answers how many that were.
     pub async fn deliver_due(&self) -> Result<usize, sqlx::Error> {
-        let due = queue::take(self.store.pool(), self.owner, &self.kinds, self.store.clock().now(), BATCH).await?;
+        let ordered: Vec<_> = self.channels.iter().filter(|channel| channel.is_ordered()).map(|channel| channel.kind()).collect();
+        let due = queue::take(self.store.pool(), self.owner, &self.kinds, &ordered, self.store.clock().now(), BATCH).await?;
         let attempts: Vec<_> = due.iter().map(|due| self.attempt(due)).collect();
         let results: Vec<Result<(), sqlx::Error>> =
             futures::stream::iter(attempts).buffer_unordered(usize::try_from(BATCH).unwrap_or(1)).collect().await;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use commands::{CommandError, Executor, Request};
-use domain::billing::subscription::{Command, LinkCustomer, LinkProvider, Subscription};
+use domain::billing::subscription::{Command, LinkCustomer, LinkProvider, PauseReason, Subscription};
 use domain::identity::tenant::Tenant;
 use domain::{Actor, StreamId, TenantId};
 use futures::future::BoxFuture;
@@ -12,14 +12,14 @@ use outbound::worker::Channel;
 use uuid::Uuid;
 
 use crate::inbox;
-use crate::provider::{PaymentProvider, ProviderError};
+use crate::provider::{NewSubscription, PaymentProvider, ProviderError};
 
 /// What the queue calls them.
-pub(crate) const KIND: &str = "payment";
+pub const KIND: &str = "payment";
 
 /// What a provider is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Intent {
+pub enum Intent {
     /// Who pays.
     Customer,
     /// To collect what is to be paid.
@@ -34,7 +34,7 @@ impl Intent {
     const ALL: [Self; 4] = [Self::Customer, Self::Subscription, Self::Update, Self::Cancel];
 
     /// As stored.
-    pub(crate) fn as_str(self) -> &'static str {
+    pub fn as_str(self) -> &'static str {
         match self {
             Self::Customer => "customer",
             Self::Subscription => "subscription",
@@ -67,31 +67,50 @@ impl PaymentChannel {
         let (provider, key) = (self.provider.as_ref(), due.id.to_string());
         let customer = details.customer.as_ref().map(|(_, customer)| customer.as_str());
         let subscription = details.provider_subscription.as_deref();
-        if intent != Intent::Cancel && !details.status.is_live() {
-            return Err(Attempt::Dropped("the subscription is over".into()));
+        let Some(customer) = customer else {
+            return match intent {
+                Intent::Customer if details.status.is_live() => {
+                    let me = StreamId::new(stream.tenant, stream.tenant.0);
+                    let tenant = store.current::<Tenant>(me).await.map_err(|_| failed("the tenant cannot be read"))?;
+                    let customer = provider.create_customer(&key, stream, tenant.state.name()).await.map_err(told)?;
+                    self.note(due, stream, LinkCustomer { provider: provider.name().to_owned(), customer: customer.clone() }).await?;
+                    self.reconsider(&customer).await
+                }
+                Intent::Customer => Err(Attempt::Dropped("the subscription is over".into())),
+                // What is not there yet is made from the state as it is then.
+                Intent::Subscription | Intent::Update | Intent::Cancel => {
+                    Err(Attempt::Dropped("the provider does not know who pays yet".into()))
+                }
+            };
+        };
+        // Also what was begun before it was over, and is not known here.
+        if !details.status.is_live() {
+            return provider.cancel_subscription(customer).await.map_err(told);
         }
-        match (intent, customer, subscription) {
-            (Intent::Customer, Some(_), _) | (Intent::Subscription, _, Some(_)) => Ok(()),
-            (Intent::Customer, None, _) => {
-                let me = StreamId::new(stream.tenant, stream.tenant.0);
-                let tenant = store.current::<Tenant>(me).await.map_err(|_| failed("the tenant cannot be read"))?;
-                let customer = provider.create_customer(&key, stream, tenant.state.name()).await.map_err(told)?;
-                let link = LinkCustomer { provider: provider.name().to_owned(), customer: customer.clone() };
-                self.note(due, stream, link).await?;
-                // What the provider has said of them before we knew them.
-                inbox::reconsider(&self.executor, provider, &customer).await.map_err(|_| failed("what was heard before cannot be read"))
+        match (intent, subscription) {
+            (Intent::Customer, _) => self.reconsider(customer).await,
+            (Intent::Subscription | Intent::Update, None) if details.payment_method.is_none() => {
+                Err(Attempt::Dropped("there is nothing to pay with yet".into()))
             }
-            (Intent::Subscription, Some(customer), None) => {
-                let subscription = provider.create_subscription(&key, stream, details, customer).await.map_err(told)?;
+            (Intent::Subscription | Intent::Update, None) if details.is_paused_for(PauseReason::Requested) => {
+                Err(Attempt::Dropped("it is paused".into()))
+            }
+            (Intent::Subscription | Intent::Update, None) => {
+                let new = NewSubscription { subscription: stream, details, customer, now: store.clock().now() };
+                let subscription = provider.create_subscription(&key, &new).await.map_err(told)?;
                 self.note(due, stream, LinkProvider { provider: provider.name().to_owned(), subscription }).await
             }
-            (Intent::Update, _, Some(subscription)) => provider.update_subscription(details, subscription).await.map_err(told),
-            (Intent::Cancel, _, Some(subscription)) => provider.cancel_subscription(subscription).await.map_err(told),
-            // What is not there yet is made from the state as it is then.
-            (Intent::Subscription | Intent::Update | Intent::Cancel, _, None) => {
-                Err(Attempt::Dropped("the provider has nothing of it yet".into()))
+            (Intent::Subscription | Intent::Update, Some(subscription)) => {
+                provider.update_subscription(details, subscription).await.map_err(told)
             }
+            (Intent::Cancel, _) => Err(Attempt::Dropped("it goes on".into())),
         }
+    }
+
+    /// What the provider has said of them before we knew them.
+    async fn reconsider(&self, customer: &str) -> Result<(), Attempt> {
+        let reconsidered = inbox::reconsider(&self.executor, self.provider.as_ref(), customer).await;
+        reconsidered.map_err(|_| Attempt::Failed("what was heard before cannot be read".into()))
     }
 
     async fn note(&self, due: &Due, stream: StreamId, link: impl Into<Command>) -> Result<(), Attempt> {
@@ -116,6 +135,11 @@ fn told(error: ProviderError) -> Attempt {
 impl Channel for PaymentChannel {
     fn kind(&self) -> &'static str {
         KIND
+    }
+
+    /// The last state of a subscription has to be the one that the provider heard last.
+    fn is_ordered(&self) -> bool {
+        true
     }
 
     fn attempt<'a>(&'a self, due: &'a Due) -> BoxFuture<'a, Attempt> {

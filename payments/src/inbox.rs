@@ -121,13 +121,11 @@ fn unavailable(error: sqlx::Error) -> CommandError {
     store::load::LoadError::from(error).into()
 }
 
-/// The subscription that a message is about: what the provider was told with what it is about, or else whose customer it names.
+/// The subscription that a message is about: that of the customer whom it names, or else, before that one is known, the one that the provider was told when it was made there.
 async fn find(store: &Store, provider: &str, message: &Message) -> Result<Option<StreamId>, CommandError> {
-    if message.about.is_some() {
-        return Ok(message.about);
-    }
-    let Some(customer) = &message.customer else { return Ok(None) };
-    store.holder(&CUSTOMER, TenantId::SYSTEM, &format!("{provider}:{customer}")).await.map_err(unavailable)
+    let Some(customer) = &message.customer else { return Ok(message.about) };
+    let known = store.holder(&CUSTOMER, TenantId::SYSTEM, &format!("{provider}:{customer}")).await.map_err(unavailable)?;
+    Ok(known.or(message.about))
 }
 
 async fn apply(executor: &Executor, provider: &str, stream: Option<StreamId>, message: &Message) -> Result<Outcome, CommandError> {

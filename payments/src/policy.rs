@@ -5,6 +5,7 @@ use std::sync::Arc;
 use bus::subscription::HandlerError;
 use commands::policy::{Policy, Runtime, unreadable};
 use cqrs_es::Aggregate as _;
+use domain::StreamId;
 use domain::billing::subscription::{Event, Subscription};
 use outbound::queue::{self, NewDelivery};
 use sqlx::PgConnection;
@@ -86,4 +87,21 @@ impl Policy for PaymentsPolicy {
     async fn write(&self, intents: Vec<NewDelivery>, tx: &mut PgConnection) -> Result<(), sqlx::Error> {
         queue::add(tx, &intents).await
     }
+}
+
+/// Has a subscription made known to the provider that began before there was one. Once, however often it is asked.
+pub async fn introduce(store: &Store, subscription: StreamId) -> Result<(), sqlx::Error> {
+    let introduction = NewDelivery {
+        id: Uuid::new_v5(&subscription.id, format!("introduce {}", subscription.tenant).as_bytes()),
+        tenant: subscription.tenant,
+        kind: KIND,
+        subject_id: subscription.id,
+        template: Intent::Customer.as_str(),
+        intent: subscription.id,
+        position: 0,
+        at: store.clock().now(),
+    };
+    let mut tx = store.pool().begin().await?;
+    queue::add(&mut tx, &[introduction]).await?;
+    tx.commit().await
 }

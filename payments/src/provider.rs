@@ -15,20 +15,14 @@ pub trait PaymentProvider: Send + Sync + 'static {
     /// Makes known who pays for a subscription, and answers what the provider calls them. `intent` is the same at every attempt.
     fn create_customer<'a>(&'a self, intent: &'a str, subscription: StreamId, name: Option<&'a str>) -> Answer<'a, String>;
 
-    /// Has the payments of a subscription collected, and answers what the provider calls its own subscription.
-    fn create_subscription<'a>(
-        &'a self,
-        intent: &'a str,
-        subscription: StreamId,
-        details: &'a Details,
-        customer: &'a str,
-    ) -> Answer<'a, String>;
+    /// Has the payments of a subscription collected, which has something to pay with, and answers what the provider calls its own subscription.
+    fn create_subscription<'a>(&'a self, intent: &'a str, new: &'a NewSubscription<'a>) -> Answer<'a, String>;
 
     /// Makes the provider's subscription what this one is now: plan, quantity, trial, payment method, pause, end.
     fn update_subscription<'a>(&'a self, details: &'a Details, provider_subscription: &'a str) -> Answer<'a, ()>;
 
-    /// Ends the provider's subscription. One that has ended is no error.
-    fn cancel_subscription<'a>(&'a self, provider_subscription: &'a str) -> Answer<'a, ()>;
+    /// Ends whatever the provider has of a customer's subscription, whether we know of it or not. One that has ended is no error.
+    fn cancel_subscription<'a>(&'a self, customer: &'a str) -> Answer<'a, ()>;
 
     /// Begins to set up what a customer pays with, and answers the secret by which the product's own page goes on with the provider.
     fn set_up_payment<'a>(&'a self, subscription: StreamId, customer: &'a str) -> Answer<'a, String>;
@@ -38,6 +32,19 @@ pub trait PaymentProvider: Send + Sync + 'static {
 
     /// Reads a message again whose signature was good when it came.
     fn reread(&self, body: &[u8]) -> Result<Message, MessageError>;
+}
+
+/// What a provider is to collect.
+#[derive(Clone, Copy)]
+pub struct NewSubscription<'a> {
+    /// Which one it is here.
+    pub subscription: StreamId,
+    /// What is known of it.
+    pub details: &'a Details,
+    /// What the provider calls whoever pays.
+    pub customer: &'a str,
+    /// Now.
+    pub now: DateTime<Utc>,
 }
 
 /// What a provider answers.

@@ -12,7 +12,7 @@ use reqwest::{Client, Method, RequestBuilder, StatusCode};
 use serde_json::Value;
 use sha2::Sha256;
 
-use crate::provider::{Answer, Message, MessageError, PaymentProvider, ProviderError};
+use crate::provider::{Answer, Message, MessageError, NewSubscription, PaymentProvider, ProviderError};
 
 /// The version of Stripe's interface that is spoken, whatever the account's own is.
 const VERSION: &str = "2024-06-20";
@@ -89,21 +89,29 @@ impl Stripe {
         ])
     }
 
-    async fn subscribe(&self, intent: &str, stream: StreamId, details: &Details, customer: &str) -> Result<String, Refused> {
+    /// The subscriptions of a customer that have not ended: those that have are listed only when asked for.
+    async fn subscriptions_of(&self, customer: &str) -> Result<Vec<Value>, Refused> {
+        let mut found = send(self.request(Method::GET, "subscriptions").query(&[("customer", customer), ("limit", "10")])).await?;
+        Ok(found["data"].as_array_mut().map(std::mem::take).unwrap_or_default())
+    }
+
+    async fn subscribe(&self, intent: &str, new: &NewSubscription<'_>) -> Result<String, Refused> {
+        let NewSubscription { subscription, details, customer, now } = *new;
         // Whoever pays has one of ours; if an earlier attempt was answered and the answer lost, it is there.
-        let there =
-            send(self.request(Method::GET, "subscriptions").query(&[("customer", customer), ("status", "all"), ("limit", "1")])).await?;
-        if let Some(id) = there["data"][0]["id"].as_str() {
-            return Ok(id.to_owned());
+        if let Some(there) = self.subscriptions_of(customer).await?.first() {
+            return id_of(there);
         }
         let mut form = self.item(details).await?;
         form.extend([
             field("customer", customer),
-            field(&format!("metadata[{ABOUT}]"), stream),
-            field("payment_behavior", "default_incomplete"),
-            field("payment_settings[save_default_payment_method]", "on_subscription"),
-            field("trial_settings[end_behavior][missing_payment_method]", "pause"),
+            field(&format!("metadata[{ABOUT}]"), subscription),
+            // What cannot be charged now is tried again by Stripe, as that of any later period is.
+            field("payment_behavior", "allow_incomplete"),
         ]);
+        if details.follows_calendar() {
+            let start = details.trial.filter(|_| details.status == Status::Trialing).map_or(now, |trial| trial.ends_at);
+            form.push(field("billing_cycle_anchor", details.first_period(start).end.timestamp()));
+        }
         form.extend(trial_end(details));
         form.extend(details.payment_method.as_ref().map(|method| field("default_payment_method", method)));
         // Other parameters under the same key would be refused for a day, so what they are made from is part of the key.
@@ -113,28 +121,43 @@ impl Stripe {
 
     async fn update(&self, details: &Details, id: &str) -> Result<(), Refused> {
         let path = format!("subscriptions/{id}");
-        let now = send(self.request(Method::GET, &path)).await?;
-        if now["status"] == "canceled" {
+        let there = send(self.request(Method::GET, &path)).await?;
+        if there["status"] == "canceled" {
             return Ok(());
         }
         let mut form = self.item(details).await?;
+        let item = &there["items"]["data"][0];
+        let value = |name: &str| form.iter().find(|(field, _)| field == name).map(|(_, value)| value.clone());
+        let same = value("items[0][price_data][product]") == item["price"]["product"].as_str().map(str::to_owned)
+            && value("items[0][quantity]") == item["quantity"].as_u64().map(|quantity| quantity.to_string());
+        if !same {
+            // The difference is paid at once: who leaves before the period's end would not pay it otherwise.
+            form.push(field("proration_behavior", "always_invoice"));
+        }
         // Without the item's id Stripe would add a second one.
-        form.extend(now["items"]["data"][0]["id"].as_str().map(|item| field("items[0][id]", item)));
+        form.extend(item["id"].as_str().map(|item| field("items[0][id]", item)));
         form.push(field("cancel_at_period_end", details.status == Status::CancelScheduled));
-        let paused = details.status == Status::Paused && !details.is_paused_for(PauseReason::NoPaymentMethod);
+        // What waits for a payment is not paused there once there is something to pay with: that is how it is paid.
+        let waits = details.is_paused_for(PauseReason::NoPaymentMethod) && details.payment_method.is_some();
+        let paused = details.status == Status::Paused && !waits;
         form.push(if paused { field("pause_collection[behavior]", "void") } else { field("pause_collection", "") });
         // A trial that has ended here has ended there.
-        form.extend(trial_end(details).or_else(|| (now["status"] == "trialing").then(|| field("trial_end", "now"))));
+        let ended = there["status"] == "trialing" && !paused;
+        form.extend(trial_end(details).or_else(|| ended.then(|| field("trial_end", "now"))));
         form.extend(details.payment_method.as_ref().map(|method| field("default_payment_method", method)));
         self.post(&path, None, &form).await.map(drop)
     }
 
-    async fn cancel(&self, id: &str) -> Result<(), Refused> {
-        match send(self.request(Method::DELETE, &format!("subscriptions/{id}"))).await {
-            Ok(_) => Ok(()),
-            Err(refused) if refused.status == Some(StatusCode::NOT_FOUND) => Ok(()),
-            Err(refused) => Err(refused),
+    async fn cancel(&self, customer: &str) -> Result<(), Refused> {
+        for there in self.subscriptions_of(customer).await? {
+            let ended = send(self.request(Method::DELETE, &format!("subscriptions/{}", id_of(&there)?))).await;
+            if let Err(refused) = ended
+                && refused.status != Some(StatusCode::NOT_FOUND)
+            {
+                return Err(refused);
+            }
         }
+        Ok(())
     }
 }
 
@@ -222,22 +245,16 @@ impl PaymentProvider for Stripe {
         })
     }
 
-    fn create_subscription<'a>(
-        &'a self,
-        intent: &'a str,
-        subscription: StreamId,
-        details: &'a Details,
-        customer: &'a str,
-    ) -> Answer<'a, String> {
-        Box::pin(async move { Ok(self.subscribe(intent, subscription, details, customer).await?) })
+    fn create_subscription<'a>(&'a self, intent: &'a str, new: &'a NewSubscription<'a>) -> Answer<'a, String> {
+        Box::pin(async move { Ok(self.subscribe(intent, new).await?) })
     }
 
     fn update_subscription<'a>(&'a self, details: &'a Details, provider_subscription: &'a str) -> Answer<'a, ()> {
         Box::pin(async move { Ok(self.update(details, provider_subscription).await?) })
     }
 
-    fn cancel_subscription<'a>(&'a self, provider_subscription: &'a str) -> Answer<'a, ()> {
-        Box::pin(async move { Ok(self.cancel(provider_subscription).await?) })
+    fn cancel_subscription<'a>(&'a self, customer: &'a str) -> Answer<'a, ()> {
+        Box::pin(async move { Ok(self.cancel(customer).await?) })
     }
 
     fn set_up_payment<'a>(&'a self, subscription: StreamId, customer: &'a str) -> Answer<'a, String> {
@@ -313,6 +330,8 @@ fn parse(body: &[u8]) -> Result<Message, MessageError> {
     let metadata =
         [&object["metadata"], &object["subscription_details"]["metadata"], &object["parent"]["subscription_details"]["metadata"]];
     let about = metadata.iter().find_map(|metadata| metadata[ABOUT].as_str()?.parse().ok());
+    // A payment method is made in the browser, where anybody may write into it.
+    let about = about.filter(|_| !kind.starts_with("payment_method."));
     let customer = reference(&object["customer"]).or_else(|| reference(&event["data"]["previous_attributes"]["customer"]));
     Ok(Message { fact: fact(&kind, object), id, kind, occurred_at, about, customer })
 }
@@ -324,7 +343,7 @@ fn fact(kind: &str, object: &Value) -> Option<Fact> {
         "invoice.payment_succeeded" if object["amount_paid"].as_i64() == Some(0) => None,
         "invoice.payment_succeeded" => Some(Fact::Paid(money(&object["amount_paid"], &object["currency"]))),
         "invoice.payment_failed" => Some(Fact::NotPaid(money(&object["amount_due"], &object["currency"]))),
-        "customer.subscription.updated" => match object["status"].as_str()? {
+        "customer.subscription.created" | "customer.subscription.updated" => match object["status"].as_str()? {
             "active" => Some(Fact::Stands(Standing::Active)),
             "past_due" => Some(Fact::Stands(Standing::PastDue)),
             "unpaid" => Some(Fact::Stands(Standing::Unpaid)),

@@ -64,9 +64,13 @@ impl Reaction for Provisioning {
         let subscription = store.current::<Subscription>(first_subscription(tenant)).await.map_err(unreadable)?;
         let status = subscription.state.details().map(|details| details.status);
         let me = StreamId::new(tenant, tenant.0);
+        // Without the subscription that it was made for it would have no limits at all: it waits for somebody who looks at the refusal.
+        if plan.is_some() && status.is_none() {
+            return Ok(None);
+        }
         if n == 2 {
             return Ok(Some(Answer::new::<Tenant>(me, CompleteProvisioning { trialing: status == Some(Status::Trialing) })));
         }
-        Ok(status.and_then(tenancy::standing).map(|standing| Answer::new::<Tenant>(me, FollowSubscription { standing })))
+        Ok(status.map(tenancy::standing).map(|standing| Answer::new::<Tenant>(me, FollowSubscription { standing })))
     }
 }

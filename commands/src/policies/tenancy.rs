@@ -12,14 +12,14 @@ use crate::policy::{Answer, Reaction, retry, unreadable};
 /// The policy.
 pub struct Tenancy;
 
-/// What a subscription's status means to its tenant; `None`: nothing.
-pub(super) fn standing(status: Status) -> Option<Standing> {
+/// What a subscription's status means to its tenant.
+pub(super) fn standing(status: Status) -> Standing {
     match status {
-        Status::Trialing => None,
-        Status::Active | Status::CancelScheduled => Some(Standing::Active),
-        Status::PastDue => Some(Standing::PastDue),
-        Status::Unpaid | Status::Paused | Status::Expired => Some(Standing::Stopped),
-        Status::Cancelled => Some(Standing::Cancelled),
+        Status::Trialing => Standing::Trialing,
+        Status::Active | Status::CancelScheduled => Standing::Active,
+        Status::PastDue => Standing::PastDue,
+        Status::Unpaid | Status::Paused | Status::Expired => Standing::Stopped,
+        Status::Cancelled => Standing::Cancelled,
     }
 }
 
@@ -63,7 +63,7 @@ impl Reaction for Tenancy {
         let tenant = TenantId(event.tenant_id);
         if event.aggregate_type == Subscription::TYPE {
             let typed = store.typed::<Subscription>(&[event]).await.map_err(unreadable)?;
-            let standing = typed.first().and_then(|event| becomes(&event.event)).and_then(standing);
+            let standing = typed.first().and_then(|event| becomes(&event.event)).map(standing);
             return Ok(standing.map(|standing| Answer::new::<Tenant>(StreamId::new(tenant, tenant.0), FollowSubscription { standing })));
         }
         if event.event_type != "tenant.cancelled" {

@@ -199,10 +199,6 @@ impl Guards {
                 Some("open") => Ok(()),
                 Some(status) => Err(Refusal::GateClosed { status: status.to_owned() }),
             },
-            Precondition::TenantLives => match self.tenants.get(&tenant).and_then(|t| t.gate.as_deref()) {
-                None | Some("deleted") => Err(Refusal::NoSuchTenant { tenant }),
-                Some(_) => Ok(()),
-            },
             Precondition::TimerSet { aggregate, stream, name, due } => match self.timers.get(&(aggregate, *stream, name.clone())) {
                 Some(set) if set == due => Ok(()),
                 Some(_) | None => Err(Refusal::TimerNotSet { name: name.clone() }),

@@ -93,10 +93,7 @@ impl Wanted {
                         let aggregate = wanted.name(aggregate);
                         wanted.timers.insert((aggregate, *stream, name.clone()));
                     }
-                    Precondition::StreamAt { .. }
-                    | Precondition::StreamExists { .. }
-                    | Precondition::GateOpen
-                    | Precondition::TenantLives => {}
+                    Precondition::StreamAt { .. } | Precondition::StreamExists { .. } | Precondition::GateOpen => {}
                 }
             }
             for part in &request.streams {

@@ -248,6 +248,10 @@ async fn set_up_payment(State(app): State<App>, caller: Caller, Id(id): Id) -> R
     let details = loaded.state.details().filter(|details| details.status.is_live()).ok_or_else(Problem::not_found)?;
     let provider = app.payments.as_ref().ok_or_else(|| Problem::new(code::NO_PROVIDER, "this installation has no payment provider"))?;
     let customer = details.customer.as_ref().filter(|(of, _)| of == provider.name());
+    if customer.is_none() {
+        // Of a subscription that is older than the provider nobody has told it yet.
+        payments::policy::introduce(app.executor.store(), stream).await.map_err(access::AccessError::Unavailable)?;
+    }
     let (_, customer) = customer.ok_or_else(|| {
         Problem::new(code::NOT_YET_AT_PROVIDER, "the payment provider does not know this subscription yet; try again shortly")
     })?;

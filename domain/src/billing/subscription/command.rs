@@ -198,8 +198,8 @@ crate::commands! { "subscription":
     ChangePlan(ChangePlan) "change_plan", "change";
     CancelScheduledChange(CancelScheduledChange) "cancel_scheduled_change", "change";
     ChangeQuantity(ChangeQuantity) "change_quantity", "change";
-    Pause(PauseSubscription) "pause", "change";
-    Resume(ResumeSubscription) "resume", "change";
+    Pause(PauseSubscription) "pause", "manage";
+    Resume(ResumeSubscription) "resume", "manage";
     Cancel(CancelSubscription) "cancel", "cancel";
     Uncancel(UncancelSubscription) "uncancel", "cancel";
     RenewPeriod(RenewPeriod) "renew_period", "manage";
@@ -236,6 +236,8 @@ crate::errors! {
         AnotherIsLive: Conflict "subscription.another_is_live", "the tenant has a live subscription already";
         /// The tenant's trial is used up.
         TrialUsed: Conflict "subscription.trial_used", "the tenant has had its trial; start without one (trial_days 0)";
+        /// The tenant is closed, and no subscription would open it.
+        TenantClosed: Conflict "subscription.tenant_closed", "the tenant is closed for another reason than the want of a subscription";
         /// There is no plan of this code.
         NoSuchPlan { /// The code.
             code: String }: Invalid "subscription.no_such_plan", "there is no plan {code}";
@@ -254,7 +256,7 @@ crate::errors! {
         /// Its time has not come.
         NotDue: Conflict "subscription.not_due", "its time has not come";
         /// There is no paid period whose end could be waited for.
-        NoPeriod: Conflict "subscription.no_period", "there is no paid period whose end could be waited for";
+        NoPeriod: Conflict "subscription.no_period", "it is in no period that is paid for, whose end could be waited for";
         /// More is used than the plan gives.
         OverLimit {
             /// Of what.

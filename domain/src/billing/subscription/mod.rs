@@ -26,8 +26,7 @@ use self::standing::Marks;
 use super::meter::{self, Meter};
 use super::period::{Billing, Period, Schedule};
 use crate::aggregate::{EventKind, Issued, Lookup};
-use crate::effect::{Claim, Effect, Precondition, Refusal, Scope};
-use crate::ids::StreamId;
+use crate::effect::{Claim, Effect, Refusal, Scope};
 
 /// The one live subscription of a tenant.
 pub const LIVE: Claim = Claim { namespace: "live_subscription", scope: Scope::Tenant, personal: false };
@@ -301,6 +300,16 @@ impl Details {
         self.status == Status::Paused && matches!(self.stopped, Some((Some(why), _)) if why == reason)
     }
 
+    /// Where its first period ends that begins at `start`.
+    pub fn first_period(&self, start: DateTime<Utc>) -> Period {
+        Schedule::beginning(start, self.billing, self.time_zone).rest_from(start, self.pinned.terms.interval)
+    }
+
+    /// Whether its periods begin with the calendar's months.
+    pub fn follows_calendar(&self) -> bool {
+        self.billing == Billing::Calendar
+    }
+
     /// The timers that are set while it is so.
     fn timers(&self) -> BTreeMap<&'static str, DateTime<Utc>> {
         let trial = self.trial.filter(|_| self.status == Status::Trialing);
@@ -337,7 +346,8 @@ impl crate::Aggregate for Subscription {
         let renews = matches!(command, Command::RenewPeriod(_)) && self.details().is_some_and(|details| details.scheduled.is_some());
         let changes = renews || matches!(command, Command::ChangePlan(_) | Command::ChangeQuantity(_));
         let used = changes.then(|| Meter::ALL.map(|meter| Lookup::Counter(meter.counter())));
-        plan.into_iter().chain(used.into_iter().flatten()).collect()
+        let tenant = matches!(command, Command::Start(_)).then_some(Lookup::Subscribable);
+        plan.into_iter().chain(tenant).chain(used.into_iter().flatten()).collect()
     }
 
     fn decide(&self, issued: Issued<Command>) -> Result<Vec<Event>, Error> {
@@ -375,10 +385,6 @@ impl crate::Aggregate for Subscription {
         let set = are.iter().filter(|(name, due)| were.get(*name) != Some(due));
         effects.extend(set.map(|(name, due)| Effect::SetTimer { name: (*name).to_owned(), due: *due }));
         effects
-    }
-
-    fn requires(event: &Event, _: StreamId) -> Vec<Precondition> {
-        if matches!(event, Event::Started { .. }) { vec![Precondition::TenantLives] } else { vec![] }
     }
 
     fn timer(name: &str) -> Option<Command> {

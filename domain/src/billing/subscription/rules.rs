@@ -29,6 +29,9 @@ fn trial(ends_at: DateTime<Utc>, now: DateTime<Utc>) -> Trial {
     Trial { ends_at, remind_at: Some(ends_at - REMINDER).filter(|at| *at > now) }
 }
 
+/// What is tried for nothing is tried once.
+const ONE_TRIAL: Error = Error::OutOfBounds { what: "only the platform lets more than one be tried" };
+
 fn in_bounds(quantity: u32) -> Result<u32, Error> {
     let fine = (1..=MAX_QUANTITY).contains(&quantity);
     if fine { Ok(quantity) } else { Err(Error::OutOfBounds { what: "a plan is subscribed to 1 to 10000 times" }) }
@@ -52,6 +55,9 @@ fn fits(entitlements: &Entitlements, quantity: u32, found: &Found) -> Result<(),
 pub(super) fn begin(command: Command, ctx: &Context) -> Result<Vec<Event>, Error> {
     let Command::Start(c) = command else { return Err(Error::NotFound) };
     let StartSubscription { id: _, plan, trial_days, billing, time_zone, currency, quantity } = c;
+    if ctx.found.subscribable == Some(false) {
+        return Err(Error::TenantClosed);
+    }
     let pinned = offered(plan.as_str(), &ctx.found)?;
     if currency.is_some_and(|currency| currency != pinned.terms.price.currency) {
         return Err(Error::CurrencyFixed);
@@ -64,6 +70,9 @@ pub(super) fn begin(command: Command, ctx: &Context) -> Result<Vec<Event>, Error
     let platform = ctx.actor.may("subscription:manage");
     if days > pinned.terms.trial_days && !platform {
         return Err(Error::OutOfBounds { what: "only the platform gives a longer trial than the plan does" });
+    }
+    if days > 0 && quantity > 1 && !platform {
+        return Err(ONE_TRIAL);
     }
     let trial = (days > 0).then(|| trial(ctx.now + TimeDelta::days(days.into()), ctx.now));
     let schedule = Schedule::beginning(ctx.now, billing, time_zone);
@@ -115,17 +124,22 @@ impl Details {
             Command::ConvertTrial(_) if status == Status::Trialing => self.end_trial(&ctx).map(settled),
             Command::ConvertTrial(_) if status == Status::Active => Ok(vec![]),
             Command::EndTrialWithoutPayment(_) if status == Status::Trialing => {
-                Ok(settled(vec![pause(PauseReason::NoPaymentMethod, ctx.now)]))
+                // Who could pay is not charged for what they were not to get.
+                let reason = if self.payment_method.is_some() { PauseReason::Requested } else { PauseReason::NoPaymentMethod };
+                Ok(settled(vec![pause(reason, ctx.now)]))
             }
             Command::EndTrialWithoutPayment(_) if status == Status::Paused => Ok(vec![]),
-            Command::ChangePlan(c) if matches!(status, Status::Trialing | Status::Active | Status::PastDue) => {
+            Command::ChangePlan(c) if matches!(status, Status::Trialing | Status::Active) => {
                 self.change_plan(c.plan.as_str(), c.when, &ctx)
             }
             Command::CancelScheduledChange(_) if status.is_live() => {
                 Ok(changed(self.scheduled.is_some(), || Event::ScheduledChangeCancelled))
             }
-            Command::ChangeQuantity(c) if matches!(status, Status::Trialing | Status::Active | Status::PastDue) => {
+            Command::ChangeQuantity(c) if matches!(status, Status::Trialing | Status::Active) => {
                 let to = in_bounds(c.quantity)?;
+                if status == Status::Trialing && to > self.quantity && !ctx.actor.may("subscription:manage") {
+                    return Err(ONE_TRIAL);
+                }
                 if to < self.quantity {
                     fits(&self.pinned.terms.entitlements, to, &ctx.found)?;
                 }
@@ -207,8 +221,10 @@ impl Details {
                 let other = self.period.is_some() && interval != self.pinned.terms.interval;
                 let period = other.then(|| Schedule::beginning(ctx.now, self.billing, self.time_zone).rest_from(ctx.now, interval));
                 let proration = self.prorated(&pinned, self.quantity, ctx.now);
-                let proration =
-                    proration.map(|it| if other { Proration { charge: pinned.terms.price.share(self.quantity, 1, 1), ..it } } else { it });
+                let proration = proration.map(|it| match period {
+                    Some(period) => Proration { charge: self.first_charge(&pinned, period), ..it },
+                    None => it,
+                });
                 Ok(vec![Event::PlanChanged { from: self.pinned.code.clone(), pinned, proration, period, over_limit: vec![] }])
             }
             (When::PeriodEnd, None) => Err(Error::NoPeriod),
@@ -221,6 +237,13 @@ impl Details {
                 Ok(vec![Event::PlanChangeScheduled { pinned, at: period.end, over_limit }])
             }
         }
+    }
+
+    /// What a first period costs: where it is shorter than others, as much less.
+    fn first_charge(&self, pinned: &Pinned, period: Period) -> crate::billing::money::Money {
+        let whole = Period { start: Schedule::beginning(period.start, self.billing, self.time_zone).anchor, end: period.end };
+        let (days, days_left) = whole.days(period.start, self.time_zone);
+        pinned.terms.price.share(self.quantity, days_left, days)
     }
 
     /// What the days that are left of the period are worth, before and after a change.

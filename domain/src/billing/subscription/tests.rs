@@ -14,7 +14,7 @@ use crate::billing::money::{Currency, Money};
 use crate::billing::period::Interval;
 use crate::billing::plan::Terms;
 use crate::error::{DomainError as _, Kind};
-use crate::ids::TenantId;
+use crate::ids::{StreamId, TenantId};
 use crate::text::PlanCode;
 
 fn day(n: i64) -> DateTime<Utc> {
@@ -179,10 +179,10 @@ start         -         -                -         -         -         -        
 extend_trial  trialing  -                -         -         -         -                -         -
 convert_trial -         =                -         -         -         -                -         -
 end_trial     paused    -                -         -         =         -                -         -
-upgrade       trialing  active           past_due  -         -         -                -         -
-change_later  -         active           past_due  -         -         -                -         -
+upgrade       trialing  active           -         -         -         -                -         -
+change_later  -         active           -         -         -         -                -         -
 keep_plan     =         =                =         =         =         =                -         -
-quantity      trialing  active           past_due  -         -         -                -         -
+quantity      trialing  active           -         -         -         -                -         -
 pause         -         paused           -         -         =         -                -         -
 resume        -         =                -         -         active    -                -         -
 cancel_now    cancelled cancelled        cancelled cancelled cancelled cancelled        =         -

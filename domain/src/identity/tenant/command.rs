@@ -243,6 +243,8 @@ pub struct FollowSubscription {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Standing {
+    /// It is tried.
+    Trialing,
     /// It is paid for.
     Active,
     /// It is not paid for, and works for a while.

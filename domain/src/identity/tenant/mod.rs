@@ -166,6 +166,14 @@ impl Tenant {
         }
     }
 
+    /// Whether it is open, or would be with a subscription that is paid for.
+    pub fn is_subscribable(&self, now: DateTime<Utc>) -> bool {
+        match self {
+            Self::Live(tenant) => tenant.status.is_open() || tenant.comes_back(now),
+            Self::Absent | Self::Deleted => false,
+        }
+    }
+
     /// Where it stands; `None` when it does not exist.
     pub fn status(&self) -> Option<Status> {
         match self {
@@ -360,16 +368,19 @@ impl Details {
         }
     }
 
+    /// Whether a subscription brings it back, since the want of one has closed it.
+    fn comes_back(&self, now: DateTime<Utc>) -> bool {
+        let in_time = self.cancelled_at.is_none_or(|at| now <= at + REACTIVATION_WINDOW);
+        matches!(self.status, Status::Suspended | Status::Cancelled) && self.by_subscription && in_time
+    }
+
     /// What its subscription means to it. Whatever the platform or its own admins did to it stays.
     fn follow(&self, standing: Standing, now: DateTime<Utc>) -> Vec<Event> {
         let (status, working) = (self.status, self.status.is_working());
-        let in_time = self.cancelled_at.is_none_or(|at| now <= at + REACTIVATION_WINDOW);
         match standing {
+            Standing::Trialing => changed(self.comes_back(now), || Event::Reactivated),
             Standing::Active if matches!(status, Status::Trialing | Status::PastDue) => vec![Event::Activated],
-            Standing::Active => {
-                let back = matches!(status, Status::Suspended | Status::Cancelled) && self.by_subscription && in_time;
-                changed(back, || Event::Reactivated)
-            }
+            Standing::Active => changed(self.comes_back(now), || Event::Reactivated),
             Standing::PastDue if status == Status::Trialing => vec![Event::Activated, Event::BecamePastDue],
             Standing::PastDue => changed(status == Status::Active, || Event::BecamePastDue),
             Standing::Stopped => {
