@@ -2,5 +2,6 @@
 #![expect(clippy::unwrap_used, reason = "tests may")]
 
 mod execute;
+mod policies;
 mod timers;
 mod trials;
