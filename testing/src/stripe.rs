@@ -53,6 +53,8 @@ pub struct Account {
     pub asked: Vec<(String, Fields)>,
     /// What goes wrong with the next requests, one after the other.
     pub faults: VecDeque<Fault>,
+    /// The requests whose answers are all lost: `POST /v1/subscriptions`.
+    pub losing: Option<&'static str>,
     keys: HashMap<String, (Fields, Value)>,
 }
 
@@ -130,7 +132,7 @@ impl Stripe {
         if let Some(key) = key {
             account.keys.insert(key, (fields.clone(), answer.clone()));
         }
-        if fault == Some(Fault::AnswerLost) {
+        if fault == Some(Fault::AnswerLost) || account.losing == Some(what) {
             return StatusCode::BAD_GATEWAY.into_response();
         }
         Json(answer).into_response()

@@ -1,1 +1,347 @@
+//! Payment providers: over a server that speaks Stripe's REST API, and messages of the shapes that Stripe sends.
+#![expect(clippy::unwrap_used, reason = "tests may")]
 
+use std::sync::Arc;
+
+use axum::http::StatusCode;
+use bus::subscription::run;
+use chrono::TimeDelta;
+use domain::billing::period::Billing;
+use domain::billing::subscription::{
+    CancelSubscription, ChangePlan, ChangeQuantity, Details, EndTrialWithoutPayment, ResumeSubscription, StartSubscription, Status,
+    Subscription, UncancelSubscription, When,
+};
+use domain::text::PlanCode;
+use domain::{Clock as _, StreamId, TenantId};
+use outbound::worker::Worker;
+use payments::channel::PaymentChannel;
+use payments::policy::PaymentsPolicy;
+use serde_json::{Value, json};
+use testing::http::{Answer, Client};
+use testing::node::Node;
+use testing::stripe::{Fault, Stripe, sign};
+use testing::{Env, eventually, id};
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+const PAID: &str = include_str!("../recorded/event_invoice_payment_succeeded.json");
+const PAID_BASIL: &str = include_str!("../recorded/event_invoice_payment_succeeded_basil.json");
+const FAILED: &str = include_str!("../recorded/event_invoice_payment_failed.json");
+const FAILED_BASIL: &str = include_str!("../recorded/event_invoice_payment_failed_basil.json");
+const UPDATED: &str = include_str!("../recorded/event_customer_subscription_updated.json");
+const DELETED: &str = include_str!("../recorded/event_customer_subscription_deleted.json");
+const SET_UP: &str = include_str!("../recorded/event_setup_intent_succeeded.json");
+const ATTACHED: &str = include_str!("../recorded/event_payment_method_attached.json");
+const UNKNOWN: &str = include_str!("../recorded/event_unknown.json");
+
+/// A tenant that Stripe collects from.
+struct Shop {
+    env: Env,
+    node: Node,
+    client: Client,
+    stripe: Stripe,
+    tenant: TenantId,
+    subscription: StreamId,
+    _policy: DropGuard,
+}
+
+impl Shop {
+    async fn new() -> Self {
+        let env = Env::new().await;
+        let mut node = Node::start(&env).await;
+        let stripe = Stripe::start().await;
+        node.payments = Some(stripe.adapter());
+        node.react().await;
+        let cancel = CancellationToken::new();
+        let policy = PaymentsPolicy::runtime(&node.store, node.payments.clone());
+        tokio::spawn(run(policy, node.store.clone(), node.feed.clone(), cancel.clone()));
+        let client = Client::new(&env, &node);
+        let tenant = node.provision("acme").await;
+        let subscription = StreamId::new(tenant, id());
+        Self { env, node, client, stripe, tenant, subscription, _policy: cancel.drop_guard() }
+    }
+
+    async fn start(&self, trial_days: Option<u16>) {
+        let start = StartSubscription {
+            id: None,
+            plan: PlanCode::parse("starter").unwrap(),
+            trial_days,
+            billing: Billing::Anniversary,
+            time_zone: chrono_tz::Tz::UTC,
+            currency: None,
+            quantity: 1,
+        };
+        self.execute(start).await;
+    }
+
+    async fn execute(&self, command: impl Into<domain::billing::subscription::Command>) {
+        self.node.execute_on::<Subscription>(self.subscription, command).await.unwrap();
+    }
+
+    fn worker(&self) -> Worker {
+        let channel = PaymentChannel::new(self.node.executor.clone(), self.stripe.adapter());
+        Worker::new(self.node.store.clone(), vec![Arc::new(channel)])
+    }
+
+    /// Until Stripe has been told everything, and nothing follows from that any more.
+    async fn told(&self) {
+        let worker = self.worker();
+        eventually("everything has been told", || async {
+            self.node.settled().await;
+            let head = self.node.store.head().await.unwrap().position;
+            let policies = commands::policy::positions(&self.node.store).await.unwrap();
+            let decided = policies.iter().any(|(name, position)| name == "payments" && *position >= head);
+            let attempted = worker.deliver_due().await.unwrap();
+            let pending: i64 = sqlx::query_scalar("select count(*) from ops.deliveries where kind = 'payment' and state = 'pending'")
+                .fetch_one(&self.env.owner)
+                .await
+                .unwrap();
+            if pending > 0 && attempted == 0 {
+                self.env.clock.advance(TimeDelta::minutes(1));
+            }
+            let same = self.node.store.head().await.unwrap().position == head;
+            (decided && attempted == 0 && pending == 0 && same).then_some(())
+        })
+        .await;
+    }
+
+    async fn details(&self) -> Details {
+        self.node.store.current::<Subscription>(self.subscription).await.unwrap().state.details().unwrap().clone()
+    }
+
+    async fn customer(&self) -> String {
+        self.details().await.customer.unwrap().1
+    }
+
+    /// What Stripe has of the subscription.
+    fn theirs(&self) -> Value {
+        let account = self.stripe.account();
+        assert_eq!(account.subscriptions.len(), 1, "{:?}", account.subscriptions.keys());
+        account.subscriptions.values().next().unwrap().clone()
+    }
+
+    /// A recorded message, as this customer's, with an id and a time of its own.
+    async fn message(&self, recorded: &str, id: &str, seconds: i64) -> Value {
+        let mut message: Value = serde_json::from_str(recorded).unwrap();
+        message["id"] = json!(id);
+        message["created"] = json!(self.env.clock.now().timestamp() + seconds);
+        message["data"]["object"]["customer"] = json!(self.customer().await);
+        message["data"]["object"]["metadata"] = json!({});
+        message
+    }
+
+    /// Sends it as Stripe does.
+    async fn send(&self, message: &Value) -> Answer {
+        let (body, now) = (message.to_string(), self.env.clock.now());
+        let headers = [("stripe-signature", &*sign(&body, now)), ("content-type", "application/json; charset=utf-8")];
+        let nobody = self.client.with_token(None);
+        nobody.send(axum::http::Method::POST, "/v1/billing/providers/stripe/events", &headers, body).await
+    }
+
+    async fn tells(&self, recorded: &str, id: &str, seconds: i64) -> String {
+        let answer = self.send(&self.message(recorded, id, seconds).await).await;
+        assert_eq!(answer.status, StatusCode::OK, "{}", answer.text);
+        answer.field("outcome").to_owned()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn stripe_is_told_of_customer_subscription_and_changes_though_answers_are_lost_and_too_many_are_refused() {
+    let shop = Shop::new().await;
+    // The customer is made, and the answer lost; and asked too often.
+    shop.stripe.account().faults.extend([Fault::TooMany, Fault::AnswerLost, Fault::TooMany]);
+    shop.start(None).await;
+    shop.told().await;
+    assert_eq!(shop.stripe.account().customers.len(), 1);
+    assert!(shop.stripe.account().subscriptions.is_empty(), "there is nothing to pay with");
+    // The product's own page sets up a payment method; Stripe tells us.
+    let set_up =
+        shop.client.naming(shop.tenant).post(&format!("/v1/subscriptions/{}/set-up-payment", shop.subscription.id), json!({})).await;
+    assert_eq!((set_up.status, set_up.field("provider")), (StatusCode::OK, "stripe"), "{}", set_up.text);
+    assert!(set_up.field("client_secret").contains("_secret_"));
+    // The subscription is made, and the answer lost: it is found, not made again.
+    assert_eq!(shop.tells(SET_UP, "evt_setup", 0).await, "applied");
+    let method = shop.details().await.payment_method.unwrap();
+    shop.node.settled().await;
+    shop.stripe.account().faults.extend([Fault::TooMany, Fault::TooMany, Fault::TooMany, Fault::AnswerLost]);
+    shop.told().await;
+    let theirs = shop.theirs();
+    let item = &theirs["items"]["data"][0];
+    assert_eq!((theirs["status"].as_str(), theirs["default_payment_method"].as_str()), (Some("trialing"), Some(method.as_str())));
+    assert_eq!(theirs["trial_end"], json!(shop.details().await.trial.unwrap().ends_at.timestamp()));
+    assert_eq!((item["price"]["unit_amount"].as_i64(), item["quantity"].as_i64()), (Some(2_900), Some(1)));
+    assert_eq!(shop.details().await.provider_subscription.as_deref(), theirs["id"].as_str());
+    // What changes here changes there, and stays one item.
+    shop.execute(ChangePlan { plan: PlanCode::parse("growth").unwrap(), when: When::Now }).await;
+    shop.execute(ChangeQuantity { quantity: 3 }).await;
+    shop.told().await;
+    let theirs = shop.theirs();
+    assert_eq!(theirs["items"]["data"].as_array().unwrap().len(), 1);
+    let item = &theirs["items"]["data"][0];
+    assert_eq!((item["price"]["unit_amount"].as_i64(), item["quantity"].as_i64()), (Some(9_900), Some(3)));
+    // The trial becomes a paid subscription, is to end, and is not to end.
+    shop.env.clock.advance(TimeDelta::days(14));
+    while shop.node.timers().fire_due().await.unwrap() > 0 {}
+    shop.execute(CancelSubscription { when: When::PeriodEnd }).await;
+    shop.told().await;
+    assert_eq!((shop.theirs()["cancel_at_period_end"].as_bool(), shop.theirs()["status"].as_str()), (Some(true), Some("active")));
+    shop.execute(UncancelSubscription {}).await;
+    shop.told().await;
+    assert_eq!(shop.theirs()["cancel_at_period_end"].as_bool(), Some(false));
+    // The end.
+    shop.execute(CancelSubscription { when: When::Now }).await;
+    shop.told().await;
+    assert_eq!(shop.theirs()["status"].as_str(), Some("canceled"));
+    let dead: i64 =
+        sqlx::query_scalar("select count(*) from ops.deliveries where state = 'dead'").fetch_one(&shop.env.owner).await.unwrap();
+    assert_eq!(dead, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_cancelled_while_stripe_makes_it_does_not_live_on_there() {
+    let shop = Shop::new().await;
+    shop.start(None).await;
+    shop.told().await;
+    // The subscription is made there, the answer is lost, and meanwhile it is cancelled here.
+    assert_eq!(shop.tells(SET_UP, "evt_setup", 0).await, "applied");
+    shop.node.settled().await;
+    let policies = || async { commands::policy::positions(&shop.node.store).await.unwrap() };
+    let head = shop.node.store.head().await.unwrap().position;
+    eventually("it is decided upon", || async {
+        policies().await.iter().any(|(name, position)| name == "payments" && *position >= head).then_some(())
+    })
+    .await;
+    // The list and the product are answered, the subscription is made, and that answer is lost.
+    shop.stripe.account().losing = Some("POST /v1/subscriptions");
+    while shop.worker().deliver_due().await.unwrap() > 0 {}
+    assert_eq!((shop.theirs()["status"].as_str(), shop.details().await.provider_subscription), (Some("trialing"), None));
+    shop.stripe.account().losing = None;
+    shop.execute(CancelSubscription { when: When::Now }).await;
+    shop.told().await;
+    assert_eq!(shop.theirs()["status"].as_str(), Some("canceled"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_ends_a_trial_without_payment_is_not_charged_and_goes_on_when_resumed() {
+    let shop = Shop::new().await;
+    shop.start(None).await;
+    shop.told().await;
+    shop.tells(SET_UP, "evt_setup", 0).await;
+    shop.told().await;
+    shop.execute(EndTrialWithoutPayment {}).await;
+    shop.told().await;
+    assert_eq!(
+        (shop.theirs()["status"].as_str(), shop.theirs()["pause_collection"]["behavior"].as_str()),
+        (Some("trialing"), Some("void"))
+    );
+    shop.execute(ResumeSubscription {}).await;
+    shop.told().await;
+    assert_eq!((shop.theirs()["status"].as_str(), &shop.theirs()["pause_collection"]), (Some("active"), &Value::Null));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_signed_message_counts_once_an_unsigned_or_old_one_not_at_all_and_unknown_ones_are_kept() {
+    let shop = Shop::new().await;
+    shop.start(None).await;
+    shop.told().await;
+    let message = shop.message(PAID, "evt_1", 0).await;
+    let (body, now) = (message.to_string(), shop.env.clock.now());
+    let send = async |signature: Option<String>, body: &str| {
+        let signature = signature.as_deref().map(|signature| ("stripe-signature", signature));
+        let headers: Vec<_> = signature.into_iter().chain([("content-type", "application/json")]).collect();
+        let nobody = shop.client.with_token(None);
+        nobody.send(axum::http::Method::POST, "/v1/billing/providers/stripe/events", &headers, body.to_owned()).await
+    };
+    let old = sign(&body, now - TimeDelta::minutes(6));
+    let other = body.replace("evt_1", "evt_2");
+    for (signature, body) in [(None, &body), (Some("t=1,v1=00".to_owned()), &body), (Some(old), &body), (Some(sign(&body, now)), &other)] {
+        let refused = send(signature, body).await;
+        assert_eq!((refused.status, refused.field("code")), (StatusCode::BAD_REQUEST, "billing.bad_signature"), "{}", refused.text);
+    }
+    let nonsense = send(Some(sign("{}", now)), "{}").await;
+    assert_eq!((nonsense.status, nonsense.field("code")), (StatusCode::BAD_REQUEST, "request.malformed"));
+    let elsewhere = shop.client.with_token(None).post("/v1/billing/providers/other/events", json!({})).await;
+    assert_eq!(elsewhere.status, StatusCode::NOT_FOUND);
+    assert_eq!(shop.tells(PAID, "evt_1", 0).await, "applied");
+    assert_eq!(shop.tells(PAID, "evt_1", 0).await, "duplicate");
+    // Also when the process died between the command and the note of it.
+    sqlx::query("delete from ops.provider_events").execute(&shop.env.owner).await.unwrap();
+    assert_eq!(shop.tells(PAID, "evt_1", 0).await, "applied");
+    assert_eq!(shop.tells(UNKNOWN, "evt_3", 0).await, "kept");
+    let paid: i64 = sqlx::query_scalar("select count(*) from events where event_type = 'subscription.payment_succeeded'")
+        .fetch_one(&shop.env.owner)
+        .await
+        .unwrap();
+    assert_eq!(paid, 1);
+    let listed = shop.client.naming(shop.tenant).get("/v1/billing/provider-events").await;
+    let mut outcomes: Vec<_> = listed.json["data"].as_array().unwrap().iter().map(|row| row["outcome"].as_str().unwrap()).collect();
+    outcomes.sort_unstable();
+    assert_eq!(outcomes, ["applied", "kept"]);
+    // What came is kept as it came, and nobody can read it without the key.
+    let bodies: Vec<Vec<u8>> = sqlx::query_scalar("select body from ops.provider_events").fetch_all(&shop.env.owner).await.unwrap();
+    assert!(bodies.iter().all(|body| !String::from_utf8_lossy(body).contains("evt_")));
+    shop.env.clock.advance(payments::inbox::KEPT + TimeDelta::days(1));
+    assert_eq!(payments::inbox::forget(&shop.node.store).await.unwrap(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn recorded_messages_of_both_shapes_in_any_order_bring_the_subscription_where_stripe_has_it() {
+    let shop = Shop::new().await;
+    shop.start(Some(0)).await;
+    shop.told().await;
+    let status = || async { shop.details().await.status };
+    assert_eq!(status().await, Status::Active, "started by the platform");
+    assert_eq!(shop.tells(FAILED_BASIL, "evt_1", 10).await, "applied");
+    assert_eq!(status().await, Status::PastDue);
+    assert_eq!(shop.tells(PAID_BASIL, "evt_2", 20).await, "applied");
+    assert_eq!(status().await, Status::Active);
+    // Older than what was heard: acknowledged, recorded, without effect.
+    assert_eq!(shop.tells(FAILED, "evt_3", 15).await, "applied");
+    assert_eq!(shop.tells(UPDATED, "evt_4", 16).await, "applied");
+    assert_eq!(status().await, Status::Active);
+    assert_eq!(shop.tells(UPDATED, "evt_5", 30).await, "applied");
+    assert_eq!(status().await, Status::PastDue);
+    let mut unpaid = shop.message(UPDATED, "evt_6", 40).await;
+    unpaid["data"]["object"]["status"] = json!("unpaid");
+    assert_eq!(shop.send(&unpaid).await.field("outcome"), "applied");
+    shop.node.settled().await;
+    let tenant = shop.client.get(&format!("/v1/tenants/{}", shop.tenant)).await;
+    assert_eq!((status().await, tenant.field("status")), (Status::Unpaid, "suspended"));
+    assert_eq!(shop.tells(PAID, "evt_7", 50).await, "applied");
+    shop.node.settled().await;
+    let tenant = shop.client.get(&format!("/v1/tenants/{}", shop.tenant)).await;
+    assert_eq!((status().await, tenant.field("status")), (Status::Active, "active"));
+    // A payment method, and its removal.
+    assert_eq!(shop.tells(ATTACHED, "evt_8", 60).await, "applied");
+    let method = shop.details().await.payment_method.unwrap();
+    let mut detached = shop.message(ATTACHED, "evt_9", 70).await;
+    let customer = detached["data"]["object"]["customer"].take();
+    (detached["type"], detached["data"]["previous_attributes"]) = (json!("payment_method.detached"), json!({"customer": customer}));
+    assert_eq!(detached["data"]["object"]["id"], json!(method));
+    assert_eq!(shop.send(&detached).await.field("outcome"), "applied");
+    assert_eq!(shop.details().await.payment_method, None);
+    assert_eq!(shop.tells(DELETED, "evt_10", 80).await, "applied");
+    shop.node.settled().await;
+    let tenant = shop.client.get(&format!("/v1/tenants/{}", shop.tenant)).await;
+    assert_eq!((status().await, tenant.field("status")), (Status::Cancelled, "cancelled"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_that_is_quicker_than_our_own_note_of_the_customer_waits_for_it() {
+    let shop = Shop::new().await;
+    shop.start(None).await;
+    // Stripe makes the customer, and tells of its payment method before we know whose it is.
+    let mut message: Value = serde_json::from_str(ATTACHED).unwrap();
+    message["created"] = json!(shop.env.clock.now().timestamp());
+    let customer = message["data"]["object"]["customer"].as_str().unwrap().to_owned();
+    // Whoever writes somebody's subscription into a payment method gets nothing by it.
+    message["data"]["object"]["metadata"] = json!({"tenure_subscription": shop.subscription.to_string()});
+    assert_eq!(shop.send(&message).await.field("outcome"), "waiting");
+    assert_eq!(shop.details().await.payment_method, None);
+    let link = domain::billing::subscription::LinkCustomer { provider: "stripe".into(), customer: customer.clone() };
+    shop.execute(link).await;
+    // The process that noted it died before it looked at what waits: whoever tells it again does.
+    let (executor, adapter) = (shop.node.executor.clone(), shop.stripe.adapter());
+    payments::inbox::reconsider(&executor, adapter.as_ref(), &customer).await.unwrap();
+    assert_eq!(shop.details().await.payment_method.as_deref(), message["data"]["object"]["id"].as_str());
+    assert_eq!(shop.send(&message).await.field("outcome"), "duplicate");
+}
