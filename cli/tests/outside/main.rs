@@ -12,6 +12,7 @@ mod load;
 mod process;
 #[path = "../it/site.rs"]
 mod site;
+mod stripe;
 
 /// A program that the make target names.
 fn program(variable: &str) -> String {

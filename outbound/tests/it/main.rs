@@ -5,8 +5,10 @@ use std::collections::BTreeMap;
 use std::process::Stdio;
 
 use chrono::TimeDelta;
-use domain::identity::user::{InviteUser, RequestPasswordReset, RevokeInvitation, User};
-use domain::text::Email;
+use domain::billing::subscription::{ExtendTrial, StartSubscription, Subscription};
+use domain::identity::tenant::{NewOwner, ProvisionTenant, Slug};
+use domain::identity::user::{InviteUser, RegisterUser, RequestPasswordReset, RevokeInvitation, User};
+use domain::text::{DisplayName, Email, PlanCode};
 use domain::{Role, StreamId, TenantId};
 use outbound::mail::Mailer;
 use outbound::queue::{self, State};
@@ -152,6 +154,77 @@ async fn an_invitation_is_mailed_once_with_a_link_that_is_good_also_when_the_pol
     office.node.settled().await;
     office.until_all(State::Delivered, 1).await;
     assert_eq!(office.smtp.arrived().values().map(|(times, _)| *times).collect::<Vec<_>>(), [1]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn three_days_before_a_trial_ends_those_who_pay_are_reminded_once_and_of_an_extended_one_again() {
+    let office = Office::new().await;
+    office.node.ship_plans().await;
+    for (name, role) in [("boss", Role::OrgAdmin), ("payer", Role::BillingAdmin), ("agent", Role::SupportAgent), ("user", Role::User)] {
+        let user = StreamId::new(office.tenant, id());
+        let (email, name) = (Email::parse(&format!("{name}@example.com")).unwrap(), DisplayName::parse(name).unwrap());
+        let register = RegisterUser { id: None, email, name, role, email_verified: true, welcome: false };
+        office.node.execute_on::<User>(user, register).await.unwrap();
+    }
+    let subscription = StreamId::new(office.tenant, id());
+    let start = StartSubscription {
+        id: None,
+        plan: PlanCode::parse("starter").unwrap(),
+        trial_days: None,
+        billing: domain::billing::period::Billing::Anniversary,
+        time_zone: chrono_tz::Tz::UTC,
+        currency: None,
+        quantity: 1,
+    };
+    office.node.execute_on::<Subscription>(subscription, start).await.unwrap();
+    let until_fired = || async {
+        while office.node.timers().fire_due().await.unwrap() > 0 {}
+        office.node.settled().await;
+        while office.worker().deliver_due().await.unwrap() > 0 {}
+    };
+    office.env.clock.advance(TimeDelta::days(11) - TimeDelta::minutes(1));
+    until_fired().await;
+    assert!(office.smtp.arrived().is_empty(), "not a moment too early");
+    office.env.clock.advance(TimeDelta::minutes(2));
+    until_fired().await;
+    until_fired().await;
+    let arrived = office.smtp.arrived();
+    let to = |name: &str| arrived.values().filter(|(_, text)| text.contains(&format!("To: {name}@example.com"))).count();
+    assert_eq!((arrived.len(), to("boss"), to("payer")), (2, 1, 1), "{arrived:?}");
+    let (_, text) = arrived.values().next().unwrap();
+    assert!(
+        text.contains("Subject: The trial of acme ends soon") && text.contains("15 January 2026") && text.contains("/billing"),
+        "{text}"
+    );
+    let until = office.node.store.clock().now() + TimeDelta::days(10);
+    office.node.execute_on::<Subscription>(subscription, ExtendTrial { until }).await.unwrap();
+    office.env.clock.advance(TimeDelta::days(7));
+    until_fired().await;
+    assert_eq!(office.smtp.arrived().len(), 4);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_owner_of_a_new_tenant_gets_one_mail_by_which_they_choose_their_password() {
+    let office = Office::new().await;
+    office.node.react().await;
+    let tenant = TenantId(id());
+    let owner = NewOwner { email: Email::parse("ada@example.com").unwrap(), name: DisplayName::parse("Ada").unwrap() };
+    let (slug, name) = (Slug::parse("beta").unwrap(), DisplayName::parse("Beta").unwrap());
+    let provision = ProvisionTenant { id: None, slug, name, plan: Some(PlanCode::parse("growth").unwrap()), owner: Some(owner) };
+    office.node.execute(tenant, provision).await.unwrap();
+    office.node.settled().await;
+    while office.worker().deliver_due().await.unwrap() > 0 {}
+    let arrived = office.smtp.arrived();
+    let (_, text) = arrived.values().next().unwrap();
+    assert_eq!(arrived.len(), 1, "{arrived:?}");
+    assert!(text.contains("Subject: Welcome to Beta") && text.contains("Hello Ada"), "{text}");
+    let token = text.split("/reset-password?token=").nth(1).unwrap().split_whitespace().next().unwrap();
+    let access = office.node.access(None);
+    let password = access::passwords::Password::new("correct horse battery staple".to_owned());
+    access.reset_password(token, password).await.unwrap();
+    let (user, _) = access::links::read(&office.node.store, access::links::Purpose::Reset, token).unwrap();
+    let details = access.details(user).await.unwrap().unwrap();
+    assert!(details.email_verified && details.role == Role::OrgAdmin && details.credential.is_some());
 }
 
 #[tokio::test(flavor = "multi_thread")]
