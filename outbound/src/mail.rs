@@ -61,8 +61,7 @@ impl Template {
         match self {
             Self::Invitation => include_str!("templates/invitation.txt"),
             Self::Verification => include_str!("templates/verification.txt"),
-            // Who has none yet did not ask for another one.
-            Self::Reset if user.credential.is_none() => include_str!("templates/welcome.txt"),
+            Self::Reset if user.welcome => include_str!("templates/welcome.txt"),
             Self::Reset => include_str!("templates/reset.txt"),
             Self::TrialEnding => include_str!("templates/trial_ending.txt"),
         }

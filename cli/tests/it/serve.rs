@@ -6,7 +6,8 @@ use serde_json::{Value, json};
 
 use crate::site::Site;
 
-const ALL: &str = "api,relay,projector,policies,timers";
+/// Without the policies: what is appended is what the test asks for.
+const ALL: &str = "api,relay,projector,timers";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn while_nats_is_stopped_commands_go_on_queries_tell_their_position_and_all_catches_up_by_itself() {

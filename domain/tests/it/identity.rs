@@ -34,7 +34,7 @@ fn every_event_of_users_roles_keys_and_access_records_is_stored_as_it_always_was
         Event::ProfileUpdated { name: Some(personal("Ada L.")), locale: Some(personal("en-GB")), time_zone: None },
         Event::RoleChanged { from: Role::User, to: role },
         Event::PasswordSet { credential: token, keeps: Some(token), by_owner: true },
-        Event::PasswordResetRequested { token, expires_at: time },
+        Event::PasswordResetRequested { token, expires_at: time, welcome: false },
         Event::LoggedIn { session: token, by_password: true },
         Event::LoginFailed { failures: 3 },
         Event::Locked { until: time },

@@ -108,6 +108,9 @@ pub enum Event {
         token: Uuid,
         /// Until when it is good.
         expires_at: DateTime<Utc>,
+        /// Whether it comes with the account, and nobody asked for it.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        welcome: bool,
     },
     /// They have logged in.
     LoggedIn {

@@ -139,6 +139,8 @@ pub struct Details {
     pub verification: Option<Link>,
     /// What they may set another password with.
     pub reset: Option<Link>,
+    /// Whether that came with their account.
+    pub welcome: bool,
     /// For how many hours the links of the invitation are good.
     hours: u32,
     /// Where the hash of their password is.
@@ -201,6 +203,7 @@ impl User {
                 invitation,
                 verification: None,
                 reset: None,
+                welcome: false,
                 hours,
                 credential: None,
                 chosen: false,
@@ -265,7 +268,10 @@ impl Details {
                 self.failures = 0;
                 self.end_sessions(keeps);
             }
-            Event::PasswordResetRequested { token, expires_at } => self.reset = Some(Link { token, expires_at }),
+            Event::PasswordResetRequested { token, expires_at, welcome } => {
+                self.reset = Some(Link { token, expires_at });
+                self.welcome = welcome;
+            }
             Event::LoggedIn { by_password: true, .. } => self.failures = 0,
             Event::LoginFailed { failures } => self.failures = failures,
             Event::Locked { until: _ } => self.status = Status::Locked,

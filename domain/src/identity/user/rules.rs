@@ -104,10 +104,9 @@ impl Details {
             }
             Command::RequestPasswordReset(_) => {
                 self.needs(self.status.can_act(), not_now)?;
-                Ok(changed(!recent(self.reset, RESET_WINDOW, ctx.now), || Event::PasswordResetRequested {
-                    token: ctx.fresh_id,
-                    expires_at: at(RESET_WINDOW),
-                }))
+                // One that came with the account is good for longer, and was sent some time ago.
+                let recent = !self.welcome && recent(self.reset, RESET_WINDOW, ctx.now);
+                Ok(changed(!recent, || Event::PasswordResetRequested { token: ctx.fresh_id, expires_at: at(RESET_WINDOW), welcome: false }))
             }
             Command::ResetPassword(c) => {
                 good(self.reset, c.token, ctx.now)?;
@@ -229,8 +228,7 @@ fn good(link: Option<Link>, token: Uuid, now: DateTime<Utc>) -> Result<(), Error
 
 /// Whether a link was sent just now.
 fn recent(link: Option<Link>, window: TimeDelta, now: DateTime<Utc>) -> bool {
-    // One that is good for longer came with the account, some time ago.
-    link.is_some_and(|link| now < link.expires_at - window + MAIL_PAUSE && link.expires_at <= now + window)
+    link.is_some_and(|link| now < link.expires_at - window + MAIL_PAUSE)
 }
 
 /// The rules of a user who is not there yet.
@@ -247,7 +245,7 @@ pub(super) fn begin(command: Command, ctx: &Context) -> Result<Vec<Event>, Error
             };
             let (token, expires_at) = (ctx.fresh_id, ctx.now + VERIFICATION_WINDOW);
             let link = match (c.welcome, email_verified) {
-                (true, _) => Some(Event::PasswordResetRequested { token, expires_at }),
+                (true, _) => Some(Event::PasswordResetRequested { token, expires_at, welcome: true }),
                 (false, false) => Some(Event::EmailVerificationRequested { token, expires_at }),
                 (false, true) => None,
             };

@@ -278,7 +278,7 @@ fn a_password_ends_all_sessions_but_the_one_in_which_it_was_changed() {
 
 #[test]
 fn a_reset_needs_the_newest_link_in_time_and_unlocks() {
-    let requested = || Event::PasswordResetRequested { token: TOKEN, expires_at: hour(2) };
+    let requested = || Event::PasswordResetRequested { token: TOKEN, expires_at: hour(2), welcome: false };
     let reset = |token| tenure(ResetPassword { token, credential: HASH });
     let locked = || vec![registered(Role::User), Event::Locked { until: hour(9) }, requested()];
     given(locked()).when(reset(TOKEN)).then_expect_events(vec![password(), Event::Unlocked]);
