@@ -117,7 +117,7 @@ pub(crate) async fn run(site: &Site, roles: &[RoleName], listener: Option<TcpLis
         if let Some(listener) = listener {
             let reads = ReadSide::new(&site.database()?, progress, site.cursor_key()?);
             let probe = probe(store.clone(), bus, reads.clone(), relaying);
-            let app = App { executor, reads, access, payments, dns: Arc::new(site.dns()?), probe, metrics };
+            let app = App { executor, reads, access, payments, dns: Arc::new(Site::dns()?), probe, metrics };
             api::app::serve(listener, api::router(app, Limits::default()), cancel.clone().cancelled_owned(), GRACE).await?;
         } else {
             cancel.cancelled().await;

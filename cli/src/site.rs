@@ -139,7 +139,7 @@ impl Site {
     }
 
     /// Looks up domains: by the machine's own settings, or by the server of `TENURE_DNS_SERVER`.
-    pub(crate) fn dns(&self) -> anyhow::Result<Dns> {
+    pub(crate) fn dns() -> anyhow::Result<Dns> {
         let server = env("TENURE_DNS_SERVER").map(|server| server.parse()).transpose();
         Dns::new(server.context("TENURE_DNS_SERVER must be an address and a port")?).context("domains cannot be looked up")
     }

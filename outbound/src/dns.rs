@@ -53,9 +53,9 @@ impl Dns {
             Err(error) if error.is_no_records_found() => return Ok(vec![]),
             Err(error) => return Err(DnsError(error.to_string())),
         };
-        let text = |data: &RData| match data {
-            RData::TXT(txt) => Some(String::from_utf8_lossy(&txt.txt_data.concat()).into_owned()),
-            _ => None,
+        let text = |data: &RData| {
+            let RData::TXT(txt) = data else { return None };
+            Some(String::from_utf8_lossy(&txt.txt_data.concat()).into_owned())
         };
         Ok(found.answers().iter().filter_map(|record| text(&record.data)).collect())
     }

@@ -283,6 +283,6 @@ async fn create_setup_intent(State(stripe): State<Stripe>, headers: HeaderMap, F
 pub fn sign(body: &str, at: DateTime<Utc>) -> String {
     let mac = Hmac::<Sha256>::new_from_slice(SECRET.as_bytes()).expect("any key will do");
     let mac = mac.chain_update(format!("{}.{body}", at.timestamp())).finalize().into_bytes();
-    let hex: String = mac.iter().map(|byte| format!("{byte:02x}")).collect();
+    let hex = mac.iter().fold(String::new(), |hex, byte| hex + &format!("{byte:02x}"));
     format!("t={},v1={hex}", at.timestamp())
 }

@@ -3,7 +3,7 @@
 //! # Adding one
 //!
 //! 1. A type here that implements [`Reaction`](crate::policy::Reaction): whose events, and which commands they lead to.
-//! 2. A line in [`for_each_reaction!`].
+//! 2. A line in [`for_each_reaction!`](crate::for_each_reaction).
 //! 3. A row in `ops.policies`, by a migration: `insert into ops.policies … select '<name>', position, log_hash, 0 from log_head`.
 
 pub mod catalogue;

@@ -78,6 +78,7 @@ impl Money {
     }
 
     /// The same amount `part` / `whole` times, rounded half away from zero, `quantity` times.
+    #[must_use]
     pub fn share(self, quantity: u32, part: i64, whole: i64) -> Self {
         let (whole, exact) = (i128::from(whole.max(1)), i128::from(self.amount) * i128::from(quantity) * i128::from(part));
         let half = if exact < 0 { -whole } else { whole };

@@ -122,13 +122,13 @@ impl Details {
                 Some(_) | None => Err(Error::NotDue),
             },
             Command::ConvertTrial(_) if status == Status::Trialing => self.end_trial(&ctx).map(settled),
-            Command::ConvertTrial(_) if status == Status::Active => Ok(vec![]),
+            Command::ConvertTrial(_) | Command::Resume(_) if status == Status::Active => Ok(vec![]),
             Command::EndTrialWithoutPayment(_) if status == Status::Trialing => {
                 // Who could pay is not charged for what they were not to get.
                 let reason = if self.payment_method.is_some() { PauseReason::Requested } else { PauseReason::NoPaymentMethod };
                 Ok(settled(vec![pause(reason, ctx.now)]))
             }
-            Command::EndTrialWithoutPayment(_) if status == Status::Paused => Ok(vec![]),
+            Command::EndTrialWithoutPayment(_) | Command::Pause(_) if status == Status::Paused => Ok(vec![]),
             Command::ChangePlan(c) if matches!(status, Status::Trialing | Status::Active) => {
                 self.change_plan(c.plan.as_str(), c.when, &ctx)
             }
@@ -146,25 +146,15 @@ impl Details {
                 let proration = self.prorated(&self.pinned, to, ctx.now);
                 Ok(changed(to != self.quantity, || Event::QuantityChanged { from: self.quantity, to, proration }))
             }
-            Command::Pause(_) if status == Status::Paused => Ok(vec![]),
             Command::Pause(_) if status == Status::Active => Ok(vec![pause(PauseReason::Requested, ctx.now)]),
-            Command::Resume(_) if status == Status::Active => Ok(vec![]),
             Command::Resume(_) if status == Status::Paused => {
                 if matches!(self.stopped, Some((Some(PauseReason::NoPaymentMethod), _))) && self.payment_method.is_none() {
                     return Err(Error::NoPaymentMethod);
                 }
                 Ok(settled(vec![Event::Resumed { period: self.period_now(ctx.now) }]))
             }
-            Command::Cancel(_) if !status.is_live() && status == Status::Cancelled => Ok(vec![]),
-            Command::Cancel(c) if status.is_live() => match (c.when, self.period) {
-                (When::Now, _) => Ok(vec![Event::Cancelled { at: ctx.now }]),
-                (When::PeriodEnd, Some(period)) if status == Status::Active => {
-                    let kept = self.scheduled.is_some().then_some(Event::ScheduledChangeCancelled);
-                    Ok([kept, Some(Event::CancelScheduled { at: period.end })].into_iter().flatten().collect())
-                }
-                (When::PeriodEnd, _) if status == Status::CancelScheduled => Ok(vec![]),
-                (When::PeriodEnd, _) => Err(Error::NoPeriod),
-            },
+            Command::Cancel(_) if status == Status::Cancelled => Ok(vec![]),
+            Command::Cancel(c) if status.is_live() => self.cancel(c.when, ctx.now),
             Command::Uncancel(_) if status == Status::CancelScheduled => Ok(settled(vec![Event::Uncancelled])),
             Command::Uncancel(_) if status.is_live() => Ok(vec![]),
             Command::RenewPeriod(_) if status.runs() => self.renew(&ctx),
@@ -187,6 +177,18 @@ impl Details {
             | Command::Uncancel(_)
             | Command::RenewPeriod(_)
             | Command::MarkUnpaid(_) => Err(not_now),
+        }
+    }
+
+    fn cancel(&self, when: When, now: DateTime<Utc>) -> Result<Vec<Event>, Error> {
+        match (when, self.period) {
+            (When::Now, _) => Ok(vec![Event::Cancelled { at: now }]),
+            (When::PeriodEnd, Some(period)) if self.status == Status::Active => {
+                let kept = self.scheduled.is_some().then_some(Event::ScheduledChangeCancelled);
+                Ok([kept, Some(Event::CancelScheduled { at: period.end })].into_iter().flatten().collect())
+            }
+            (When::PeriodEnd, _) if self.status == Status::CancelScheduled => Ok(vec![]),
+            (When::PeriodEnd, _) => Err(Error::NoPeriod),
         }
     }
 

@@ -556,13 +556,14 @@ proptest! {
                 prop_assert_eq!(status(&subscription), Some(model.status), "after {}", name);
             }
             let mut issued = at(now, command(words[word]));
-            match &mut issued.command {
-                Command::RecordPaymentSucceeded(RecordPaymentSucceeded(payment)) | Command::RecordPaymentFailed(RecordPaymentFailed(payment)) => {
-                    *payment = RecordPayment { provider_event_id: Reference::parse(&format!("evt_{n}")).unwrap(), occurred_at: now, amount: None };
-                }
-                Command::Report(report) => report.provider_event_id = format!("evt_{n}"),
-                Command::ExtendTrial(extend) => extend.until = now + TimeDelta::days(20),
-                _ => {}
+            if let Command::RecordPaymentSucceeded(RecordPaymentSucceeded(payment)) | Command::RecordPaymentFailed(RecordPaymentFailed(payment)) =
+                &mut issued.command
+            {
+                *payment = RecordPayment { provider_event_id: Reference::parse(&format!("evt_{n}")).unwrap(), occurred_at: now, amount: None };
+            } else if let Command::Report(report) = &mut issued.command {
+                report.provider_event_id = format!("evt_{n}");
+            } else if let Command::ExtendTrial(extend) = &mut issued.command {
+                extend.until = now + TimeDelta::days(20);
             }
             let before = status(&subscription).unwrap();
             let decided = subscription.decide(issued);
@@ -593,11 +594,12 @@ proptest! {
             if let Event::PeriodRenewed { period } = event {
                 prop_assert_eq!(Some(period.start), end);
             }
-            let begun = match event {
-                Event::TrialConverted { period } | Event::Resumed { period } | Event::PeriodRenewed { period } => Some(*period),
-                Event::Activated { period } | Event::PlanChanged { period, .. } => *period,
-                _ => None,
-            };
+            let mut begun = None;
+            if let Event::TrialConverted { period } | Event::Resumed { period } | Event::PeriodRenewed { period } = event {
+                begun = Some(*period);
+            } else if let Event::Activated { period } | Event::PlanChanged { period, .. } = event {
+                begun = *period;
+            }
             end = begun.map(|period| period.end).or(end);
         }
     }
@@ -606,15 +608,14 @@ proptest! {
 /// The transitions of the design, in as many steps as one command may take (a payment that failed in a trial counts when it ends).
 fn legal(before: Status, after: Status) -> bool {
     use Status::{Active, CancelScheduled, Cancelled, PastDue, Paused, Trialing, Unpaid};
-    before == after
-        || matches!(
-            (before, after),
-            (Trialing, Active | Paused | PastDue | Cancelled)
-                | (Active, PastDue | Paused | CancelScheduled | Cancelled)
-                | (PastDue, Active | Unpaid | Cancelled)
-                | (Unpaid | Paused, Active | Cancelled)
-                | (CancelScheduled, Active | Cancelled)
-                // What was heard while it could not count.
-                | (Paused | CancelScheduled, PastDue)
-        )
+    let after_that: &[Status] = match before {
+        Trialing => &[Active, Paused, PastDue, Cancelled],
+        Active => &[PastDue, Paused, CancelScheduled, Cancelled],
+        PastDue => &[Active, Unpaid, Cancelled],
+        Unpaid => &[Active, Cancelled],
+        // With what was heard while it could not count.
+        Paused | CancelScheduled => &[Active, PastDue, Cancelled],
+        Cancelled | Status::Expired => &[],
+    };
+    before == after || after_that.contains(&after)
 }

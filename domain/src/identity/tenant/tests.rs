@@ -101,6 +101,7 @@ enum Then {
     Gone,
 }
 
+#[expect(clippy::match_same_arms, reason = "a table, line by line")]
 fn expected(status: Option<Status>, command: &Command) -> Then {
     use Status::{Active, Cancelled, Deactivated, Deleted, Frozen, PastDue, Provisioning, Suspended, Trialing};
     use Then::{AlreadySo, Becomes, Gone, Refused};

@@ -118,6 +118,7 @@ pub struct Link {
 }
 
 /// What is known of a user.
+#[expect(clippy::struct_excessive_bools, reason = "each says one thing of a person")]
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Details {
     /// Where they stand.
