@@ -284,38 +284,7 @@ async fn every_operation_of_the_description_was_called_with_its_example_and_answ
     platform.post_with(&format!("/v1/users/{grace}/change-email"), json!({"email": "g@example.com"}), &named).await;
     calls.one(&nobody, "verify_email", "", only(link(Purpose::Verification, grace).await, &["token"])).await;
 
-    let billed = platform.provision("billed").await;
-    node.ship_plans().await;
-    let payer = platform.naming(billed);
-    let plan = calls.one(&platform, "define_plan", "", None).await.field("id").to_owned();
-    calls.all(&node, &platform, &plan, &["list_plans get_plan revise_plan retire_plan"]).await;
-    let started = calls.one(&payer, "start_subscription", "", None).await.field("id").to_owned();
-    calls.one(&payer, "extend_trial", &started, Some(json!({"until": env.clock.now() + chrono::TimeDelta::days(20)}))).await;
-    let trial = ["list_ending_trials end_trial_without_payment set_payment_method resume_subscription convert_trial"];
-    calls.all(&node, &payer, &started, &trial).await;
-    calls.one(&payer, "cancel_subscription", &started, Some(json!({"when": "period_end"}))).await;
-    let subscriptions = [
-        "list_upcoming_changes uncancel_subscription preview_change change_plan cancel_scheduled_change change_quantity pause_subscription",
-        "resume_subscription record_payment_failed mark_unpaid record_payment_succeeded list_subscriptions get_subscription",
-        "list_subscription_timeline list_entitlements",
-    ];
-    calls.all(&node, &payer, &started, &subscriptions).await;
-    let customer = domain::billing::subscription::LinkCustomer { provider: "stripe".into(), customer: "cus_1".into() };
-    let stream = domain::StreamId::new(billed, started.parse().unwrap());
-    node.execute_on::<domain::billing::subscription::Subscription>(stream, customer).await.unwrap();
-    calls.one(&payer, "set_up_payment", &started, None).await;
-    let told = self::example("take_in_provider_event").to_string();
-    let signed = [("stripe-signature", testing::stripe::sign(&told, env.clock.now()))];
-    let signed = [(signed[0].0, signed[0].1.as_str())];
-    let taken = nobody.post_with("/v1/billing/providers/stripe/events", serde_json::from_str(&told).unwrap(), &signed).await;
-    assert_eq!((taken.status, taken.field("outcome")), (StatusCode::OK, "applied"), "{}", taken.text);
-    calls.called.insert("take_in_provider_event".into());
-    calls.all(&node, &payer, &started, &["list_provider_events cancel_subscription"]).await;
-    let (billed, domain) = (billed.to_string(), "_tenure.acme.example");
-    calls.all(&node, &payer, &billed, &["override_limit clear_limit_override add_domain list_tenant_domains"]).await;
-    let record = payer.get(&format!("/v1/tenants/{billed}/domains")).await.json["data"][0]["record_value"].as_str().unwrap().to_owned();
-    let _name_server = testing::dns::NameServer::start(address, &[(domain, &[&record])]).await;
-    calls.all(&node, &payer, &billed, &["verify_domain remove_domain"]).await;
+    billing(&mut calls, &env, &node, &platform, address).await;
 
     let tenants = [
         "provision_tenant complete_provisioning rename_tenant change_slug update_settings set_llm_config set_branding suspend_tenant reactivate_tenant",
@@ -330,6 +299,43 @@ async fn every_operation_of_the_description_was_called_with_its_example_and_answ
     calls.all(&node, &platform, example, &tenants).await;
     let all: BTreeSet<String> = calls.operations.keys().cloned().collect();
     assert_eq!(calls.called, all);
+}
+
+/// Everything that has to do with plans, subscriptions, payment providers, limits and domains.
+async fn billing(calls: &mut Calls, env: &Env, node: &Node, platform: &Client, name_server: std::net::SocketAddr) {
+    let billed = platform.provision("billed").await;
+    node.ship_plans().await;
+    let payer = platform.naming(billed);
+    let plan = calls.one(platform, "define_plan", "", None).await.field("id").to_owned();
+    calls.all(node, platform, &plan, &["list_plans get_plan revise_plan retire_plan"]).await;
+    let started = calls.one(&payer, "start_subscription", "", None).await.field("id").to_owned();
+    calls.one(&payer, "extend_trial", &started, Some(json!({"until": env.clock.now() + chrono::TimeDelta::days(20)}))).await;
+    let trial = ["list_ending_trials end_trial_without_payment set_payment_method resume_subscription convert_trial"];
+    calls.all(node, &payer, &started, &trial).await;
+    calls.one(&payer, "cancel_subscription", &started, Some(json!({"when": "period_end"}))).await;
+    let subscriptions = [
+        "list_upcoming_changes uncancel_subscription preview_change change_plan cancel_scheduled_change change_quantity pause_subscription",
+        "resume_subscription record_payment_failed mark_unpaid record_payment_succeeded list_subscriptions get_subscription",
+        "list_subscription_timeline list_entitlements",
+    ];
+    calls.all(node, &payer, &started, &subscriptions).await;
+    let customer = domain::billing::subscription::LinkCustomer { provider: "stripe".into(), customer: "cus_1".into() };
+    let stream = domain::StreamId::new(billed, started.parse().unwrap());
+    node.execute_on::<domain::billing::subscription::Subscription>(stream, customer).await.unwrap();
+    calls.one(&payer, "set_up_payment", &started, None).await;
+    let told = self::example("take_in_provider_event").to_string();
+    let signed = [("stripe-signature", testing::stripe::sign(&told, env.clock.now()))];
+    let signed = [(signed[0].0, signed[0].1.as_str())];
+    let answered =
+        platform.with_token(None).post_with("/v1/billing/providers/stripe/events", serde_json::from_str(&told).unwrap(), &signed).await;
+    assert_eq!((answered.status, answered.field("outcome")), (StatusCode::OK, "applied"), "{}", answered.text);
+    calls.called.insert("take_in_provider_event".into());
+    calls.all(node, &payer, &started, &["list_provider_events cancel_subscription"]).await;
+    let (billed, domain) = (billed.to_string(), "_tenure.acme.example");
+    calls.all(node, &payer, &billed, &["override_limit clear_limit_override add_domain list_tenant_domains"]).await;
+    let record = payer.get(&format!("/v1/tenants/{billed}/domains")).await.json["data"][0]["record_value"].as_str().unwrap().to_owned();
+    let _name_server = testing::dns::NameServer::start(name_server, &[(domain, &[&record])]).await;
+    calls.all(node, &payer, &billed, &["verify_domain remove_domain"]).await;
 }
 
 #[test]

@@ -15,7 +15,9 @@ use domain::billing::subscription::{
     CancelSubscription, ChangePlan, ExtendTrial, RecordPayment, RecordPaymentFailed, RecordPaymentSucceeded, Reference, SetPaymentMethod,
     StartSubscription, Status, Subscription, When,
 };
-use domain::identity::tenant::{self, CancelTenant, DeleteTenant, NewOwner, OverrideLimit, ProvisionTenant, Slug, SuspendTenant, Tenant};
+use domain::identity::tenant::{
+    self, CancelTenant, DeleteTenant, NewOwner, OverrideLimit, ProvisionTenant, Slug, Status as T, SuspendTenant, Tenant,
+};
 use domain::identity::user::{RegisterUser, User};
 use domain::text::{DisplayName, Email, PlanCode, Reason};
 use domain::{Clock as _, Role, StreamId, TenantId};
@@ -123,8 +125,8 @@ async fn a_tenant_whose_plan_was_retired_meanwhile_is_not_let_in_without_limits_
     node.execute(tenant, provision("acme", Some("growth"))).await.unwrap();
     let growth = domain::billing::plan::shipped().unwrap()[1].0;
     node.execute_on::<Plan>(StreamId::new(TenantId::SYSTEM, growth), RetirePlan {}).await.unwrap();
-    let none = node.execute(TenantId(id()), provision("beta", Some("growth"))).await;
-    assert!(matches!(none, Err(CommandError::Rejected { code, .. }) if code == "tenant.no_such_plan"));
+    let unknown = node.execute(TenantId(id()), provision("beta", Some("growth"))).await;
+    assert!(matches!(unknown, Err(CommandError::Rejected { code, .. }) if code == "tenant.no_such_plan"));
     node.react().await;
     node.settled().await;
     assert_eq!(tenant_status(&node.store, tenant).await, Some(tenant::Status::Provisioning));
@@ -159,7 +161,6 @@ async fn a_tenant_stands_where_its_subscription_stands_from_trial_to_the_end() {
         amount: None,
     };
     let until_fired = || async { while node.timers().fire_due().await.unwrap() > 0 {} };
-    use tenant::Status as T;
     node.settled().await;
     node.execute_on::<Subscription>(subscription, start("starter", None)).await.unwrap();
     assert_eq!(status().await, (Status::Trialing, T::Active), "it worked before");

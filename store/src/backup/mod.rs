@@ -34,7 +34,10 @@ const PAGE: u16 = 500;
 pub const LEFT_OUT: &[(&str, &str)] = &[
     ("ops.credentials, ops.sessions, ops.api_key_use", "everybody signs in anew: people set their passwords by mail, API keys are rotated"),
     ("ops.signing_keys", "a new one is made"),
-    ("ops.deliveries, ops.policies", "mails that were queued are not sent"),
+    (
+        "ops.deliveries, ops.policies, ops.policy_refusals, ops.provider_events",
+        "mails that were queued are not sent; what payment providers said is counted by what the log says of it",
+    ),
     ("ops.idempotency_keys", "a command that is sent again with a key from before is executed again"),
     ("ops.leases, ops.timer_leases", "taken anew"),
     ("read models", "folded from the log when a projector starts"),
