@@ -63,6 +63,9 @@ enum Command {
     /// Look at the mails that were queued, and attempt dead letters again.
     #[command(subcommand)]
     Deliveries(tools::deliveries::Deliveries),
+    /// Look at what answers events, and at what was refused to it.
+    #[command(subcommand)]
+    Policies(tools::policies::Policies),
     /// Print an operator's bearer token and nothing else: whoever can read the installation's operator key may be anybody.
     DevToken {
         /// A tenant's id, or `system`.
@@ -164,6 +167,7 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             return Ok(if all { ExitCode::SUCCESS } else { ExitCode::FAILURE });
         }
         Command::Deliveries(what) => tools::deliveries::run(&Site::find(&dir)?, what).await?,
+        Command::Policies(what) => tools::policies::run(&Site::find(&dir)?, what).await?,
         Command::DevToken { tenant, role, user, ttl } => println!("{}", tools::token::dev_token(&dir, tenant, role, &user, ttl)?),
         Command::Events(what) => return tools::events::run(&Site::find(&dir)?, what).await,
         Command::Audit(Audit::Verify { json }) => return tools::audit::verify(&Site::find(&dir)?, json).await,

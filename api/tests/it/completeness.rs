@@ -70,13 +70,21 @@ fn missing<A: Aggregate>() -> Vec<String> {
         let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("../domain/tests/golden/{name}/{event}.v{}.json", kind.version));
         need(golden.exists(), format!("no golden file {}", golden.display()));
     }
+    let guide = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("../docs/guide/{name}.md"))).unwrap_or_default();
+    need(guide.contains("\n```mermaid\nstateDiagram-v2\n"), format!("docs/guide/{name}.md draws no states"));
+    for kind in A::EVENTS {
+        need(guide.contains(&format!("`{}`", kind.name)), format!("docs/guide/{name}.md does not name {}", kind.name));
+    }
+    for (page, _) in <A as cqrs_es::Aggregate>::Error::PAGES {
+        need(guide.contains(&format!("[`{page}`](../errors/{page}.md)")), format!("docs/guide/{name}.md does not name {page}"));
+    }
     need(!read_models_of(name).is_empty(), "no read model".into());
     need(tags().contains(&format!("{name}s")), format!("no OpenAPI tag `{name}s`"));
     missing
 }
 
 #[test]
-fn every_aggregate_has_its_subjects_read_model_openapi_tag_and_golden_files() {
+fn every_aggregate_has_its_subjects_read_model_openapi_tag_golden_files_and_guide_page() {
     macro_rules! all {
         ($($aggregate:ty,)*) => { [$(missing::<$aggregate>()),*].concat() };
     }
@@ -88,7 +96,7 @@ fn every_aggregate_has_its_subjects_read_model_openapi_tag_and_golden_files() {
 fn the_completeness_test_can_fail() {
     // An aggregate that nobody registered anything for.
     let missing = missing::<testing::thing::Thing>().join("\n");
-    for what in ["thing: no golden file", "thing: no read model", "thing: no OpenAPI tag `things`"] {
+    for what in ["thing: no golden file", "docs/guide/thing.md does not name", "thing: no read model", "thing: no OpenAPI tag `things`"] {
         assert!(missing.contains(what), "{what}: {missing}");
     }
 }

@@ -10,6 +10,7 @@ pub(crate) mod export;
 pub(crate) mod import;
 pub(crate) mod keys;
 pub(crate) mod log;
+pub(crate) mod policies;
 pub(crate) mod projections;
 pub(crate) mod replay;
 pub(crate) mod token;
