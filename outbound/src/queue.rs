@@ -164,7 +164,8 @@ pub(crate) async fn take(
         "update ops.deliveries d set leased_by = $1, leased_until = now() + $4 * interval '1 second'
          from (select id from ops.deliveries p where state = 'pending' and kind = any($5) and next_attempt_at <= $2 and (leased_until is null or leased_until < now())
                  and (kind <> all($6) or not exists (select from ops.deliveries o where o.kind = p.kind and o.subject_id = p.subject_id
-                   and o.state = 'pending' and (o.position, o.id) < (p.position, p.id)))
+                   and o.id <> p.id
+                   and o.state = 'pending' and ((o.position, o.id) < (p.position, p.id) or o.leased_until >= now())))
                order by next_attempt_at limit $3 for update skip locked) due
          where d.id = due.id returning d.id, d.tenant_id, d.kind, d.subject_id, d.template, d.intent, d.position, d.attempts",
     )

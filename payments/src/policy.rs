@@ -28,6 +28,7 @@ fn answer(event: &Event) -> Option<Intent> {
         | Event::QuantityChanged { .. }
         | Event::CancelScheduled { .. }
         | Event::Uncancelled
+        | Event::Activated { .. }
         | Event::PaymentMethodSet { .. }
         | Event::ProviderLinked { .. } => Some(Intent::Update),
         Event::Cancelled { .. } | Event::Expired { .. } => Some(Intent::Cancel),
@@ -38,7 +39,6 @@ fn answer(event: &Event) -> Option<Intent> {
         | Event::PaymentSucceeded { .. }
         | Event::PaymentFailed { .. }
         | Event::StandingReported { .. }
-        | Event::Activated { .. }
         | Event::BecamePastDue
         | Event::MarkedUnpaid { .. }
         | Event::PaymentMethodRemoved { .. } => None,

@@ -106,8 +106,8 @@ impl Stripe {
         form.extend([
             field("customer", customer),
             field(&format!("metadata[{ABOUT}]"), subscription),
-            // What cannot be charged now is tried again by Stripe, as that of any later period is.
-            field("payment_behavior", "allow_incomplete"),
+            // A first invoice that cannot be paid leaves nothing behind; another payment method makes it anew.
+            field("payment_behavior", "error_if_incomplete"),
         ]);
         if details.follows_calendar() {
             let start = details.trial.filter(|_| details.status == Status::Trialing).map_or(now, |trial| trial.ends_at);
@@ -146,7 +146,27 @@ impl Stripe {
         let ended = there["status"] == "trialing" && !paused;
         form.extend(trial_end(details).or_else(|| ended.then(|| field("trial_end", "now"))));
         form.extend(details.payment_method.as_ref().map(|method| field("default_payment_method", method)));
-        self.post(&path, None, &form).await.map(drop)
+        // What goes on after a pause is charged as of now, where the period is another one than Stripe has, or was never paid for. Once: then it is paused no more.
+        let begun = details.period.map(|period| period.start.timestamp());
+        let anew = waits || begun > there["current_period_start"].as_i64();
+        if !paused && there["pause_collection"].is_object() && there["status"] == "active" && anew {
+            form.push(field("billing_cycle_anchor", "now"));
+        }
+        self.post(&path, None, &form).await?;
+        self.collect(&there, details).await
+    }
+
+    /// Has an invoice that is open tried again with what there is to pay with now. That it cannot be paid Stripe tells by itself.
+    async fn collect(&self, there: &Value, details: &Details) -> Result<(), Refused> {
+        let owes = matches!(there["status"].as_str(), Some("past_due" | "unpaid"));
+        let other = details.payment_method.as_deref() != there["default_payment_method"].as_str();
+        let Some(invoice) = reference(&there["latest_invoice"]).filter(|_| owes && other && details.payment_method.is_some()) else {
+            return Ok(());
+        };
+        match self.post(&format!("invoices/{invoice}/pay"), None, &vec![]).await {
+            Err(refused) if refused.later => Err(refused),
+            Ok(_) | Err(_) => Ok(()),
+        }
     }
 
     async fn cancel(&self, customer: &str) -> Result<(), Refused> {

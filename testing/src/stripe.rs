@@ -26,6 +26,7 @@ const SETUP_INTENT: &str = include_str!("../stripe/setup_intent.json");
 const EXISTS: &str = include_str!("../stripe/error_resource_already_exists.json");
 const REUSED: &str = include_str!("../stripe/error_idempotency.json");
 const MISSING: &str = include_str!("../stripe/error_404.json");
+const DECLINED: &str = r#"{"error": {"type": "card_error", "code": "card_declined", "decline_code": "generic_decline", "message": "Your card was declined."}}"#;
 const NO_KEY: &str = include_str!("../stripe/error_401.json");
 const TOO_MANY: &str = include_str!("../stripe/error_429.json");
 
@@ -53,6 +54,8 @@ pub struct Account {
     pub asked: Vec<(String, Fields)>,
     /// What goes wrong with the next requests, one after the other.
     pub faults: VecDeque<Fault>,
+    /// Whether charges are declined.
+    pub declines: bool,
     /// The requests whose answers are all lost: `POST /v1/subscriptions`.
     pub losing: Option<&'static str>,
     keys: HashMap<String, (Fields, Value)>,
@@ -86,6 +89,7 @@ impl Stripe {
             .route("/v1/products", post(create_product))
             .route("/v1/subscriptions", get(list_subscriptions).post(create_subscription))
             .route("/v1/subscriptions/{id}", get(get_subscription).post(update_subscription).delete(cancel_subscription))
+            .route("/v1/invoices/{id}/pay", post(pay_invoice))
             .route("/v1/setup_intents", post(create_setup_intent))
             .with_state(this.clone());
         tokio::spawn(async move { axum::serve(listener, router).await });
@@ -232,6 +236,9 @@ async fn create_subscription(State(stripe): State<Stripe>, headers: HeaderMap, F
         {
             return Err(refuse(StatusCode::NOT_FOUND, MISSING));
         }
+        if account.declines && !fields.contains_key("trial_end") {
+            return Err(refuse(StatusCode::PAYMENT_REQUIRED, DECLINED));
+        }
         let (id, mut subscription) = (fresh("sub"), shape(SUBSCRIPTION));
         (subscription["id"], subscription["customer"]) = (json!(id), json!(fields["customer"]));
         subscription["metadata"] = nested(&fields, "metadata");
@@ -268,6 +275,18 @@ async fn cancel_subscription(State(stripe): State<Stripe>, Path(id): Path<String
         let subscription = live.ok_or_else(|| refuse(StatusCode::NOT_FOUND, MISSING))?;
         subscription["status"] = json!("canceled");
         Ok(subscription.clone())
+    })
+}
+
+async fn pay_invoice(State(stripe): State<Stripe>, Path(id): Path<String>, headers: HeaderMap) -> Response {
+    stripe.answer("POST /v1/invoices/{id}/pay", &headers, &Fields::new(), |account| {
+        if account.declines {
+            return Err(refuse(StatusCode::PAYMENT_REQUIRED, DECLINED));
+        }
+        let of = |subscription: &&mut Value| subscription["latest_invoice"] == json!(id);
+        let subscription = account.subscriptions.values_mut().find(of).ok_or_else(|| refuse(StatusCode::NOT_FOUND, MISSING))?;
+        subscription["status"] = json!("active");
+        Ok(json!({"id": id, "object": "invoice", "status": "paid"}))
     })
 }
 

@@ -57,17 +57,17 @@ impl Reaction for Provisioning {
         if n == 0 {
             return Ok(plan.as_ref().and_then(|plan| subscribe(tenant, plan)));
         }
-        if n == 1 {
-            return Ok(owner.as_ref().and_then(|owner| register(tenant, owner)));
-        }
-        // It may have moved on already, if this policy was away for long.
         let subscription = store.current::<Subscription>(first_subscription(tenant)).await.map_err(unreadable)?;
         let status = subscription.state.details().map(|details| details.status);
-        let me = StreamId::new(tenant, tenant.0);
-        // Without the subscription that it was made for it would have no limits at all: it waits for somebody who looks at the refusal.
+        // Without the subscription that it was made for it would have no limits at all: nobody is let in, and somebody has to look at the refusal.
         if plan.is_some() && status.is_none() {
             return Ok(None);
         }
+        if n == 1 {
+            return Ok(owner.as_ref().and_then(|owner| register(tenant, owner)));
+        }
+        let me = StreamId::new(tenant, tenant.0);
+        // It may have moved on already, if this policy was away for long.
         if n == 2 {
             return Ok(Some(Answer::new::<Tenant>(me, CompleteProvisioning { trialing: status == Some(Status::Trialing) })));
         }

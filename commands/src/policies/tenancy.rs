@@ -66,14 +66,20 @@ impl Reaction for Tenancy {
             let standing = typed.first().and_then(|event| becomes(&event.event)).map(standing);
             return Ok(standing.map(|standing| Answer::new::<Tenant>(StreamId::new(tenant, tenant.0), FollowSubscription { standing })));
         }
-        if event.event_type != "tenant.cancelled" {
-            return Ok(None);
-        }
         let typed = store.typed::<Tenant>(&[event]).await.map_err(unreadable)?;
-        if !matches!(typed.first().map(|event| &event.event), Some(Event::Cancelled { with_subscription: false, .. })) {
+        let Some(recorded) = typed.first() else { return Ok(None) };
+        let ended = matches!(recorded.event, Event::Cancelled { with_subscription: false, .. });
+        // Brought back by somebody: what became of the subscription meanwhile counts from now on.
+        let back = matches!(recorded.event, Event::Reactivated) && recorded.actor.name() != Self::NAME;
+        if !ended && !back {
             return Ok(None);
         }
-        let live = store.holder(&LIVE, tenant, BASE).await.map_err(retry)?;
-        Ok(live.map(|stream| Answer::new::<Subscription>(stream, CancelSubscription { when: When::Now })))
+        let Some(live) = store.holder(&LIVE, tenant, BASE).await.map_err(retry)? else { return Ok(None) };
+        if ended {
+            return Ok(Some(Answer::new::<Subscription>(live, CancelSubscription { when: When::Now })));
+        }
+        let subscription = store.current::<Subscription>(live).await.map_err(unreadable)?;
+        let standing = subscription.state.details().map(|details| standing(details.status));
+        Ok(standing.map(|standing| Answer::new::<Tenant>(StreamId::new(tenant, tenant.0), FollowSubscription { standing })))
     }
 }

@@ -133,6 +133,7 @@ async fn a_tenant_whose_plan_was_retired_meanwhile_is_not_let_in_without_limits_
     let refusals = policy::refusals(&node.store, 10).await.unwrap();
     let told: Vec<_> = refusals.iter().map(|refusal| (refusal.command.as_str(), refusal.reason.as_str())).collect();
     assert_eq!(told, [("subscription.start", "the plan growth is retired")]);
+    assert_eq!(node.store.counter(tenant, "users".into()).await.unwrap(), 0, "not even the owner");
     // A tenant without a plan has no limits.
     let free = TenantId(id());
     node.execute(free, provision("free", None)).await.unwrap();
@@ -198,6 +199,13 @@ async fn a_tenant_stands_where_its_subscription_stands_from_trial_to_the_end() {
     node.execute_on::<Subscription>(subscription, RecordPaymentSucceeded(payment(5))).await.unwrap();
     assert_eq!(status().await, (Status::Active, T::Suspended));
     node.execute(tenant, tenant::ReactivateTenant {}).await.unwrap();
+    // What became of the subscription while the platform kept the tenant frozen shows when it is thawed.
+    node.execute(tenant, tenant::FreezeTenant {}).await.unwrap();
+    node.execute_on::<Subscription>(subscription, RecordPaymentFailed(payment(6))).await.unwrap();
+    assert_eq!(status().await, (Status::PastDue, T::Frozen));
+    node.execute(tenant, tenant::ReactivateTenant {}).await.unwrap();
+    assert_eq!(status().await, (Status::PastDue, T::PastDue));
+    node.execute_on::<Subscription>(subscription, RecordPaymentSucceeded(payment(7))).await.unwrap();
     // A tenant that leaves ends what it pays for; then, and only then, it can be deleted.
     node.execute_on::<Subscription>(subscription, CancelSubscription { when: When::PeriodEnd }).await.unwrap();
     node.settled().await;

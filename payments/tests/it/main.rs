@@ -239,6 +239,41 @@ async fn who_ends_a_trial_without_payment_is_not_charged_and_goes_on_when_resume
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_card_that_is_declined_leaves_nothing_behind_and_another_one_is_charged() {
+    let shop = Shop::new().await;
+    shop.start(None).await;
+    shop.told().await;
+    shop.env.clock.advance(TimeDelta::days(14));
+    while shop.node.timers().fire_due().await.unwrap() > 0 {}
+    assert_eq!(shop.details().await.status, Status::Paused);
+    shop.stripe.account().declines = true;
+    shop.tells(SET_UP, "evt_1", 0).await;
+    shop.told().await;
+    assert!(shop.stripe.account().subscriptions.is_empty());
+    // Another one, which is good: only what is paid brings it back, not what Stripe calls active.
+    shop.stripe.account().declines = false;
+    let mut other = shop.message(SET_UP, "evt_2", 1).await;
+    other["data"]["object"]["payment_method"] = json!("pm_other");
+    shop.send(&other).await;
+    shop.told().await;
+    assert_eq!(shop.theirs()["default_payment_method"], json!("pm_other"));
+    let mut active = shop.message(UPDATED, "evt_3", 2).await;
+    active["data"]["object"]["status"] = json!("active");
+    shop.send(&active).await;
+    assert_eq!(shop.details().await.status, Status::Paused);
+    shop.tells(PAID, "evt_4", 3).await;
+    assert_eq!(shop.details().await.status, Status::Active);
+    // What Stripe could not collect is tried again with a new card.
+    shop.stripe.account().subscriptions.values_mut().for_each(|theirs| theirs["status"] = json!("past_due"));
+    other["id"] = json!("evt_5");
+    other["created"] = json!(shop.env.clock.now().timestamp() + 4);
+    other["data"]["object"]["payment_method"] = json!("pm_third");
+    shop.send(&other).await;
+    shop.told().await;
+    assert_eq!((shop.theirs()["status"].as_str(), shop.theirs()["default_payment_method"].as_str()), (Some("active"), Some("pm_third")));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_signed_message_counts_once_an_unsigned_or_old_one_not_at_all_and_unknown_ones_are_kept() {
     let shop = Shop::new().await;
     shop.start(None).await;

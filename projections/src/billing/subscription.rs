@@ -175,6 +175,7 @@ fn evolve(row: &mut Row, event: &Event) {
             row.become_(Status::Paused);
             row.pause_reason = Some(*reason);
             row.expect(None);
+            row.over_limit.clear();
         }
         Event::PlanChanged { from: _, pinned, proration: _, period, over_limit } => {
             row.pin(pinned);

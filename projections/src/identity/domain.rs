@@ -75,7 +75,7 @@ impl ReadModel for Domains {
 pub const ORDERS: Orders =
     Orders { columns: &[Column { name: "added_at", sql: "added_at", kind: "timestamptz" }], tie: ("domain", "text") };
 
-/// One page of a tenant's domains. Those of one that is gone are not shown.
+/// One page of a tenant's domains.
 pub async fn list(read: &mut Read, cursors: &CursorKey, tenant: TenantId, paging: &Paging) -> Result<Page<Row>, QueryError> {
     let mut query = list::select(Domains::NAME, paging);
     query.push(" and tenant_id = ").push_bind(tenant.0);

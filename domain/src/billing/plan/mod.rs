@@ -79,10 +79,14 @@ impl Plan {
     }
 }
 
+/// The largest quota: ten thousand times as much is still a number that can be counted to.
+const MAX_QUOTA: u64 = 900_000_000_000_000;
+
 fn checked(terms: Terms) -> Result<Terms, Error> {
     let need = |so: bool, what| if so { Ok(()) } else { Err(Error::BadTerms { what }) };
     need((0..=MAX_PRICE).contains(&terms.price.amount), "a price lies between 0 and 1 000 000 000 000 minor units")?;
     need(terms.trial_days <= MAX_TRIAL, "a trial lasts 365 days at most")?;
+    need(terms.entitlements.values().all(|entitlement| entitlement.quota <= MAX_QUOTA), "a quota is 900000000000000 at most")?;
     let fair = |entitlement: &Entitlement| (100..=1000).contains(&entitlement.hard_percent);
     need(terms.entitlements.values().all(fair), "a meter stops at 100 to 1000 percent of its quota")?;
     Ok(terms)

@@ -71,6 +71,7 @@ fn terms_that_make_no_sense_are_refused() {
     refused(DefinePlan { price: Money::new(-1, Currency::USD), ..growth() });
     refused(DefinePlan { price: Money::new(MAX_PRICE + 1, Currency::USD), ..growth() });
     refused(DefinePlan { trial_days: 366, ..growth() });
+    refused(DefinePlan { entitlements: [(Meter::Users, Entitlement::of(u64::MAX))].into(), ..growth() });
     let percent = |hard_percent| [(Meter::Users, Entitlement { quota: 1, hard_percent, overage: None })].into();
     refused(DefinePlan { entitlements: percent(99), ..growth() });
     refused(DefinePlan { entitlements: percent(1001), ..growth() });

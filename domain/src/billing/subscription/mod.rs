@@ -245,7 +245,7 @@ impl Details {
             Event::Expired { at: _ } => self.end(Status::Expired),
             Event::PaymentSucceeded { provider_event_id, occurred_at, amount: _ } => {
                 self.remember(provider_event_id);
-                self.marks.note(Standing::Active, occurred_at);
+                self.marks.note_payment(occurred_at);
             }
             Event::PaymentFailed { provider_event_id, occurred_at, amount: _ } => {
                 self.remember(provider_event_id);

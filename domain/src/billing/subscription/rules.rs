@@ -99,8 +99,9 @@ impl Details {
                 Ok(changed(self.payment_method.as_ref() != Some(&reference), || self.method_set(reference, self.marks.not_before(ctx.now))))
             }
             Command::LinkCustomer(c) => {
-                let wanted = (c.provider, c.customer);
-                Ok(changed(self.customer.as_ref() != Some(&wanted), || Event::CustomerLinked { provider: wanted.0, customer: wanted.1 }))
+                // The first one is kept: what was set up to pay with belongs to it.
+                let known = self.customer.as_ref().is_some_and(|(provider, _)| *provider == c.provider);
+                Ok(changed(!known, || Event::CustomerLinked { provider: c.provider, customer: c.customer }))
             }
             Command::LinkProvider(c) => Ok(changed(self.provider_subscription.as_ref() != Some(&c.subscription), || {
                 Event::ProviderLinked { provider: c.provider, subscription: c.subscription }
@@ -214,6 +215,10 @@ impl Details {
         if pinned.terms.price.currency != self.pinned.terms.price.currency {
             return Err(Error::CurrencyFixed);
         }
+        let trial_days = pinned.terms.trial_days;
+        if self.status == Status::Trialing && trial_days < self.pinned.terms.trial_days && !ctx.actor.may("subscription:manage") {
+            return Err(Error::OutOfBounds { what: "that plan cannot be tried for so long; convert the trial first" });
+        }
         match (when, self.period) {
             (When::Now, _) if pinned == self.pinned => Ok(changed(self.scheduled.is_some(), || Event::ScheduledChangeCancelled)),
             (When::Now, _) => {
@@ -241,17 +246,21 @@ impl Details {
         }
     }
 
+    /// The period of full length that ends with this one, which is shorter where it is the first one of a calendar.
+    fn whole(&self, period: Period) -> Period {
+        Period { start: Schedule::beginning(period.start, self.billing, self.time_zone).anchor, end: period.end }
+    }
+
     /// What a first period costs: where it is shorter than others, as much less.
     fn first_charge(&self, pinned: &Pinned, period: Period) -> crate::billing::money::Money {
-        let whole = Period { start: Schedule::beginning(period.start, self.billing, self.time_zone).anchor, end: period.end };
-        let (days, days_left) = whole.days(period.start, self.time_zone);
+        let (days, days_left) = self.whole(period).days(period.start, self.time_zone);
         pinned.terms.price.share(self.quantity, days_left, days)
     }
 
     /// What the days that are left of the period are worth, before and after a change.
     fn prorated(&self, pinned: &Pinned, quantity: u32, now: DateTime<Utc>) -> Option<Proration> {
         let period = self.period?;
-        let (days, days_left) = period.days(now, self.time_zone);
+        let (days, days_left) = self.whole(period).days(now, self.time_zone);
         let credit = self.pinned.terms.price.share(self.quantity, days_left, days);
         let charge = pinned.terms.price.share(quantity, days_left, days);
         Some(Proration { credit, charge, days_left, days })
@@ -337,9 +346,11 @@ impl Details {
         match (self.status, standing) {
             (Status::Cancelled | Status::Expired, _) => None,
             (_, Standing::Ended) => Some(Event::Cancelled { at: now }),
-            // Providers tell whole seconds.
+            // Paid, not only said to be in order; and providers tell whole seconds.
             (Status::Paused, _) => match self.stopped {
-                Some((Some(PauseReason::NoPaymentMethod), since)) if self.marks.paid >= Some(since.trunc_subsecs(0)) => Some(activated()),
+                Some((Some(PauseReason::NoPaymentMethod), since)) if self.marks.payment >= Some(since.trunc_subsecs(0)) => {
+                    Some(activated())
+                }
                 Some(_) | None => None,
             },
             (Status::Active, Standing::PastDue | Standing::Unpaid) => Some(Event::BecamePastDue),

@@ -26,8 +26,10 @@ const REMOVED: usize = 20;
 /// The newest message of each kind.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct Marks {
+    /// When it was last in order, because something was paid or because the provider says so.
+    paid: Option<DateTime<Utc>>,
     /// When something was last paid.
-    pub(super) paid: Option<DateTime<Utc>>,
+    pub(super) payment: Option<DateTime<Utc>>,
     failed: Option<DateTime<Utc>>,
     unpaid: Option<DateTime<Utc>>,
     /// Whether it has ended.
@@ -47,6 +49,11 @@ impl Marks {
             Standing::Unpaid => newest(&mut self.unpaid),
             Standing::Ended => self.ended = true,
         }
+    }
+
+    pub(super) fn note_payment(&mut self, at: DateTime<Utc>) {
+        self.payment = self.payment.max(Some(at));
+        self.note(Standing::Active, at);
     }
 
     /// Whether the method was set later than the one that is known.

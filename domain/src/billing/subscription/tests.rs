@@ -384,6 +384,28 @@ fn an_upgrade_takes_effect_in_the_same_append_as_its_entitlements_and_is_prorate
 }
 
 #[test]
+fn a_first_period_of_a_calendar_is_shorter_and_costs_as_much_less() {
+    let calendar = StartSubscription { billing: Billing::Calendar, trial_days: Some(0), ..start("starter") };
+    let begun = Subscription::default().decide(at(day(19), calendar)).unwrap();
+    let rest = Period { start: day(19), end: day(31) };
+    assert!(matches!(&begun[0], Event::Started { period: Some(period), .. } if *period == rest));
+    // On the 25th 7 of 31 days are left, of the 12 that were paid.
+    let changed = fold(&begun).decide(at(day(24), change("growth", When::Now))).unwrap();
+    let proration = Proration { credit: usd(655), charge: usd(2_235), days_left: 7, days: 31 };
+    assert!(matches!(&changed[0], Event::PlanChanged { proration: Some(is), .. } if *is == proration), "{changed:?}");
+    let renewed = fold(&begun).decide(at(day(31), RenewPeriod {})).unwrap();
+    assert_eq!(renewed, [Event::PeriodRenewed { period: Period { start: day(31), end: day(59) } }]);
+}
+
+#[test]
+fn what_a_provider_says_to_be_in_order_is_not_paid_for_that() {
+    let paused = [trialing(), Event::Paused { reason: PauseReason::NoPaymentMethod, at: day(14) }];
+    let said = Report { provider_event_id: "e".into(), occurred_at: day(15), fact: Fact::Stands(Standing::Active) };
+    let events = fold(&paused).decide(at(day(15), said)).unwrap();
+    assert!(matches!(events[..], [Event::StandingReported { .. }]), "{events:?}");
+}
+
+#[test]
 fn a_downgrade_below_what_is_used_is_refused_now_or_begins_with_the_next_period_and_says_so() {
     let grown = [
         active(),
