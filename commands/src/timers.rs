@@ -18,7 +18,7 @@ use crate::execute::{Executor, Request};
 /// The longest time between two looks.
 const POLL: Duration = Duration::from_secs(1);
 /// A poller that died keeps its timers this long from the others. One that is slower than this has them fired by others, too, which does no harm.
-const LEASE: Duration = Duration::from_secs(2);
+const LEASE: Duration = Duration::from_secs(1);
 /// Timers taken at a time.
 const BATCH: i64 = 500;
 /// How often old idempotency keys are forgotten.

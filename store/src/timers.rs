@@ -23,8 +23,12 @@ pub struct Due {
 pub async fn take_due(pool: &PgPool, now: DateTime<Utc>, owner: Uuid, ttl: Duration, limit: i64) -> Result<Vec<Due>, sqlx::Error> {
     sqlx::query_as(
         "insert into ops.timer_leases as l (aggregate_type, aggregate_id, name, due_at, owner, until)
-         select aggregate_type, aggregate_id, name, t.due_at, $2, now() + $3 * interval '1 second'
-           from timers t left join ops.timer_leases taken using (aggregate_type, aggregate_id, name)
+         select t.aggregate_type, t.aggregate_id, t.name, t.due_at, $2, now() + $3 * interval '1 second'
+           from timers t left join lateral (
+             -- One look by key for each timer, in the order of the index, and never a join over all of them, whatever the statistics are.
+             select l.until, l.due_at from ops.timer_leases l
+              where (l.aggregate_type, l.aggregate_id, l.name) = (t.aggregate_type, t.aggregate_id, t.name) limit 1
+           ) taken on true
           where t.due_at <= $1 and (taken.until is null or taken.until < now() or taken.due_at <> t.due_at)
           order by t.due_at limit $4
          on conflict (aggregate_type, aggregate_id, name) do update set due_at = excluded.due_at, owner = excluded.owner, until = excluded.until

@@ -4,4 +4,3 @@
 mod execute;
 mod policies;
 mod timers;
-mod trials;
