@@ -241,6 +241,10 @@ fn an_illegal_transition_has_a_code_that_names_state_and_command() {
 #[test]
 fn a_trial_begins_with_what_the_plan_gives_in_force_and_converts_at_its_end_exactly_once() {
     given(&[]).when(at(day(0), start("starter"))).then_expect_events(vec![trialing()]);
+    let mut longer = at(day(0), start("starter"));
+    longer.ctx.found.plans.get_mut("starter").unwrap().terms.trial_days = 30;
+    let begun = Subscription::default().decide(longer).unwrap();
+    assert!(matches!(&begun[0], Event::Started { trial: Some(trial), .. } if trial.ends_at == day(30)), "as long as the plan says");
     let effects = Subscription::default().effects(&trialing());
     assert!(effects.contains(&Effect::Bound { counter: "users".into(), floor: None, ceiling: Some(5) }));
     assert!(
