@@ -5,7 +5,6 @@ use std::sync::Arc;
 use bus::subscription::HandlerError;
 use commands::policy::{Policy, Runtime, retry, unreadable};
 use cqrs_es::Aggregate as _;
-use domain::TenantId;
 use domain::billing::subscription::{self, Subscription};
 use domain::identity::user::{Event, PAYERS, User};
 use sqlx::PgConnection;
@@ -69,7 +68,7 @@ impl MailPolicy {
     fn mail<E>(&self, event: &Recorded<E>, subject_id: Uuid, template: Template, intent: Uuid, which: &str) -> NewDelivery {
         NewDelivery {
             id: Uuid::new_v5(&event.event_id, format!("{} {} {which}", Self::NAME, event.position).as_bytes()),
-            tenant: TenantId(event.stream.tenant.0),
+            tenant: event.stream.tenant,
             kind: KIND,
             subject_id,
             template: template.as_str(),

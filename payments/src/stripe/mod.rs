@@ -1,27 +1,24 @@
 //! Stripe, over its REST API and its webhooks (docs.stripe.com/api, docs.stripe.com/webhooks).
 
+mod message;
+
 use std::time::Duration;
 
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::{DateTime, Utc};
 use domain::StreamId;
-use domain::billing::money::{Currency, Money};
 use domain::billing::period::Interval;
-use domain::billing::subscription::{Details, Fact, PauseReason, Pinned, Standing, Status};
-use hmac::{Hmac, Mac as _};
+use domain::billing::subscription::{Details, PauseReason, Pinned, Status};
 use reqwest::{Client, Method, RequestBuilder, StatusCode};
 use serde_json::Value;
-use sha2::Sha256;
+use sha2::{Digest as _, Sha256};
 
+use self::message::{ABOUT, reference};
 use crate::provider::{Answer, Message, MessageError, NewSubscription, PaymentProvider, ProviderError};
 
 /// The version of Stripe's interface that is spoken, whatever the account's own is.
 const VERSION: &str = "2024-06-20";
-/// How old a signature may be (Stripe's own default), and how far ahead of our clock.
-pub const TOLERANCE: TimeDelta = TimeDelta::minutes(5);
 /// How long an answer may take.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// What Stripe's objects carry to say what they are about.
-const ABOUT: &str = "tenure_subscription";
 
 /// How Stripe is reached.
 pub struct Stripe {
@@ -116,7 +113,7 @@ impl Stripe {
         form.extend(trial_end(details));
         form.extend(details.payment_method.as_ref().map(|method| field("default_payment_method", method)));
         // Other parameters under the same key would be refused for a day, so what they are made from is part of the key.
-        let made_from = Sha256Hex::of(&form);
+        let made_from = digest(&form);
         id_of(&self.post("subscriptions", Some(&format!("{intent}:{made_from}")), &form).await?)
     }
 
@@ -182,17 +179,11 @@ impl Stripe {
     }
 }
 
-/// A digest of a form, for keys.
-struct Sha256Hex;
-
-impl Sha256Hex {
-    fn of(form: &Form) -> String {
-        use sha2::Digest as _;
-        let digest = form
-            .iter()
-            .fold(Sha256::new(), |hash, (name, value)| hash.chain_update(name).chain_update([0]).chain_update(value).chain_update([0]));
-        hex::encode(&digest.finalize()[..12])
-    }
+/// What a form says, in few letters.
+fn digest(form: &Form) -> String {
+    let add =
+        |hash: Sha256, (name, value): &(String, String)| hash.chain_update(name).chain_update([0]).chain_update(value).chain_update([0]);
+    hex::encode(&form.iter().fold(Sha256::new(), add).finalize()[..12])
 }
 
 fn trial_end(details: &Details) -> Option<(String, String)> {
@@ -293,123 +284,11 @@ impl PaymentProvider for Stripe {
     }
 
     fn read(&self, signature: Option<&str>, body: &[u8], now: DateTime<Utc>) -> Result<Message, MessageError> {
-        verify(signature, body, &self.secrets, now)?;
-        parse(body)
+        message::verify(signature, body, &self.secrets, now)?;
+        message::parse(body)
     }
 
     fn reread(&self, body: &[u8]) -> Result<Message, MessageError> {
-        parse(body)
-    }
-}
-
-/// Checks a `Stripe-Signature` header, `t=<unix seconds>,v1=<hex>…`: HMAC-SHA256 of `<t>.<body>` under one of the secrets; other schemes are ignored, so that nobody can
-/// choose a weaker one.
-pub fn verify(header: Option<&str>, body: &[u8], secrets: &[String], now: DateTime<Utc>) -> Result<(), MessageError> {
-    let header = header.ok_or(MessageError::BadSignature("there is no Stripe-Signature"))?;
-    let parts = || header.split(',').filter_map(|part| part.trim().split_once('='));
-    let timestamp = parts().find(|(name, _)| *name == "t").map(|(_, value)| value);
-    let timestamp = timestamp.ok_or(MessageError::BadSignature("the signature has no time"))?;
-    let signed = |secret: &String, signature: &[u8]| {
-        let Ok(mac) = Hmac::<Sha256>::new_from_slice(secret.as_bytes()) else { return false };
-        mac.chain_update(timestamp).chain_update(".").chain_update(body).verify_slice(signature).is_ok()
-    };
-    let genuine = parts()
-        .filter(|(name, _)| *name == "v1")
-        .filter_map(|(_, value)| hex::decode(value).ok())
-        .any(|signature| secrets.iter().any(|secret| signed(secret, &signature)));
-    if !genuine {
-        return Err(MessageError::BadSignature("the signature is not the provider's"));
-    }
-    let at = timestamp.parse().ok().and_then(|seconds| DateTime::from_timestamp(seconds, 0));
-    match at {
-        Some(at) if (now - at).abs() <= TOLERANCE => Ok(()),
-        Some(_) | None => Err(MessageError::BadSignature("the signature is not of these five minutes")),
-    }
-}
-
-/// An id, or an object that has one (Stripe expands what it is asked to).
-fn reference(value: &Value) -> Option<String> {
-    value.as_str().or_else(|| value["id"].as_str()).map(str::to_owned)
-}
-
-fn money(amount: &Value, currency: &Value) -> Option<Money> {
-    let currency = Currency::try_from(currency.as_str()?.to_ascii_uppercase()).ok()?;
-    Some(Money::new(amount.as_i64()?, currency))
-}
-
-fn parse(body: &[u8]) -> Result<Message, MessageError> {
-    let event: Value = serde_json::from_slice(body).map_err(|error| MessageError::Malformed(error.to_string()))?;
-    let missing = |what: &str| MessageError::Malformed(format!("the event has no {what}"));
-    let text = |name: &str| event[name].as_str().map(str::to_owned).ok_or_else(|| missing(name));
-    let created = event["created"].as_i64().and_then(|seconds| DateTime::from_timestamp(seconds, 0));
-    let (id, kind, occurred_at) = (text("id")?, text("type")?, created.ok_or_else(|| missing("created"))?);
-    if id.len() > 255 || kind.len() > 255 {
-        return Err(MessageError::Malformed("an id or a type is longer than any of Stripe's".into()));
-    }
-    let object = &event["data"]["object"];
-    // Newer versions of Stripe's interface keep the invoice's subscription in its parent.
-    let metadata =
-        [&object["metadata"], &object["subscription_details"]["metadata"], &object["parent"]["subscription_details"]["metadata"]];
-    let about = metadata.iter().find_map(|metadata| metadata[ABOUT].as_str()?.parse().ok());
-    // A payment method is made in the browser, where anybody may write into it.
-    let about = about.filter(|_| !kind.starts_with("payment_method."));
-    let customer = reference(&object["customer"]).or_else(|| reference(&event["data"]["previous_attributes"]["customer"]));
-    Ok(Message { fact: fact(&kind, object), id, kind, occurred_at, about, customer })
-}
-
-/// What an event means; `None`: nothing here.
-fn fact(kind: &str, object: &Value) -> Option<Fact> {
-    match kind {
-        // A trial begins with an invoice over nothing.
-        "invoice.payment_succeeded" if object["amount_paid"].as_i64() == Some(0) => None,
-        "invoice.payment_succeeded" => Some(Fact::Paid(money(&object["amount_paid"], &object["currency"]))),
-        "invoice.payment_failed" => Some(Fact::NotPaid(money(&object["amount_due"], &object["currency"]))),
-        "customer.subscription.created" | "customer.subscription.updated" => match object["status"].as_str()? {
-            "active" => Some(Fact::Stands(Standing::Active)),
-            "past_due" => Some(Fact::Stands(Standing::PastDue)),
-            "unpaid" => Some(Fact::Stands(Standing::Unpaid)),
-            "canceled" | "incomplete_expired" => Some(Fact::Stands(Standing::Ended)),
-            _ => None,
-        },
-        "customer.subscription.deleted" => Some(Fact::Stands(Standing::Ended)),
-        "setup_intent.succeeded" => reference(&object["payment_method"]).map(Fact::MethodSet),
-        "payment_method.attached" => reference(object).map(Fact::MethodSet),
-        "payment_method.detached" => reference(object).map(Fact::MethodRemoved),
-        _ => None,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const BODY: &[u8] = br#"{"object":"event","id":"evt_1"}"#;
-    /// Made by Stripe's own library for this body and the secret `whsec_test`.
-    const HEADER: &str = "t=1700000000,v1=762bb6d5561a2acf6f56f409c36d351ab1204816cfa4c17b699b799950da8a7d";
-
-    fn at(seconds: i64) -> DateTime<Utc> {
-        DateTime::from_timestamp(1_700_000_000 + seconds, 0).unwrap()
-    }
-
-    #[test]
-    fn a_signature_of_the_providers_own_library_is_accepted_within_five_minutes_and_no_other_is() {
-        let secrets = ["whsec_old".to_owned(), "whsec_test".to_owned()];
-        for seconds in [-300, 0, 300] {
-            assert_eq!(verify(Some(HEADER), BODY, &secrets, at(seconds)), Ok(()));
-        }
-        let several = format!("v0=00,{},v1=00", HEADER.replace("v1=", "v1=ffff,v1="));
-        assert_eq!(verify(Some(&several), BODY, &secrets, at(0)), Ok(()));
-        let refused = |header: Option<&str>, body: &[u8], secrets: &[String], now| {
-            assert!(matches!(verify(header, body, secrets, now), Err(MessageError::BadSignature(_))), "{header:?}");
-        };
-        refused(Some(HEADER), BODY, &secrets, at(301));
-        refused(Some(HEADER), BODY, &secrets, at(-301));
-        refused(Some(HEADER), b"{}", &secrets, at(0));
-        refused(Some(HEADER), BODY, &secrets[..1], at(0));
-        refused(Some(&HEADER.replace("t=1700000000", "t=1700000001")), BODY, &secrets, at(0));
-        refused(Some(&HEADER.replace("v1=", "v0=")), BODY, &secrets, at(0));
-        for header in [None, Some(""), Some("t=1700000000"), Some("v1=00"), Some("t=x,v1=00"), Some("t=1700000000,v1=zz")] {
-            refused(header, BODY, &secrets, at(0));
-        }
+        message::parse(body)
     }
 }
