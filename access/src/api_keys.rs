@@ -36,12 +36,17 @@ pub struct Drawn {
 impl Access {
     /// Draws a secret for a key and keeps its hash. It opens nothing until an event names it.
     pub async fn draw(&self, key: StreamId) -> Result<Drawn, AccessError> {
+        self.draw_for(PREFIX, key).await
+    }
+
+    /// The same, for whoever's secrets begin like this.
+    pub(crate) async fn draw_for(&self, beginning: &str, key: StreamId) -> Result<Drawn, AccessError> {
         let random = secret::<32>();
         // The random part of the id comes first: keys of a tenant can be told apart by how they begin.
         let mut which = [key.id, key.tenant.0].map(Uuid::into_bytes).concat();
         which.reverse();
         which.rotate_left(16);
-        let text = format!("{PREFIX}{}.{}", BASE64.encode(&which), BASE64.encode(random));
+        let text = format!("{beginning}{}.{}", BASE64.encode(&which), BASE64.encode(random));
         let credential = self.keep(key, hex::encode(Sha256::digest(random))).await?;
         let prefix = text.chars().take(SHOWN).collect();
         Ok(Drawn { credential, key: text, prefix })
@@ -85,16 +90,10 @@ impl Access {
     }
 
     async fn key_standing(&self, bearer: &str) -> Result<Option<KeyStanding>, AccessError> {
-        let Some((key, hash)) = parse(bearer) else { return Ok(None) };
-        let secrets: Vec<(Uuid, String)> = sqlx::query_as("select id, hash from ops.credentials where tenant_id = $1 and owner_id = $2")
-            .bind(key.tenant.0)
-            .bind(key.id)
-            .fetch_all(self.store().pool())
-            .await?;
-        let Some((secret, _)) = secrets.iter().find(|(_, stored)| same(stored.as_bytes(), hash.as_bytes())) else { return Ok(None) };
+        let Some((key, secret)) = self.named(PREFIX, bearer).await? else { return Ok(None) };
         let loaded = self.store().current::<ApiKey>(key).await?;
         let now = self.store().clock().now();
-        let Some(details) = loaded.state.details().filter(|details| details.opens(*secret, now)) else { return Ok(None) };
+        let Some(details) = loaded.state.details().filter(|details| details.opens(secret, now)) else { return Ok(None) };
         if !self.is_there(key.tenant).await? {
             return Ok(None);
         }
@@ -108,6 +107,17 @@ impl Access {
             (Kind::Personal, None) => return Ok(None),
         };
         Ok(Some(KeyStanding { key, actor, expires_at: details.expires_at }))
+    }
+
+    /// Whose secret it is that begins like this, and where its hash is.
+    pub(crate) async fn named(&self, beginning: &str, bearer: &str) -> Result<Option<(StreamId, Uuid)>, AccessError> {
+        let Some((key, hash)) = parse(beginning, bearer) else { return Ok(None) };
+        let secrets: Vec<(Uuid, String)> = sqlx::query_as("select id, hash from ops.credentials where tenant_id = $1 and owner_id = $2")
+            .bind(key.tenant.0)
+            .bind(key.id)
+            .fetch_all(self.store().pool())
+            .await?;
+        Ok(secrets.into_iter().find(|(_, stored)| same(stored.as_bytes(), hash.as_bytes())).map(|(secret, _)| (key, secret)))
     }
 
     /// Notes now and then that a key is used, without anybody waiting for it.
@@ -136,8 +146,8 @@ impl Access {
 }
 
 /// Which key it is, and the hash of its secret.
-fn parse(bearer: &str) -> Option<(StreamId, String)> {
-    let (which, secret) = bearer.strip_prefix(PREFIX)?.split_once('.')?;
+fn parse(beginning: &str, bearer: &str) -> Option<(StreamId, String)> {
+    let (which, secret) = bearer.strip_prefix(beginning)?.split_once('.')?;
     let mut which = BASE64.decode(which).ok().filter(|bytes| bytes.len() == 32)?;
     which.rotate_right(16);
     which.reverse();

@@ -85,6 +85,9 @@ impl Access {
         if bearer.starts_with(crate::api_keys::PREFIX) {
             return self.with_key(bearer).await;
         }
+        if bearer.starts_with(crate::devices::PREFIX) {
+            return self.with_credential(bearer).await;
+        }
         if bearer.starts_with(OPAQUE) {
             let (session, until) = self.decoded(OPAQUE, bearer).ok_or(AccessError::Invalid)?;
             let until = DateTime::from_timestamp(until, 0).ok_or(AccessError::Invalid)?;
@@ -187,7 +190,7 @@ impl Access {
             tenant: actor.tenant(),
             role: match &actor {
                 Actor::User { role, .. } => Some(*role),
-                Actor::Service { .. } | Actor::System { .. } => None,
+                Actor::Service { .. } | Actor::Device { .. } | Actor::System { .. } => None,
             },
             exp: authenticated.expires_at.map(|at| at.timestamp()),
             token_type: Some("Bearer"),

@@ -3,6 +3,7 @@
 use chrono::{DateTime, TimeDelta, Utc};
 use domain::identity::api_key::ApiKey;
 use domain::identity::user::User;
+use domain::iot::device::Device;
 use domain::{StreamId, TenantId};
 use uuid::Uuid;
 
@@ -19,9 +20,10 @@ impl Access {
         sqlx::query(ended).bind(long_ago).execute(store.pool()).await?;
         sqlx::query("delete from ops.signing_keys where verifies_until < $1").bind(long_ago).execute(store.pool()).await?;
         let gone = "with gone as (
-               select tenant_id, split_part(aggregate_id, '/', 2)::uuid as id from events where event_type in ('user.deleted', 'api_key.revoked')
+               select tenant_id, split_part(aggregate_id, '/', 2)::uuid as id from events where event_type in ('user.deleted', 'api_key.revoked', 'device.decommissioned')
              ), sessions as (delete from ops.sessions s using gone g where s.tenant_id = g.tenant_id and s.user_id = g.id),
-             used as (delete from ops.api_key_use u using gone g where u.key_id = g.id)
+             used as (delete from ops.api_key_use u using gone g where u.key_id = g.id),
+             heard as (delete from ops.device_heartbeats h using gone g where h.tenant_id = g.tenant_id and h.device_id = g.id)
              delete from ops.credentials c using gone g where c.tenant_id = g.tenant_id and c.owner_id = g.id and c.created_at < $1";
         // One that was kept a moment ago may belong to somebody else with the same id.
         sqlx::query(gone).bind(now - TimeDelta::minutes(5)).execute(store.pool()).await?;
@@ -44,8 +46,10 @@ impl Access {
     async fn forget_replaced(&self, owner: StreamId, before: DateTime<Utc>) -> Result<(), AccessError> {
         let store = self.store();
         let (user, key) = (store.current::<User>(owner).await?.state, store.current::<ApiKey>(owner).await?.state);
+        let device = store.current::<Device>(owner).await?.state;
         let mut counts: Vec<Uuid> = user.details().and_then(|user| user.credential).into_iter().collect();
         counts.extend(key.details().map(|key| key.secrets(store.clock().now())).unwrap_or_default());
+        counts.extend(device.details().map(|device| device.secrets(store.clock().now())).unwrap_or_default());
         sqlx::query("delete from ops.credentials where tenant_id = $1 and owner_id = $2 and created_at < $3 and id <> all($4)")
             .bind(owner.tenant.0)
             .bind(owner.id)

@@ -8,6 +8,7 @@
 //! * [`sessions`]: logging in, refreshing, ending;
 //! * [`token`], [`keys`]: access tokens, and the keys that sign them;
 //! * [`api_keys`]: the keys of programs;
+//! * [`devices`]: the credentials of devices, and when those were last heard of;
 //! * [`links`]: the tokens in mails; [`accounts`]: what they are good for;
 //! * [`authenticate`]: who acts;
 //! * [`records`]: noting what was tried.
@@ -15,6 +16,7 @@
 pub mod accounts;
 pub mod api_keys;
 pub mod authenticate;
+pub mod devices;
 mod housekeeping;
 pub mod keys;
 pub mod links;
@@ -108,6 +110,7 @@ struct Inner {
     operator: Option<TokenKey>,
     sessions: Cache<Uuid, (Option<Arc<Standing>>, Instant)>,
     api_keys: Cache<[u8; 32], (Option<Arc<KeyStanding>>, Instant)>,
+    devices: Cache<[u8; 32], (Option<Actor>, Instant)>,
     used: Cache<Uuid, chrono::DateTime<chrono::Utc>>,
     records: Records,
     /// When a login is refused, counted from its beginning.
@@ -126,6 +129,7 @@ impl Access {
             operator,
             sessions: Cache::new(REMEMBERED),
             api_keys: Cache::new(REMEMBERED),
+            devices: Cache::new(REMEMBERED),
             used: Cache::new(REMEMBERED),
             records: Records::default(),
             refused_after: hashing.refused_after,

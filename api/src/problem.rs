@@ -10,7 +10,8 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use commands::CommandError;
-use domain::Kind;
+use domain::billing::meter::Exceeded;
+use domain::{DomainError as _, Kind};
 use projections::QueryError;
 use serde::Serialize;
 use tower_http::request_id::RequestId;
@@ -127,6 +128,10 @@ pub struct Problem {
     /// The current version, when the one insisted on is not.
     #[serde(skip_serializing_if = "Option::is_none")]
     current_version: Option<i64>,
+    /// Which limit stands in the way, and how far it is used.
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    #[schema(ignore)]
+    exceeded: Option<Box<Exceeded>>,
     #[serde(skip)]
     headers: HeaderMap,
 }
@@ -168,6 +173,7 @@ impl Problem {
             request_id: None,
             errors: vec![],
             current_version: None,
+            exceeded: None,
             headers: HeaderMap::new(),
         }
     }
@@ -220,12 +226,18 @@ impl From<CommandError> for Problem {
         let detail = error.to_string();
         match error {
             CommandError::Rejected { kind, code, page, .. } => Self::of(status_of(kind), code, page, detail),
+            CommandError::QuotaExceeded(exceeded) => {
+                let problem = Self::of(status_of(exceeded.kind()), exceeded.code(), exceeded.page(), detail);
+                Self { exceeded: Some(Box::new(exceeded)), ..problem }
+            }
             CommandError::Forbidden { .. } => Self::new(code::FORBIDDEN, detail),
             CommandError::VersionMismatch { current } => {
                 Self { current_version: Some(current), ..Self::new(code::VERSION_MISMATCH, detail) }
             }
             CommandError::KeyReused => Self::new(code::KEY_REUSED, detail),
-            CommandError::Contended => Self::new(code::CONTENDED, detail),
+            CommandError::KeysKnown | CommandError::PeriodClosed(_) | CommandError::Moved | CommandError::Contended => {
+                Self::new(code::CONTENDED, detail)
+            }
             CommandError::Overloaded => Self::new(code::OVERLOADED, detail),
             CommandError::Unavailable => Self::new(code::UNAVAILABLE, detail),
             CommandError::Internal(reason) => Self::internal(reason),

@@ -146,7 +146,7 @@ pub(crate) async fn tenant(store: &Store, slug: &str) -> anyhow::Result<TenantId
 pub(crate) async fn append(store: &Store, tenant: TenantId, stream: StreamAppend) {
     let key = Key { tenant, scope: "bench".into(), key: store.fresh_id().to_string(), fingerprint: [7; 32] };
     let request =
-        Append { tenant, streams: vec![stream], preconditions: vec![Precondition::GateOpen], key: Some(key), metadata: metadata(store) };
+        Append { tenant, streams: vec![stream], preconditions: vec![Precondition::GateOpen], keys: vec![key], metadata: metadata(store) };
     store.append(request).await.expect("an append");
 }
 
@@ -178,7 +178,7 @@ pub(crate) async fn measure(site: &Site, run: &mut Run, references: &HashMap<usi
             streams.push(stream(&store, tenant, id, 0, events)?);
             ids.push(id);
         }
-        store.append(Append { tenant, streams, preconditions: vec![], key: None, metadata: metadata(&store) }).await?;
+        store.append(Append { tenant, streams, preconditions: vec![], keys: vec![], metadata: metadata(&store) }).await?;
     }
     let versions: Arc<Vec<(Uuid, Mutex<i64>)>> = Arc::new(ids.into_iter().map(|id| (id, Mutex::new(10))).collect());
     for callers in CALLERS {

@@ -32,7 +32,7 @@ async fn fill(store: &Store) -> anyhow::Result<()> {
             streams.push(stream(store, tenant, store.fresh_id(), 0, events)?);
         }
         written += 50 * PER_TICKET;
-        store.append(Append { tenant, streams, preconditions: vec![], key: None, metadata: metadata(store) }).await?;
+        store.append(Append { tenant, streams, preconditions: vec![], keys: vec![], metadata: metadata(store) }).await?;
     }
     Ok(())
 }

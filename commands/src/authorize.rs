@@ -9,6 +9,7 @@ pub fn may_enter(actor: &Actor, tenant: TenantId) -> bool {
     match actor {
         Actor::User { tenant: own, role, .. } => *own == tenant || (*own == TenantId::SYSTEM && *role == Role::SuperAdmin),
         Actor::Service { tenant: own, .. } => *own == tenant || *own == TenantId::SYSTEM,
+        Actor::Device { tenant: own, .. } => *own == tenant,
         Actor::System { .. } => true,
     }
 }

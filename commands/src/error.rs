@@ -2,12 +2,14 @@
 
 use std::borrow::Cow;
 
+use domain::billing::meter::Exceeded;
+use domain::billing::period::Month;
 use domain::{Aggregate, DomainError, Kind, Refusal};
 use store::AppendError;
 use store::load::LoadError;
 
 /// Why a command was not executed.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub enum CommandError {
     /// A rule or a guard said no.
     #[error("{detail}")]
@@ -21,6 +23,18 @@ pub enum CommandError {
         /// For people.
         detail: String,
     },
+    /// A meter's limit does not let so much through.
+    #[error("{0}")]
+    QuotaExceeded(Exceeded),
+    /// What was used in this month is final; it can count in the present one only.
+    #[error("{0} is closed")]
+    PeriodClosed(Month),
+    /// A counter is not where the caller has said.
+    #[error("a counter has moved")]
+    Moved,
+    /// Some of several idempotency keys are known.
+    #[error("some of the idempotency keys are known already")]
+    KeysKnown,
     /// The caller's role lacks a permission.
     #[error("this needs the permission {permission}")]
     Forbidden {
@@ -69,6 +83,7 @@ impl CommandError {
             AppendError::Refused(refusal) => Self::refused::<A>(&refusal),
             AppendError::Conflict { .. } => Self::Contended,
             AppendError::KeyReused => Self::KeyReused,
+            AppendError::KeysKnown => Self::KeysKnown,
             AppendError::Overloaded => Self::Overloaded,
             AppendError::Unavailable => Self::Unavailable,
             AppendError::Failed(reason) => Self::Internal(reason),

@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use cqrs_es::DomainEvent as _;
 use cqrs_es::event_sink::EventSink;
 use domain::aggregate::{Ask as _, Found};
-use domain::{Actor, Aggregate, Context, DomainError as _, Effect, Issued, Kind, Precondition, StreamId};
+use domain::billing::meter::{Exceeded, Meter};
+use domain::{Actor, Aggregate, Context, DomainError as _, Effect, Issued, Kind, Precondition, Refusal, StreamId, TenantId};
 use store::load::Loaded;
 use store::{Append, AppendError, Appended, Expected, Key, Metadata, NewEvent, Store, StreamAppend};
 use tokio::sync::Mutex;
@@ -32,6 +33,8 @@ pub struct Executor {
     stripes: Arc<[Mutex<()>]>,
     /// For choices by load; never taken before a stream's own.
     turns: Arc<[Mutex<()>]>,
+    /// For choosing what fits under a limit; only taken before a stream's own.
+    rooms: Arc<[Mutex<()>]>,
 }
 
 /// A command with everything around it.
@@ -47,8 +50,8 @@ pub struct Request<A: Aggregate> {
     pub actor: Actor,
     /// The version that the caller has seen, if it insists on it.
     pub expected: Option<i64>,
-    /// Makes the request repeatable.
-    pub key: Option<Key>,
+    /// Make the request repeatable; see [`Append::keys`].
+    pub keys: Vec<Key>,
     /// What else must be so at the moment of the append.
     pub preconditions: Vec<Precondition>,
     /// The command's id.
@@ -70,13 +73,27 @@ impl<A: Aggregate> Request<A> {
             begins: false,
             actor,
             expected: None,
-            key: None,
+            keys: vec![],
             preconditions: vec![],
             command_id,
             correlation_id: None,
             causation_id: None,
             traceparent: None,
         }
+    }
+}
+
+impl<A: Aggregate> Request<A> {
+    /// The key that stands for the request as a whole.
+    fn only_key(&self) -> Option<&Key> {
+        self.keys.first().filter(|_| self.keys.len() == 1)
+    }
+
+    /// Whether the refusal is about a counter of which the caller has said where it has to be.
+    fn insists_on(&self, refusal: &Refusal) -> bool {
+        let Refusal::CounterOutOfBounds { counter: refused, .. } = refusal else { return false };
+        let about = |precondition: &Precondition| matches!(precondition, Precondition::CounterWithin { counter, .. } if counter.to_string() == *refused);
+        self.preconditions.iter().any(about)
     }
 }
 
@@ -120,11 +137,18 @@ impl Executor {
     /// An executor over `store`.
     pub fn new(store: Store) -> Self {
         let locks = |count| (0..count).map(|_| Mutex::new(())).collect();
-        Self { store, stripes: locks(STRIPES), turns: locks(TURNS) }
+        Self { store, stripes: locks(STRIPES), turns: locks(TURNS), rooms: locks(TURNS) }
     }
 
     pub(crate) fn turn(&self, hash: u64) -> &Mutex<()> {
         &self.turns[usize::try_from(hash % TURNS as u64).unwrap_or(0)]
+    }
+
+    /// Where those take turns who choose what fits under a limit.
+    pub(crate) fn room(&self, tenant: TenantId, meter: Meter) -> &Mutex<()> {
+        let mut hasher = DefaultHasher::new();
+        (tenant, meter).hash(&mut hasher);
+        &self.rooms[usize::try_from(hasher.finish() % TURNS as u64).unwrap_or(0)]
     }
 
     /// The store it works on.
@@ -198,7 +222,7 @@ impl Executor {
             return self.conclude(request, version, || Err(CommandError::rule(&error))).await;
         }
         let events = sink.collect().await;
-        if events.is_empty() && request.key.is_none() {
+        if events.is_empty() && request.keys.is_empty() {
             return self.conclude(request, version, || Ok(())).await;
         }
         self.append(request, Loaded { state, version, since }, after, events, &looked).await
@@ -211,7 +235,7 @@ impl Executor {
         version: i64,
         conclusion: impl FnOnce() -> Result<(), CommandError>,
     ) -> Result<Attempt, CommandError> {
-        let now = self.store.verify::<A>(request.stream, request.key.as_ref()).await?;
+        let now = self.store.verify::<A>(request.stream, request.only_key()).await?;
         if let Some(answered) = now.answered {
             return Ok(Attempt::Done(answered.map_err(CommandError::append::<A>).and_then(|appended| Outcome::of(&appended))));
         }
@@ -256,7 +280,7 @@ impl Executor {
             tenant: request.stream.tenant,
             streams: vec![StreamAppend { aggregate: A::TYPE, stream: request.stream, expected: Expected::Exact(version), events: new }],
             preconditions,
-            key: request.key.clone(),
+            keys: request.keys.clone(),
             metadata: Metadata {
                 actor: request.actor.clone(),
                 command_id: request.command_id,
@@ -277,7 +301,15 @@ impl Executor {
                 Ok(Attempt::Done(Outcome::of(&appended)))
             }
             Err(AppendError::Conflict { .. }) => Ok(Attempt::Stale),
-            Err(AppendError::Refused(refusal)) if looked.outdated(&refusal) => Ok(Attempt::Stale),
+            Err(AppendError::Refused(refusal)) if looked.outdated(&refusal) => {
+                looked.forget(&self.store, request.stream.tenant);
+                Ok(Attempt::Stale)
+            }
+            Err(AppendError::Refused(refusal)) if request.insists_on(&refusal) => Ok(Attempt::Done(Err(CommandError::Moved))),
+            Err(AppendError::Refused(refusal)) if let Some(exceeded) = Exceeded::of(&refusal, looked.found.zone()) => {
+                let closed = Exceeded::closed(&refusal);
+                Ok(Attempt::Done(Err(closed.map_or(CommandError::QuotaExceeded(exceeded), CommandError::PeriodClosed))))
+            }
             Err(error) => {
                 // After an unanswered append nobody knows what the stream looks like.
                 self.store.forget::<A>(request.stream);

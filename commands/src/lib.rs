@@ -1,5 +1,5 @@
 //! Executing commands: [`execute`] (load, decide, append, retry), [`authorize`] (who may), [`lookup`] (what rules have to know of others), [`timers`] (what falls due),
-//! [`policy`] (what answers events) and [`policies`] (those that answer with commands). Generic over aggregates: a new one needs nothing here.
+//! [`usage`] and [`quota`] (recording what is used, and how much of it may be), [`policy`] (what answers events) and [`policies`] (those that answer with commands). Generic over aggregates: a new one needs nothing here.
 
 pub mod authorize;
 pub mod error;
@@ -7,7 +7,9 @@ pub mod execute;
 pub mod lookup;
 pub mod policies;
 pub mod policy;
+pub mod quota;
 pub mod timers;
+pub mod usage;
 
 pub use error::CommandError;
 pub use execute::{Executor, Outcome, Request};

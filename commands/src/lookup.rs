@@ -3,25 +3,32 @@
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash as _, Hasher as _};
 
+use chrono_tz::Tz;
 use cqrs_es::Aggregate as _;
 use domain::actor::{Grants, Permissions};
 use domain::aggregate::{Found, Lookup, Offer, Person};
+use domain::billing::meter::Meter;
+use domain::billing::period::Month;
 use domain::billing::plan::{self, Plan};
 use domain::identity::role::Role as CustomRole;
 use domain::identity::tenant::Tenant;
 use domain::identity::user::{Details, User};
 use domain::{CounterName, Precondition, Refusal, Role, RoleId, StreamId, TenantId, UserId};
 use store::Store;
+use store::load::LoadError;
 use tokio::sync::MutexGuard;
 
 use crate::error::CommandError;
 use crate::execute::Executor;
+use crate::quota;
 
 /// What was found, and what must still be so.
 #[derive(Default)]
 pub(crate) struct Looked<'a> {
     pub(crate) found: Found,
     pub(crate) preconditions: Vec<Precondition>,
+    /// Whether something of it was not read but remembered.
+    remembered: bool,
     /// Choices by load take turns within a process: all of them would choose the same one.
     turn: Option<MutexGuard<'a, ()>>,
 }
@@ -37,6 +44,18 @@ impl Looked<'_> {
             _ => false,
         })
     }
+
+    /// Forgets the states of which one was outdated.
+    pub(crate) fn forget(&self, store: &Store, tenant: TenantId) {
+        if self.remembered {
+            store.forget::<Tenant>(StreamId::new(tenant, tenant.0));
+        }
+    }
+}
+
+/// By whose calendar a tenant counts, if it has set that.
+pub async fn time_zone(store: &Store, tenant: TenantId) -> Result<Option<Tz>, CommandError> {
+    Ok(store.current::<Tenant>(StreamId::new(tenant, tenant.0)).await?.state.time_zone())
 }
 
 /// A user with what they may now, and the versions of the streams that say so.
@@ -71,6 +90,29 @@ async fn permissions(store: &Store, tenant: TenantId, role: RoleId) -> Result<(O
 }
 
 impl Executor {
+    /// Whoever counts much does not ask for the calendar each time: the one that is remembered has to be the present one at the append.
+    async fn calendar(&self, tenant: TenantId, looked: &mut Looked<'_>) -> Result<(), CommandError> {
+        let stream = StreamId::new(tenant, tenant.0);
+        let loaded = self.store().load::<Tenant>(stream).await?;
+        looked.found.time_zone = loaded.state.time_zone();
+        looked.remembered = true;
+        looked.preconditions.push(Precondition::StreamAt { aggregate: Tenant::TYPE, stream, version: loaded.version });
+        Ok(())
+    }
+
+    async fn used(&self, tenant: TenantId, meter: Meter, looked: &mut Looked<'_>) -> Result<(), CommandError> {
+        let store = self.store();
+        let zone = if meter.is_flow() { time_zone(store, tenant).await? } else { None };
+        let counter = meter.counter_in(Month::of(store.clock().now(), zone.unwrap_or_default()));
+        let value = store.counter(tenant, counter).await.map_err(LoadError::from)?;
+        looked.found.used.insert(meter, value);
+        // What flows hardly ever stands still.
+        if !meter.is_flow() {
+            looked.preconditions.push(Precondition::CounterWithin { counter, at_least: None, at_most: Some(value) });
+        }
+        Ok(())
+    }
+
     pub(crate) async fn look_up(&self, tenant: TenantId, lookups: Vec<Lookup>) -> Result<Looked<'_>, CommandError> {
         let mut looked = Looked::default();
         let store = self.store();
@@ -87,7 +129,7 @@ impl Executor {
                     looked.preconditions.push(at);
                 }
                 Lookup::Plan(code) => {
-                    let holder = store.holder(&plan::CODE, TenantId::SYSTEM, &code).await.map_err(store::load::LoadError::from)?;
+                    let holder = store.holder(&plan::CODE, TenantId::SYSTEM, &code).await.map_err(LoadError::from)?;
                     let Some(stream) = holder else { continue };
                     let loaded = store.current::<Plan>(stream).await?;
                     let offer = |plan: &plan::Details| Offer {
@@ -99,11 +141,20 @@ impl Executor {
                     looked.found.plans.extend(loaded.state.details().map(|plan| (code, offer(plan))));
                     looked.preconditions.push(Precondition::StreamAt { aggregate: Plan::TYPE, stream, version: loaded.version });
                 }
-                Lookup::Counter(counter) => {
-                    let value = store.counter(tenant, counter).await.map_err(store::load::LoadError::from)?;
+                Lookup::Used(meter) => self.used(tenant, meter, &mut looked).await?,
+                Lookup::Exactly(counter) => {
+                    let value = store.counter(tenant, counter).await.map_err(LoadError::from)?;
                     looked.found.counters.insert(counter, value);
-                    looked.preconditions.push(Precondition::CounterWithin { counter, at_least: None, at_most: Some(value) });
+                    looked.preconditions.push(Precondition::CounterWithin { counter, at_least: Some(value), at_most: Some(value) });
                 }
+                Lookup::Calendar => self.calendar(tenant, &mut looked).await?,
+                Lookup::Standing(meter, month) => {
+                    let standing = quota::standing(store, tenant, meter, month).await?;
+                    looked.found.standings.insert((meter, month), standing);
+                    let (counter, value) = (meter.generation(), Some(standing.generation));
+                    looked.preconditions.push(Precondition::CounterWithin { counter, at_least: value, at_most: value });
+                }
+                Lookup::Included(meter, at) => looked.found.included = quota::included(store, tenant, meter, at).await?,
                 Lookup::Subscribable => {
                     let stream = StreamId::new(tenant, tenant.0);
                     let loaded = store.current::<Tenant>(stream).await?;
@@ -114,7 +165,7 @@ impl Executor {
                     let mut hasher = DefaultHasher::new();
                     (tenant, counter).hash(&mut hasher);
                     looked.turn = Some(self.turn(hasher.finish()).lock().await);
-                    let holders = store.holders_by_counter(&claim, tenant, counter).await.map_err(store::load::LoadError::from)?;
+                    let holders = store.holders_by_counter(&claim, tenant, counter).await.map_err(LoadError::from)?;
                     for (id, load) in holders {
                         let (person, seen) = person(store, tenant, UserId(id)).await?;
                         if person.is_some_and(|person| person.may(permission)) {

@@ -142,7 +142,7 @@ impl Answer {
         let execute = move |executor: Executor, sent: Sent| -> Executing {
             let mut request = Request::<A>::new(stream, command, sent.actor, sent.id);
             request.causation_id = Some(sent.causation);
-            request.key = Some(sent.key);
+            request.keys = vec![sent.key];
             Box::pin(async move { executor.execute(request).await })
         };
         Self { name, execute: Box::new(execute) }
@@ -159,6 +159,11 @@ pub trait Reaction: Send + Sync + 'static {
 
     /// How many commands an event is answered with at most, one after the other; each is decided when those before it are done, so that it may depend on what they did.
     const STEPS: usize;
+
+    /// Those of a tenant's events, in order, that are worth an answer: where what follows from one follows from a later one as well, it may be left out.
+    fn worth(events: Vec<Arc<RawEvent>>) -> Vec<Arc<RawEvent>> {
+        events
+    }
 
     /// The command at this place of the answer, if there is one.
     fn step(&self, store: &Store, event: &RawEvent, n: usize) -> impl Future<Output = Result<Option<Answer>, HandlerError>> + Send;
@@ -187,7 +192,11 @@ impl<R: Reaction> Commands<R> {
             match (answer.execute)(self.executor.clone(), Sent { actor, id, causation: event.event_id, key }).await {
                 Ok(_) => {}
                 Err(
-                    error @ (CommandError::Contended | CommandError::Overloaded | CommandError::Unavailable | CommandError::Internal(_)),
+                    error @ (CommandError::Contended
+                    | CommandError::Moved
+                    | CommandError::Overloaded
+                    | CommandError::Unavailable
+                    | CommandError::Internal(_)),
                 ) => {
                     return Err(retry(error));
                 }
@@ -195,7 +204,10 @@ impl<R: Reaction> Commands<R> {
                 Err(
                     error @ (CommandError::Rejected { .. }
                     | CommandError::Forbidden { .. }
+                    | CommandError::QuotaExceeded(_)
+                    | CommandError::PeriodClosed(_)
                     | CommandError::VersionMismatch { .. }
+                    | CommandError::KeysKnown
                     | CommandError::KeyReused),
                 ) => {
                     tracing::warn!(policy = R::NAME, event.position, command = answer.name, %error, "refused");
@@ -253,7 +265,7 @@ impl<R: Reaction> Policy for Commands<R> {
         }
         let answered = futures::stream::iter(by_tenant.into_values().map(|events| async move {
             let mut refusals = Vec::new();
-            for event in &events {
+            for event in &R::worth(events) {
                 self.answer(event, &mut refusals).await?;
             }
             Ok::<_, HandlerError>(refusals)

@@ -120,7 +120,7 @@ impl TimerPoller {
         let command_id = Uuid::new_v5(&stream.id, identity.as_bytes());
         let mut request = Request::<A>::new(stream, command, Actor::System { name: "timers".into() }, command_id);
         request.preconditions = vec![Precondition::TimerSet { aggregate: A::TYPE, stream, name: due.name.clone(), due: due.due_at }];
-        request.key = Some(Key { tenant: stream.tenant, scope: "timer".into(), key: command_id.to_string(), fingerprint: [0; 32] });
+        request.keys = vec![Key { tenant: stream.tenant, scope: "timer".into(), key: command_id.to_string(), fingerprint: [0; 32] }];
         self.executor.execute(request).await.map(drop)
     }
 }

@@ -147,6 +147,13 @@ pub enum Actor {
         #[serde(skip)]
         grants: Permissions,
     },
+    /// A device, with its own credential.
+    Device {
+        /// The device.
+        id: Uuid,
+        /// Its tenant.
+        tenant: TenantId,
+    },
     /// Tenure itself: a timer, a policy.
     System {
         /// Which part of it.
@@ -155,7 +162,7 @@ pub enum Actor {
 }
 
 /// What everybody may who belongs to a tenant: their own account, their own keys.
-const MEMBER: &[&str] = &["tenant:read", "plan:read", "user:update", "api_key:create", "api_key:read"];
+const MEMBER: &[&str] = &["tenant:read", "plan:read", "quota:read", "user:update", "api_key:create", "api_key:read"];
 
 /// What an org_admin may do in their tenant. The platform keeps to itself what stops a tenant and what brings it back.
 const ORG_ADMIN: &[&str] = &[
@@ -186,7 +193,23 @@ const ORG_ADMIN: &[&str] = &[
     "access_record:read",
     "delivery:read",
     "delivery:retry",
+    "usage:record",
+    "usage:reserve",
+    "outlet:create",
+    "outlet:update",
+    "outlet:remove",
+    "device:register",
+    "device:accept",
+    "device:manage",
+    "device:manage_credential",
+    "device:control",
 ];
+
+/// What those may who look after what a tenant works with without running it.
+const ASSETS: &[&str] = &["outlet:read", "device:read"];
+
+/// What a device may: of itself only.
+const DEVICE: &[&str] = &["device:claim", "device:report", "device:read_own"];
 
 /// What those may who look after what a tenant pays.
 const BILLING: &[&str] = &["subscription:read", "subscription:start", "subscription:change", "subscription:set_up_payment"];
@@ -231,11 +254,11 @@ impl Role {
     /// The tables of a built-in role. A super admin has all permissions of a tenant, and those that no table names.
     fn tables(self) -> &'static [&'static [&'static str]] {
         match self {
-            Self::SuperAdmin | Self::OrgAdmin => &[MEMBER, ORG_ADMIN, BILLING, PEOPLE, SUPPORT_AGENT],
+            Self::SuperAdmin | Self::OrgAdmin => &[MEMBER, ORG_ADMIN, BILLING, PEOPLE, ASSETS, SUPPORT_AGENT],
             Self::BillingAdmin => &[MEMBER, BILLING, PEOPLE],
-            Self::SupportAgent => &[MEMBER, PEOPLE, SUPPORT_AGENT],
+            Self::SupportAgent => &[MEMBER, PEOPLE, ASSETS, SUPPORT_AGENT],
             Self::User => &[MEMBER, USER],
-            Self::Viewer => &[MEMBER, VIEWER],
+            Self::Viewer => &[MEMBER, ASSETS, VIEWER],
             Self::Custom(_) => &[],
         }
     }
@@ -287,6 +310,7 @@ impl Actor {
         match self {
             Self::User { role, grants, .. } => grants.allow(*role, permission),
             Self::Service { grants, .. } => grants.contains(permission),
+            Self::Device { .. } => DEVICE.contains(&permission),
             Self::System { .. } => true,
         }
     }
@@ -310,7 +334,7 @@ impl Actor {
     /// Whose the actor is; Tenure itself belongs to nobody.
     pub fn tenant(&self) -> Option<TenantId> {
         match self {
-            Self::User { tenant, .. } | Self::Service { tenant, .. } => Some(*tenant),
+            Self::User { tenant, .. } | Self::Service { tenant, .. } | Self::Device { tenant, .. } => Some(*tenant),
             Self::System { .. } => None,
         }
     }
@@ -320,6 +344,7 @@ impl Actor {
         match self {
             Self::User { id, .. } => id.clone(),
             Self::Service { key, .. } => key.to_string(),
+            Self::Device { id, .. } => id.to_string(),
             Self::System { name } => name.clone(),
         }
     }
@@ -330,7 +355,7 @@ impl Actor {
         match self {
             Self::User { id, tenant, .. } => Some(UserId(id.parse().unwrap_or_else(|_| Uuid::new_v5(&tenant.0, id.as_bytes())))),
             Self::Service { key, .. } => Some(UserId(Uuid::new_v5(key, b"service"))),
-            Self::System { .. } => None,
+            Self::Device { .. } | Self::System { .. } => None,
         }
     }
 }

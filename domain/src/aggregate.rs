@@ -4,13 +4,17 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use chrono::{DateTime, Utc};
+use chrono_tz::Tz;
 use serde::Serialize;
 use serde_json::Value;
 use uuid::Uuid;
 
 use crate::StreamId;
 use crate::actor::{Actor, Grants, Permissions, Role};
+use crate::billing::meter::{Meter, Standing};
+use crate::billing::period::Month;
 use crate::billing::plan::Terms;
+use crate::billing::quota::Included;
 use crate::effect::{Claim, CounterName, Effect, Precondition, Refusal};
 use crate::error::DomainError;
 use crate::ids::{RoleId, UserId};
@@ -39,8 +43,16 @@ pub enum Lookup {
     Role(RoleId),
     /// A plan, by its code.
     Plan(String),
-    /// How far a counter of the tenant has come. Should it go on before the append, that is decided again.
-    Counter(CounterName),
+    /// How much of a meter the tenant uses at present. Should more of what does not flow be used before the append, that is decided again.
+    Used(Meter),
+    /// How far a counter of the tenant has come. Should it move before the append, that is decided again.
+    Exactly(CounterName),
+    /// By whose calendar the tenant counts.
+    Calendar,
+    /// How a meter stands in a month, by the limits that are in force at the append.
+    Standing(Meter, Month),
+    /// What was included of a meter at a time that has passed.
+    Included(Meter, DateTime<Utc>),
     /// Whether the tenant is open, or would be with a subscription.
     Subscribable,
     /// Of the users who hold a claim, are active and have a permission: the one whose counter is lowest.
@@ -67,8 +79,23 @@ pub struct Found {
     pub subscribable: Option<bool>,
     /// The counters.
     pub counters: BTreeMap<CounterName, i64>,
+    /// How much is used.
+    pub used: BTreeMap<Meter, i64>,
+    /// The tenant's time zone, if it has set one.
+    pub time_zone: Option<Tz>,
+    /// How meters stand.
+    pub standings: BTreeMap<(Meter, Month), Standing>,
+    /// What was included, if there was a limit.
+    pub included: Option<Included>,
     /// The one with the least load, if there is anybody.
     pub least_loaded: Option<UserId>,
+}
+
+impl Found {
+    /// The tenant's time zone; UTC unless it has set one.
+    pub fn zone(&self) -> Tz {
+        self.time_zone.unwrap_or(Tz::UTC)
+    }
 }
 
 /// What other aggregates may know of a plan.
@@ -151,6 +178,9 @@ pub trait Aggregate:
     /// All its events in their newest versions.
     const EVENTS: &'static [EventKind];
 
+    /// The events that change how much is used of a meter that stands, and of which.
+    const METERED: &'static [(&'static str, Meter)] = &[];
+
     /// How events of older versions are read; in order, oldest first.
     const UPCASTERS: &'static [Upcaster] = &[];
 
@@ -169,6 +199,11 @@ pub trait Aggregate:
 
     /// What the event does to the guards, seen from the state before it.
     fn effects(&self, event: &Self::Event) -> Vec<Effect>;
+
+    /// How much more of its meter is used because of one of [`Aggregate::METERED`]. Its effects count the same.
+    fn metered(_event: &Self::Event) -> i64 {
+        0
+    }
 
     /// What has to be so elsewhere at the moment `event` is appended to `stream`.
     fn requires(_event: &Self::Event, _stream: StreamId) -> Vec<Precondition> {

@@ -5,6 +5,7 @@
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
+use crate::billing::period::Month;
 use crate::ids::{StreamId, SubjectId, TenantId};
 
 /// Among whom a claim is unique.
@@ -41,20 +42,41 @@ pub enum Gate {
 pub struct CounterName {
     /// `users`, `active_org_admins`, …
     pub kind: &'static str,
-    /// Whose, where there is one for each of something.
-    pub of: Option<Uuid>,
+    /// Which, where there is one for each of something.
+    pub of: Option<Which>,
+}
+
+/// Which of many counters of a kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Which {
+    /// That of something with an id.
+    Id(Uuid),
+    /// That of a month.
+    Month(Month),
+}
+
+impl std::str::FromStr for Which {
+    type Err = crate::billing::period::NoMonth;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        text.parse().map(Self::Id).or_else(|_| text.parse().map(Self::Month))
+    }
 }
 
 impl CounterName {
     /// One of many.
     pub fn of(kind: &'static str, of: Uuid) -> Self {
-        Self { kind, of: Some(of) }
+        Self { kind, of: Some(Which::Id(of)) }
     }
-}
 
-impl CounterName {
-    /// The counter whose ceiling stands instead of this one's where it has one: how a limit is overridden apart from whoever sets it. `None`: this one's cannot be.
-    pub fn overridden_by(self) -> Option<Self> {
+    /// That of a month.
+    pub fn of_month(kind: &'static str, month: Month) -> Self {
+        Self { kind, of: Some(Which::Month(month)) }
+    }
+
+    /// Where its ceiling is: that of the first of these that has one. What a meter's use may come to is set by a subscription, unless the platform has set something else;
+    /// the use of a month counts by itself, against the same ceilings, until that month is closed.
+    pub fn ceilings(self) -> impl Iterator<Item = Self> {
         const OVERRIDES: [(&str, &str); 6] = [
             ("messages", "messages_override"),
             ("api_calls", "api_calls_override"),
@@ -63,7 +85,10 @@ impl CounterName {
             ("outlets", "outlets_override"),
             ("devices", "devices_override"),
         ];
-        OVERRIDES.iter().find(|(kind, _)| *kind == self.kind).map(|(_, kind)| Self { kind, of: self.of })
+        let meter = OVERRIDES.iter().find(|(kind, _)| *kind == self.kind).map(|(kind, by)| (Self::from(*kind), Self::from(*by)));
+        let own = self.of.is_some().then_some(self);
+        let [by, all] = meter.map_or([None, Some(self)], |(all, by)| [Some(by), Some(all)]);
+        own.into_iter().chain(by).chain(all.filter(|all| own != Some(*all)))
     }
 }
 
@@ -77,7 +102,8 @@ impl std::fmt::Display for CounterName {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self.of {
             None => f.write_str(self.kind),
-            Some(of) => write!(f, "{}:{of}", self.kind),
+            Some(Which::Id(id)) => write!(f, "{}:{id}", self.kind),
+            Some(Which::Month(month)) => write!(f, "{}:{month}", self.kind),
         }
     }
 }

@@ -26,6 +26,7 @@ pub mod effect;
 pub mod error;
 pub mod identity;
 pub mod ids;
+pub mod iot;
 pub mod personal;
 pub mod support;
 pub mod text;
@@ -33,7 +34,7 @@ pub mod time;
 
 pub use actor::{Actor, Role};
 pub use aggregate::{Aggregate, Context, EventKind, Issued};
-pub use effect::{Claim, CounterName, Effect, Gate, Precondition, Refusal, Scope};
+pub use effect::{Claim, CounterName, Effect, Gate, Precondition, Refusal, Scope, Which};
 pub use error::{DomainError, Kind};
 pub use ids::{RoleId, StreamId, SubjectId, TenantId, UserId};
 pub use personal::Personal;
@@ -51,7 +52,11 @@ macro_rules! for_each_aggregate {
             $crate::identity::access_record::AccessRecord,
             $crate::billing::plan::Plan,
             $crate::billing::subscription::Subscription,
+            $crate::billing::usage::Usage,
+            $crate::billing::quota::Quota,
+            $crate::billing::outlet::Outlet,
             $crate::support::ticket::Ticket,
+            $crate::iot::device::Device,
         }
     };
 }

@@ -113,6 +113,8 @@ text_types! {
             _ => Err(TextError::Malformed("must be a reference <vault|env|file|aws-sm|gcp-sm|azure-kv|k8s>:<path>, never the secret itself")),
         }
     } }
+    /// A word to file things under: lower-case letters and digits in words joined by single hyphens.
+    Tag { max: 50, example: "billing", parse: |t| slug(t, 1, 50) }
     /// The code of a plan.
     PlanCode { max: 40, example: "growth", parse: |t| slug(t, 1, 40) }
 }

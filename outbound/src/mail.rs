@@ -7,6 +7,7 @@ use std::path::Path;
 
 use access::links::{self, Purpose};
 use chrono::{DateTime, Utc};
+use domain::billing::quota::{Quota, Warning};
 use domain::billing::subscription::{self, Subscription};
 use domain::identity::tenant::Tenant;
 use domain::identity::user::{Details, Link, User};
@@ -33,6 +34,8 @@ pub enum Template {
     Reset,
     /// That the trial ends.
     TrialEnding,
+    /// That much of a quota is used.
+    QuotaWarning,
 }
 
 /// What the queue calls mails.
@@ -40,7 +43,7 @@ pub(crate) const KIND: &str = "mail";
 
 impl Template {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Invitation, Self::Verification, Self::Reset, Self::TrialEnding];
+    pub const ALL: [Self; 5] = [Self::Invitation, Self::Verification, Self::Reset, Self::TrialEnding, Self::QuotaWarning];
 
     /// As stored.
     pub fn as_str(self) -> &'static str {
@@ -49,6 +52,7 @@ impl Template {
             Self::Verification => "verification",
             Self::Reset => "reset",
             Self::TrialEnding => "trial_ending",
+            Self::QuotaWarning => "quota_warning",
         }
     }
 
@@ -64,6 +68,7 @@ impl Template {
             Self::Reset if user.welcome => include_str!("templates/welcome.txt"),
             Self::Reset => include_str!("templates/reset.txt"),
             Self::TrialEnding => include_str!("templates/trial_ending.txt"),
+            Self::QuotaWarning => include_str!("templates/quota_warning.txt"),
         }
     }
 
@@ -73,7 +78,7 @@ impl Template {
             Self::Invitation => user.invitation.map(|link| (link, Purpose::Invitation, "accept-invitation")),
             Self::Verification => user.verification.map(|link| (link, Purpose::Verification, "verify-email")),
             Self::Reset => user.reset.map(|link| (link, Purpose::Reset, "reset-password")),
-            Self::TrialEnding => None,
+            Self::TrialEnding | Self::QuotaWarning => None,
         }
     }
 }
@@ -151,10 +156,20 @@ impl Mailer {
         let stream = StreamId::new(tenant, due.subject_id);
         let loaded = store.current::<User>(stream).await.map_err(|_| failed("the user cannot be read"))?;
         let user = loaded.state.details().ok_or_else(|| failed("the user cannot be read"))?;
-        let (link, until) = if template == Template::TrialEnding {
-            self.trial(StreamId::new(tenant, due.intent)).await?
-        } else {
-            self.link(template, user, stream, due)?
+        let about = StreamId::new(tenant, due.intent);
+        let (link, until, warning) = match template {
+            Template::TrialEnding => {
+                let (link, until) = self.trial(about).await?;
+                (link, Some(until), None)
+            }
+            Template::QuotaWarning => {
+                let warning = self.warning(about).await?;
+                (format!("{}/billing", self.base), warning.resets_at, Some(warning))
+            }
+            Template::Invitation | Template::Verification | Template::Reset => {
+                let (link, until) = self.link(template, user, stream, due)?;
+                (link, Some(until), None)
+            }
         };
         let address = user.email.known().ok_or_else(|| Attempt::Dropped("the receiver was erased".into()))?;
         let organisation =
@@ -165,7 +180,8 @@ impl Mailer {
                 name => user.name.as_ref().and_then(|name| name.known()),
                 organisation => organisation.state.name().unwrap_or("Tenure"),
                 link,
-                until => until.format("%-d %B %Y, %H:%M UTC").to_string(),
+                until => until.map(|until| until.format("%-d %B %Y, %H:%M UTC").to_string()),
+                warning,
             },
         );
         let (subject, text) = said.map_err(|_| failed("the template cannot be filled in"))?;
@@ -197,6 +213,14 @@ impl Mailer {
         let trial = trialing.and_then(|details| details.trial).filter(|trial| self.store.clock().now() < trial.ends_at);
         let trial = trial.ok_or_else(|| Attempt::Dropped("it is no trial any more".into()))?;
         Ok((format!("{}/billing", self.base), trial.ends_at))
+    }
+}
+
+impl Mailer {
+    /// What there is to be said of a quota.
+    async fn warning(&self, quota: StreamId) -> Result<Warning, Attempt> {
+        let loaded = self.store.current::<Quota>(quota).await.map_err(|_| Attempt::Failed("the quota cannot be read".into()))?;
+        loaded.state.warning().ok_or_else(|| Attempt::Dropped("there is nothing to warn of".into()))
     }
 }
 

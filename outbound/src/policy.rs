@@ -3,8 +3,11 @@
 use std::sync::Arc;
 
 use bus::subscription::HandlerError;
+use commands::lookup;
 use commands::policy::{Policy, Runtime, retry, unreadable};
 use cqrs_es::Aggregate as _;
+use domain::UserId;
+use domain::billing::quota::{self, Quota};
 use domain::billing::subscription::{self, Subscription};
 use domain::identity::user::{Event, PAYERS, User};
 use sqlx::PgConnection;
@@ -35,9 +38,9 @@ fn answer(event: &Event) -> Option<(Template, Uuid)> {
         | Event::Locked { .. }
         | Event::Unlocked
         | Event::Suspended { .. }
-        | Event::Reactivated
+        | Event::Reactivated { .. }
         | Event::Deactivated
-        | Event::Deleted
+        | Event::Deleted { .. }
         | Event::Erased { .. } => None,
     }
 }
@@ -61,6 +64,22 @@ impl MailPolicy {
             let payers = self.store.holders(&PAYERS, event.stream.tenant).await.map_err(retry)?;
             let intent = event.stream.id;
             mails.extend(payers.into_iter().map(|payer| self.mail(event, payer, Template::TrialEnding, intent, &payer.to_string())));
+        }
+        Ok(mails)
+    }
+
+    /// Those who run the tenant are told that much of a quota is used: once of several thresholds that were crossed at once.
+    async fn warnings(&self, events: &[&RawEvent]) -> Result<Vec<NewDelivery>, HandlerError> {
+        let mut mails = Vec::new();
+        let told = |event: &&Recorded<quota::Event>| matches!(event.event, quota::Event::ThresholdCrossed { highest: true, .. });
+        for event in self.store.typed::<Quota>(events).await.map_err(unreadable)?.iter().filter(told) {
+            let tenant = event.stream.tenant;
+            for payer in self.store.holders(&PAYERS, tenant).await.map_err(retry)? {
+                let (user, _) = lookup::user(&self.store, tenant, UserId(payer)).await.map_err(retry)?;
+                if user.is_some_and(|(_, person)| person.role.is_admin()) {
+                    mails.push(self.mail(event, payer, Template::QuotaWarning, event.stream.id, &payer.to_string()));
+                }
+            }
         }
         Ok(mails)
     }
@@ -93,7 +112,8 @@ impl Policy for MailPolicy {
             Some(self.mail(event, event.stream.id, template, intent, "0"))
         });
         let subscriptions: Vec<_> = of(Subscription::TYPE).collect();
-        Ok(mails.chain(self.reminders(&subscriptions).await?).collect())
+        let quotas: Vec<_> = of(Quota::TYPE).collect();
+        Ok(mails.chain(self.reminders(&subscriptions).await?).chain(self.warnings(&quotas).await?).collect())
     }
 
     async fn write(&self, mails: Vec<NewDelivery>, tx: &mut PgConnection) -> Result<(), sqlx::Error> {

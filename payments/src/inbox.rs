@@ -134,7 +134,8 @@ async fn apply(executor: &Executor, provider: &str, stream: Option<StreamId>, me
     let report = Report { provider_event_id: message.id.clone(), occurred_at: message.occurred_at, fact };
     let store = executor.store();
     let mut request = Request::<Subscription>::new(stream, report, Actor::system(provider), store.fresh_id());
-    request.key = Some(Key { tenant: stream.tenant, scope: format!("provider:{provider}"), key: message.id.clone(), fingerprint: [0; 32] });
+    request.keys =
+        vec![Key { tenant: stream.tenant, scope: format!("provider:{provider}"), key: message.id.clone(), fingerprint: [0; 32] }];
     match executor.execute(request).await {
         Ok(_) => Ok(Outcome::Applied),
         Err(CommandError::Rejected { code, .. }) => {

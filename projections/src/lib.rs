@@ -16,6 +16,7 @@ pub mod billing;
 pub mod cursor;
 mod fold;
 pub mod identity;
+pub mod iot;
 pub mod list;
 pub mod model;
 pub mod parking;
@@ -48,9 +49,16 @@ macro_rules! for_each_read_model {
             $crate::billing::subscription::Subscriptions,
             $crate::billing::subscription_timeline::Timeline,
             $crate::billing::entitlement::InForce,
+            $crate::billing::usage::Months,
+            $crate::billing::usage::Days,
+            $crate::billing::outlet::Outlets,
             $crate::support::ticket::Tickets,
             $crate::support::ticket_thread::Thread,
             $crate::support::ticket_statistics::Statistics,
+            $crate::iot::device::Devices,
+            $crate::iot::device_twin::Twins,
+            $crate::iot::device_command::Commands,
+            $crate::iot::device_timeline::Timeline,
         }
     };
 }

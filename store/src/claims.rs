@@ -1,5 +1,7 @@
 //! Who holds what: claims and counters, read without locking anything. What is read here may have changed when an append comes to it, which is why appends check again.
 
+use std::collections::BTreeMap;
+
 use domain::{Claim, CounterName, StreamId, TenantId};
 use uuid::Uuid;
 
@@ -53,6 +55,22 @@ impl Store {
             .fetch_optional(self.pool())
             .await?;
         Ok(value.unwrap_or(0))
+    }
+
+    /// Values and ceilings of some of a tenant's counters, as they are at one moment; those that nothing has touched yet are left out.
+    pub async fn counters(
+        &self,
+        tenant: TenantId,
+        counters: &[CounterName],
+    ) -> Result<BTreeMap<CounterName, (i64, Option<i64>)>, sqlx::Error> {
+        let names: BTreeMap<String, CounterName> = counters.iter().map(|counter| (counter.to_string(), *counter)).collect();
+        let rows: Vec<(String, i64, Option<i64>)> =
+            sqlx::query_as("select name, value, ceiling from counters where tenant_id = $1 and name = any($2)")
+                .bind(tenant.0)
+                .bind(names.keys().collect::<Vec<_>>())
+                .fetch_all(self.pool())
+                .await?;
+        Ok(rows.into_iter().filter_map(|(name, value, ceiling)| Some((*names.get(&name)?, (value, ceiling)))).collect())
     }
 
     /// What closes a tenant's gate, if anything does; `None`: there is no such tenant.

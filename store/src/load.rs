@@ -168,6 +168,23 @@ impl Store {
         Ok(Verified { version: version.unwrap_or(0), position, answered })
     }
 
+    /// The first answers to requests with these keys, as far as they are known.
+    pub async fn answered(&self, keys: &[Key]) -> Result<Vec<Option<Result<Appended, AppendError>>>, LoadError> {
+        let keys: Vec<Key> = keys.iter().map(|key| self.keyed(key)).collect();
+        let rows: Vec<Option<Json<KeyRow>>> = sqlx::query_scalar(
+            "select (select to_jsonb(i) || jsonb_build_object('fingerprint', encode(i.fingerprint, 'hex')) from ops.idempotency_keys i
+                     where i.tenant_id = w.t and i.scope = w.s and i.key = w.k)
+             from unnest($1::uuid[], $2::text[], $3::text[]) with ordinality as w (t, s, k, o) order by o",
+        )
+        .bind(keys.iter().map(|key| key.tenant.0).collect::<Vec<_>>())
+        .bind(keys.iter().map(|key| key.scope.as_str()).collect::<Vec<_>>())
+        .bind(keys.iter().map(|key| key.key.as_str()).collect::<Vec<_>>())
+        .fetch_all(&self.inner.pool)
+        .await?;
+        let record = |row: Option<Json<KeyRow>>| row.and_then(|Json(row)| row.parse());
+        Ok(rows.into_iter().zip(&keys).map(|(row, key)| record(row).map(|record| replay(&record, key))).collect())
+    }
+
     /// Turns stored events of one aggregate type into what folds see: upcast, unsealed, typed.
     pub async fn typed<A: Aggregate>(&self, events: &[&RawEvent]) -> Result<Vec<Recorded<A::Event>>, LoadError> {
         let mut payloads = Vec::with_capacity(events.len());

@@ -1,6 +1,7 @@
 //! Reading the log.
 
 use chrono::{DateTime, Utc};
+use domain::TenantId;
 use sqlx::{PgConnection, QueryBuilder};
 use uuid::Uuid;
 
@@ -66,6 +67,17 @@ impl Store {
             .bind(aggregate_id)
             .fetch_all(&self.inner.pool)
             .await
+    }
+
+    /// What had happened to a tenant and its subscriptions by a time, in order. Of a tenant with many events these are few, which have an index of their own.
+    pub async fn entitling(&self, tenant: TenantId, until: DateTime<Utc>) -> Result<Vec<RawEvent>, sqlx::Error> {
+        sqlx::query_as(&format!(
+            "select {COLUMNS} from events where tenant_id = $1 and aggregate_type in ('tenant', 'subscription') and recorded_at <= $2 order by position"
+        ))
+        .bind(tenant.0)
+        .bind(until)
+        .fetch_all(&self.inner.pool)
+        .await
     }
 
     /// The tenant's chain as it was before `position`.

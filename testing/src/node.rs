@@ -21,6 +21,7 @@ use outbound::policy::MailPolicy;
 use payments::provider::Provider;
 use projections::cursor::CursorKey;
 use projections::projector::Projector;
+use projections::rebuild::Purpose;
 use projections::{Progress, ReadModel, ReadSide, start_all};
 use sqlx::PgPool;
 use store::{DbRole, Store};
@@ -173,6 +174,18 @@ impl Node {
             (relayed && read && answered).then_some(())
         })
         .await;
+    }
+}
+
+impl Node {
+    /// Everything as its events tell it: chains, guards, and each read model equal to the fold of the log (`audit verify` and `projections verify`).
+    pub async fn verified(&self) {
+        self.settled().await;
+        assert_eq!(self.store.audit(&mut |_| {}).await.expect("the log").findings, vec![]);
+        for tools in projections::tools::Tools::all() {
+            let built = (tools.rebuild)(&self.store, &self.projectors, Purpose::Verify, None, &|_, _| {}).await.expect("a rebuild");
+            assert_eq!(built.differences, Some(0), "{}: {:?}", tools.name, built.samples);
+        }
     }
 }
 

@@ -3,9 +3,10 @@
 mod query;
 mod write;
 
+use std::str::FromStr;
 use std::sync::{Arc, OnceLock};
 
-use axum::extract::FromRequestParts;
+use axum::extract::{FromRequestParts, RawPathParams};
 use axum::http::header::AUTHORIZATION;
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
@@ -15,14 +16,15 @@ use uuid::Uuid;
 
 pub use query::{After, ListBody, Listed, Listing, Params, Query, Reflecting, Shown};
 pub(crate) use query::{bad_query, paging, sensible, short};
+pub(crate) use write::traceparent;
 pub use write::{Body, Write, Written, WrittenBody};
 
 use crate::app::App;
 use crate::problem::{Problem, code};
 
-const TENURE_POSITION: HeaderName = HeaderName::from_static("tenure-position");
+pub(crate) const TENURE_POSITION: HeaderName = HeaderName::from_static("tenure-position");
 const TENURE_PARKED: HeaderName = HeaderName::from_static("tenure-parked");
-const TENURE_TENANT: HeaderName = HeaderName::from_static("tenure-tenant");
+pub(crate) const TENURE_TENANT: HeaderName = HeaderName::from_static("tenure-tenant");
 
 /// Who asks, and for which tenant.
 #[derive(Clone, Debug)]
@@ -54,7 +56,7 @@ impl Caller {
                 let id = id.parse().map_err(|_| Problem::new(code::NO_ACCOUNT, "an operator's token belongs to no user"))?;
                 Ok(StreamId::new(*tenant, id))
             }
-            Actor::User { .. } | Actor::Service { .. } | Actor::System { .. } => {
+            Actor::User { .. } | Actor::Service { .. } | Actor::Device { .. } | Actor::System { .. } => {
                 Err(Problem::new(code::NO_ACCOUNT, "this is for people with their own token, in their own tenant"))
             }
         }
@@ -113,8 +115,15 @@ impl FromRequestParts<App> for Id {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Problem> {
-        axum::extract::Path::<Uuid>::from_request_parts(parts, app).await.map(|id| Self(id.0)).map_err(|_| Problem::not_found())
+        path_param(parts, app, "id").await.map(Self)
     }
+}
+
+/// What stands at a place of the path. What cannot stand there is the name of nothing.
+pub(crate) async fn path_param<T: FromStr>(parts: &mut Parts, app: &App, name: &str) -> Result<T, Problem> {
+    let params = RawPathParams::from_request_parts(parts, app).await.map_err(|_| Problem::not_found())?;
+    let value = params.iter().find(|(param, _)| *param == name).and_then(|(_, value)| value.parse().ok());
+    value.ok_or_else(Problem::not_found)
 }
 
 fn set(headers: &mut HeaderMap, name: HeaderName, value: &str) {

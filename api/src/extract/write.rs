@@ -127,12 +127,7 @@ impl<A: Aggregate> FromRequestParts<App> for Write<A> {
             path: parts.uri.path().to_owned(),
             key: idempotency_key(&parts.headers)?,
             expected: if_match(&parts.headers)?,
-            traceparent: parts
-                .headers
-                .get(TRACEPARENT)
-                .and_then(|v| v.to_str().ok())
-                .filter(|text| is_traceparent(text))
-                .map(str::to_owned),
+            traceparent: traceparent(&parts.headers),
             app: app.clone(),
             aggregate: PhantomData,
         })
@@ -156,6 +151,11 @@ fn if_match(headers: &HeaderMap) -> Result<Option<i64>, Problem> {
     }
     let version = text.strip_prefix("\"v").and_then(|t| t.strip_suffix('"')).and_then(|t| t.parse().ok());
     version.map(Some).ok_or_else(|| Problem::new(code::BAD_HEADER, "If-Match must be one version, such as \"v3\""))
+}
+
+/// The trace context of a request, if it has one.
+pub(crate) fn traceparent(headers: &HeaderMap) -> Option<String> {
+    headers.get(TRACEPARENT).and_then(|v| v.to_str().ok()).filter(|text| is_traceparent(text)).map(str::to_owned)
 }
 
 /// W3C Trace Context: `00-<32 hex>-<16 hex>-<2 hex>`.
@@ -203,7 +203,7 @@ impl<A: Aggregate> Write<A> {
         let fingerprint =
             [self.path.as_str(), &user, &body.canonical].iter().fold(Sha256::new(), |hash, part| hash.chain_update(part).chain_update([0]));
         let fingerprint = fingerprint.finalize().into();
-        request.key = self.key.map(|key| Key { tenant: self.caller.tenant, scope: self.route, key, fingerprint });
+        request.keys = self.key.map(|key| Key { tenant: self.caller.tenant, scope: self.route, key, fingerprint }).into_iter().collect();
         let outcome = self.app.executor.execute(request).await?;
         Ok(Written { outcome, path: self.path })
     }

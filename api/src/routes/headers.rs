@@ -24,7 +24,13 @@ impl Modify for Headers {
 fn describe(method: &str, operation: &mut Value) {
     let query = method == "get";
     // What has to do with secrets, with one's own session and with others' servers is neither an aggregate's command nor a list.
-    let apart = |id: &str| id.ends_with("_sessions") || matches!(id, "preview_change" | "set_up_payment");
+    let apart = |id: &str| {
+        id.ends_with("_sessions") || {
+            // What is recorded has its own ids, and what answers for many things at once no version.
+            let many = ["record_usage", "check_quota", "get_quota_status", "preregister_devices", "claim_device", "send_heartbeat"];
+            matches!(id, "preview_change" | "set_up_payment") || many.contains(&id.trim_start_matches("admin_"))
+        }
+    };
     if matches!(operation["tags"][0].as_str(), Some("auth" | "me" | "deliveries" | "providers"))
         || operation["operationId"].as_str().is_some_and(apart)
     {

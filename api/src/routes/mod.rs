@@ -5,6 +5,8 @@ mod delivery;
 mod examples;
 mod headers;
 pub mod identity;
+pub mod iot;
+mod secret;
 pub mod support;
 
 use std::collections::BTreeMap;
@@ -52,8 +54,11 @@ pub(crate) fn all() -> OpenApiRouter<App> {
         .merge(billing::subscription::routes())
         .merge(billing::entitlement::routes())
         .merge(billing::provider::routes())
+        .merge(billing::quota::routes())
+        .merge(billing::outlet::routes())
         .merge(delivery::routes())
         .merge(support::ticket::routes())
+        .merge(iot::device::routes())
 }
 
 /// What operators ask; never refused for load.
@@ -92,9 +97,16 @@ impl IntoResponses for Refusals {
 }
 
 /// Declares the routes of an aggregate's commands, and `commands()` that answers them all: first the creating one, `create name(Body) "path";`, then those on an existing
-/// aggregate, `name(Body) METHOD "path" "media type";`. `$stream` says which stream an id is, for a caller.
+/// aggregate, `name(Body) METHOD "path" "media type";`. One that is made otherwise has no creating one. `$stream` says which stream an id is, for a caller.
 #[macro_export]
 macro_rules! commands {
+    ($aggregate:ty, $tag:tt, $stream:path: $($name:ident($body:ident) $method:tt $path:tt $media:tt;)*) => {
+        fn commands() -> utoipa_axum::router::OpenApiRouter<$crate::App> {
+            utoipa_axum::router::OpenApiRouter::new()$(.routes(utoipa_axum::routes!($name)))*
+        }
+
+        $($crate::commands! { @on $aggregate, $tag, $stream: $name($body) $method $path $media })*
+    };
     ($aggregate:ty, $tag:tt, $stream:path: create $create:ident($made:ident) $at:tt; $($name:ident($body:ident) $method:tt $path:tt $media:tt;)*) => {
         fn commands() -> utoipa_axum::router::OpenApiRouter<$crate::App> {
             utoipa_axum::router::OpenApiRouter::new().routes(utoipa_axum::routes!($create))$(.routes(utoipa_axum::routes!($name)))*
@@ -111,18 +123,19 @@ macro_rules! commands {
             write.create(stream, body).await
         }
 
-        $(
-            #[doc = concat!("See [`", stringify!($body), "`].")]
-            #[utoipa::path(
-                $method, path = $path, tag = $tag, operation_id = stringify!($name),
-                params(("id" = uuid::Uuid, Path, description = "Which one.")),
-                request_body(content = $body, content_type = $media),
-                responses((status = 200, description = "Done, or already so.", body = $crate::extract::WrittenBody), $crate::routes::Refusals)
-            )]
-            async fn $name(write: $crate::extract::Write<$aggregate>, $crate::extract::Id(id): $crate::extract::Id, body: $crate::extract::Body<$body>) -> Result<$crate::extract::Written, $crate::Problem> {
-                let stream = $stream(id, write.caller());
-                write.execute(stream, body).await
-            }
-        )*
+        $($crate::commands! { @on $aggregate, $tag, $stream: $name($body) $method $path $media })*
+    };
+    (@on $aggregate:ty, $tag:tt, $stream:path: $name:ident($body:ident) $method:tt $path:tt $media:tt) => {
+        #[doc = concat!("See [`", stringify!($body), "`].")]
+        #[utoipa::path(
+            $method, path = $path, tag = $tag, operation_id = stringify!($name),
+            params(("id" = uuid::Uuid, Path, description = "Which one.")),
+            request_body(content = $body, content_type = $media),
+            responses((status = 200, description = "Done, or already so.", body = $crate::extract::WrittenBody), $crate::routes::Refusals)
+        )]
+        async fn $name(write: $crate::extract::Write<$aggregate>, $crate::extract::Id(id): $crate::extract::Id, body: $crate::extract::Body<$body>) -> Result<$crate::extract::Written, $crate::Problem> {
+            let stream = $stream(id, write.caller());
+            write.execute(stream, body).await
+        }
     };
 }

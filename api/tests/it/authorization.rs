@@ -18,7 +18,7 @@ use crate::completeness::{Operation, operations};
 type Things = BTreeMap<&'static str, String>;
 
 /// Calls an operation with its example on an id. A version that nothing has keeps aggregates as they are.
-async fn call(client: &Client, operation: &Operation, id: &str, tenant: Option<TenantId>) -> Answer {
+async fn call(client: &Client, operation: &Operation, id: &str, mine: &str, tenant: Option<TenantId>) -> Answer {
     let content = operation.description["requestBody"]["content"].as_object().and_then(|content| content.iter().next());
     let (media, body) = match content {
         Some((media, _)) if media == "application/x-www-form-urlencoded" => (media.as_str(), "token=x".to_owned()),
@@ -35,7 +35,8 @@ async fn call(client: &Client, operation: &Operation, id: &str, tenant: Option<T
     let tenant = tenant.map(|tenant| tenant.to_string());
     let named = tenant.iter().map(|tenant| ("tenure-tenant", tenant.as_str()));
     let headers: Vec<_> = [("content-type", media), ("if-match", "\"v999999\"")].into_iter().chain(named).collect();
-    client.send(operation.method.clone(), &operation.path.replace("{id}", id), &headers, body).await
+    let path = operation.path.replace("{id}", id).replace("{tenant}", mine).replace("{meter}", "messages");
+    client.send(operation.method.clone(), &path, &headers, body).await
 }
 
 /// In one word.
@@ -94,6 +95,11 @@ async fn every_endpoint_lets_in_whom_the_golden_file_says_and_tells_others_nothi
     let subscription = platform.post_for(tenant, "/v1/subscriptions", json!({"plan": "growth"})).await.field("id").to_owned();
     let plan = platform.post("/v1/plans", crate::completeness::example("define_plan")).await.field("id").to_owned();
     let target = platform.register(tenant, "user", "target@example.com").await.to_string();
+    let reservation = platform.post_for(tenant, "/v1/quota/reservations", json!({"meter": "messages"})).await.field("id").to_owned();
+    let outlet = platform.post_for(tenant, "/v1/outlets", json!({"name": "x"})).await.field("id").to_owned();
+    let device = platform.post_for(tenant, "/v1/devices", json!({"serial": "x", "model": "x"})).await;
+    platform.post_for(tenant, &format!("/v1/devices/{}/accept", device.field("id")), json!({})).await;
+    let itself = platform.with_token(Some(device.field("credential").to_owned()));
     let things: Things = [
         ("tenants", tenant.to_string()),
         ("tickets", ticket),
@@ -103,6 +109,9 @@ async fn every_endpoint_lets_in_whom_the_golden_file_says_and_tells_others_nothi
         ("deliveries", id().to_string()),
         ("plans", plan),
         ("subscriptions", subscription),
+        ("usages", reservation),
+        ("outlets", outlet),
+        ("devices", device.field("id").to_owned()),
     ]
     .into();
     eventually("what was revoked has ended", || async {
@@ -116,6 +125,7 @@ async fn every_endpoint_lets_in_whom_the_golden_file_says_and_tells_others_nothi
             "ended session",
             "revoked key",
             "key without scope",
+            "a device (of itself)",
             "another tenant's admin",
             "no permission",
             "viewer",
@@ -131,6 +141,7 @@ async fn every_endpoint_lets_in_whom_the_golden_file_says_and_tells_others_nothi
             ended.client,
             revoked_key,
             narrow,
+            itself,
             stranger.client,
             bare.client,
             viewer,
@@ -156,11 +167,11 @@ async fn every_endpoint_lets_in_whom_the_golden_file_says_and_tells_others_nothi
             let client = if name == "logout" { again(&platform, tenant, who, client).await } else { client.clone() };
             // The platform acts for the tenant by naming it.
             let named = (*who == "super_admin" && !["tenants", "plans", "auth", "me"].contains(&tag)).then_some(tenant);
-            let answer = call(&client, &operation, &thing, named).await;
+            let answer = call(&client, &operation, &thing, &tenant.to_string(), named).await;
             words.push(word(&answer));
             // Of another tenant's things nobody learns whether they exist; plans are there for everybody.
             if *who == "another tenant's admin" && tag != "plans" && operation.path.contains("{id}") {
-                let nowhere = call(&client, &operation, &id().to_string(), None).await;
+                let nowhere = call(&client, &operation, &id().to_string(), &tenant.to_string(), None).await;
                 assert_eq!(
                     (answer.status, answer.field("code"), answer.json["data"].clone()),
                     (nowhere.status, nowhere.field("code"), nowhere.json["data"].clone()),

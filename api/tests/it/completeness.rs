@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use access::links::{self, Purpose};
 use api::problem::{code, status_of};
 use axum::http::{Method, StatusCode};
+use domain::billing::meter::Exceeded;
 use domain::{Aggregate, Clock as _, DomainError, Kind, Refusal, Role};
 use projections::ReadModel;
 use projections::model::Source;
@@ -109,7 +110,7 @@ fn the_description_of_the_interface_changes_only_on_purpose() {
 /// Every problem that can be returned: the page that explains it, and its status.
 fn problems() -> BTreeMap<&'static str, StatusCode> {
     macro_rules! all {
-        ($($aggregate:ty,)*) => { [Refusal::PAGES, $(<$aggregate as cqrs_es::Aggregate>::Error::PAGES),*].concat() };
+        ($($aggregate:ty,)*) => { [Refusal::PAGES, Exceeded::PAGES, $(<$aggregate as cqrs_es::Aggregate>::Error::PAGES),*].concat() };
     }
     let refusals: Vec<(&'static str, Kind)> = domain::for_each_aggregate!(all);
     let of_commands = refusals.into_iter().map(|(page, kind)| (page, status_of(kind)));
@@ -162,7 +163,8 @@ fn fits(real: &Value, described: &Value, at: &str) -> Result<(), String> {
 /// Calls an operation with the example of its description, or with another body where an example cannot fit, and answers what it answered.
 async fn call_with(client: &Client, operation: &Operation, id: &str, body: Option<Value>) -> Answer {
     let description = &operation.description;
-    let uri = operation.path.replace("{id}", id);
+    let tenant = client.named.map(|tenant| tenant.to_string()).unwrap_or_default();
+    let uri = operation.path.replace("{id}", id).replace("{tenant}", &tenant).replace("{meter}", "messages");
     let (media, body) = match description["requestBody"]["content"].as_object().and_then(|content| content.iter().next()) {
         Some((media, content)) => (media.as_str(), body.unwrap_or_else(|| content["example"].clone())),
         None => ("", Value::Null),
@@ -293,6 +295,8 @@ async fn every_operation_of_the_description_was_called_with_its_example_and_answ
     calls.one(&nobody, "verify_email", "", only(link(Purpose::Verification, grace).await, &["token"])).await;
 
     billing(&mut calls, &env, &node, &platform, address).await;
+    metered(&mut calls, &node, &platform).await;
+    devices(&mut calls, &node, &platform).await;
 
     let tenants = [
         "provision_tenant complete_provisioning rename_tenant change_slug update_settings set_llm_config set_branding suspend_tenant reactivate_tenant",
@@ -344,6 +348,44 @@ async fn billing(calls: &mut Calls, env: &Env, node: &Node, platform: &Client, n
     let record = payer.get(&format!("/v1/tenants/{billed}/domains")).await.json["data"][0]["record_value"].as_str().unwrap().to_owned();
     let _name_server = testing::dns::NameServer::start(name_server, &[(domain, &[&record])]).await;
     calls.all(node, &payer, &billed, &["verify_domain remove_domain"]).await;
+}
+
+/// Everything that has to do with what is used, and with outlets.
+async fn metered(calls: &mut Calls, node: &Node, platform: &Client) {
+    let tenant = platform.provision("metered").await;
+    let (admin, named) = (platform.acting(tenant, Role::OrgAdmin), platform.naming(tenant));
+    for (client, prefix) in [(&admin, ""), (&named, "admin_")] {
+        let of = |name: &str| format!("{prefix}{name}");
+        let held = calls.one(client, &of("reserve_usage"), "", None).await.field("id").to_owned();
+        calls.one(client, &of("commit_usage"), &held, None).await;
+        let held = calls.one(client, &of("reserve_usage"), "", None).await.field("id").to_owned();
+        calls.one(client, &of("release_usage"), &held, None).await;
+        calls.one(client, &of("record_usage"), "", None).await;
+        let rest = ["check_quota", "get_quota_status", "list_quota_tiers", "list_usage_months", "list_usage_days"].map(of);
+        calls.all(node, client, "", &rest.each_ref().map(String::as_str)).await;
+    }
+    let outlet = calls.one(&admin, "create_outlet", "", None).await.field("id").to_owned();
+    calls.all(node, &admin, &outlet, &["list_outlets get_outlet update_outlet remove_outlet"]).await;
+}
+
+/// Everything that has to do with devices.
+async fn devices(calls: &mut Calls, node: &Node, platform: &Client) {
+    let tenant = platform.provision("connected").await;
+    let admin = platform.acting(tenant, Role::OrgAdmin);
+    let nobody = platform.with_token(None);
+    let expected = calls.one(&admin, "preregister_devices", "", None).await.json["data"][0]["claim_code"].as_str().unwrap().to_owned();
+    calls.one(&nobody, "claim_device", "", Some(json!({"claim_code": expected}))).await;
+    let made = calls.one(&admin, "register_device", "", None).await;
+    let device = made.field("id").to_owned();
+    calls.all(node, &admin, &device, &["reject_device reconsider_device accept_device"]).await;
+    let itself = platform.with_token(Some(made.field("credential").to_owned()));
+    calls.all(node, &admin, &device, &["set_desired_state send_command"]).await;
+    calls.all(node, &itself, &device, &["report_state send_heartbeat get_device_twin list_device_commands acknowledge_command"]).await;
+    let rest = [
+        "disable_device enable_device quarantine_device enable_device update_metadata tag_device untag_device assign_group rotate_credential",
+        "revoke_credential list_devices get_device list_device_timeline decommission_device",
+    ];
+    calls.all(node, &admin, &device, &rest).await;
 }
 
 #[test]

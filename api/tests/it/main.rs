@@ -6,6 +6,8 @@ mod api_key;
 mod authorization;
 mod bad_input;
 mod completeness;
+mod device;
+mod quota;
 mod session;
 mod tenant;
 mod third;

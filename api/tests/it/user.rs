@@ -135,7 +135,7 @@ async fn seats_are_counted_and_a_ceiling_once_set_holds_under_64_registrations_a
         tenant,
         streams: vec![store::StreamAppend { aggregate: "test", stream, expected: store::Expected::Exact(0), events: vec![bound] }],
         preconditions: vec![],
-        key: None,
+        keys: vec![],
         metadata: store::Metadata {
             actor: testing::node::system(),
             command_id: testing::id(),
@@ -149,14 +149,14 @@ async fn seats_are_counted_and_a_ceiling_once_set_holds_under_64_registrations_a
     let all = (0..64).map(|n| admin.post("/v1/users", json!({"email": format!("u{n}@example.com"), "name": "U", "role": "user"})));
     let answers = join_all(all).await;
     assert_eq!(answers.iter().filter(|answer| answer.status == StatusCode::CREATED).count(), 3);
-    assert!(answers.iter().all(|answer| answer.status == StatusCode::CREATED || answer.field("code") == "user.seats_exhausted"));
+    assert!(answers.iter().all(|answer| answer.status == StatusCode::CREATED || answer.field("code") == "quota.exceeded"));
     // Who leaves gives the seat back, and needs one to come back.
     assert_eq!(admin.post(&format!("/v1/users/{first}/deactivate"), json!({})).await.status, StatusCode::OK);
     assert_eq!(
         admin.post("/v1/users", json!({"email": "next@example.com", "name": "N", "role": "user"})).await.status,
         StatusCode::CREATED
     );
-    assert_eq!(admin.post(&format!("/v1/users/{first}/reactivate"), json!({})).await.field("code"), "user.seats_exhausted");
+    assert_eq!(admin.post(&format!("/v1/users/{first}/reactivate"), json!({})).await.field("code"), "quota.exceeded");
     let seats: i64 = sqlx::query_scalar("select value from counters where tenant_id = $1 and name = 'users'")
         .bind(tenant.0)
         .fetch_one(&env.owner)

@@ -27,7 +27,7 @@ pub async fn append(store: &Store, count: usize) {
         tenant: stream.tenant,
         streams: vec![StreamAppend { aggregate: "thing", stream, expected: Expected::Any, events: (0..count).map(event).collect() }],
         preconditions: vec![],
-        key: None,
+        keys: vec![],
         metadata: Metadata {
             actor: testing::node::system(),
             command_id: id(),

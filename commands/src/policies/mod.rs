@@ -8,6 +8,7 @@
 
 pub mod catalogue;
 pub mod provisioning;
+pub mod quotas;
 pub mod tenancy;
 
 /// Calls a macro once with the list of all of them.
@@ -16,6 +17,7 @@ macro_rules! for_each_reaction {
     ($callback:ident) => {
         $callback! {
             $crate::policies::provisioning::Provisioning,
+            $crate::policies::quotas::Quotas,
             $crate::policies::tenancy::Tenancy,
         }
     };

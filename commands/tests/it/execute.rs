@@ -28,7 +28,7 @@ fn request(tenant: TenantId, command: impl Into<domain::identity::tenant::Comman
 }
 
 fn keyed(mut request: Request<Tenant>, key: &str) -> Request<Tenant> {
-    request.key = Some(Key { tenant: request.stream.tenant, scope: "test".into(), key: key.into(), fingerprint: [1; 32] });
+    request.keys = vec![Key { tenant: request.stream.tenant, scope: "test".into(), key: key.into(), fingerprint: [1; 32] }];
     request
 }
 

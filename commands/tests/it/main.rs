@@ -3,4 +3,5 @@
 
 mod execute;
 mod policies;
+mod quotas;
 mod timers;

@@ -266,7 +266,7 @@ async fn an_upgrade_holds_from_the_very_next_command_in_every_process_and_an_ove
         processes[process].execute(Request::<User>::new(StreamId::new(tenant, id()), register(n), system(), id())).await
     };
     let full = |outcome: Result<commands::Outcome, CommandError>| {
-        assert!(matches!(&outcome, Err(CommandError::Rejected { code, .. }) if code == "user.seats_exhausted"), "{outcome:?}");
+        assert!(matches!(&outcome, Err(CommandError::QuotaExceeded(exceeded)) if exceeded.meter == Meter::Users), "{outcome:?}");
     };
     for process in [0, 1, 2, 0, 1] {
         join(process).await.unwrap();

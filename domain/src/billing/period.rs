@@ -36,6 +36,83 @@ pub enum Billing {
     Anniversary,
 }
 
+/// A calendar month: the period in which use is counted. Written as ISO 8601 has it: `2026-11`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Month {
+    year: i32,
+    /// 1 to 12.
+    month: u32,
+}
+
+/// The text is no month.
+#[derive(Debug, thiserror::Error)]
+#[error("a month is written as 2026-11")]
+pub struct NoMonth;
+
+impl Month {
+    /// The month of a time by the calendar of `zone`.
+    pub fn of(time: DateTime<Utc>, zone: Tz) -> Self {
+        let local = time.with_timezone(&zone);
+        Self { year: local.year(), month: local.month() }
+    }
+
+    /// The next one.
+    #[must_use]
+    pub fn next(self) -> Self {
+        if self.month == 12 { Self { year: self.year + 1, month: 1 } } else { Self { month: self.month + 1, ..self } }
+    }
+
+    /// From when to when it lasts, by the clock of `zone`.
+    pub fn period(self, zone: Tz) -> Period {
+        let begins = |month: Self| {
+            let first = chrono::NaiveDate::from_ymd_opt(month.year, month.month, 1).unwrap_or_default();
+            instant(first.and_time(NaiveTime::MIN), zone)
+        };
+        Period { start: begins(self), end: begins(self.next()) }
+    }
+}
+
+impl std::fmt::Display for Month {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:04}-{:02}", self.year, self.month)
+    }
+}
+
+impl std::str::FromStr for Month {
+    type Err = NoMonth;
+
+    fn from_str(text: &str) -> Result<Self, NoMonth> {
+        let digits = |text: &str, n: usize| text.len() == n && text.bytes().all(|byte| byte.is_ascii_digit());
+        let (year, month) = text.split_once('-').filter(|(year, month)| digits(year, 4) && digits(month, 2)).ok_or(NoMonth)?;
+        let (year, month) = (year.parse().map_err(|_| NoMonth)?, month.parse().map_err(|_| NoMonth)?);
+        if (1..=12).contains(&month) { Ok(Self { year, month }) } else { Err(NoMonth) }
+    }
+}
+
+impl TryFrom<String> for Month {
+    type Error = NoMonth;
+
+    fn try_from(text: String) -> Result<Self, NoMonth> {
+        text.parse()
+    }
+}
+
+impl From<Month> for String {
+    fn from(month: Month) -> Self {
+        month.to_string()
+    }
+}
+
+impl utoipa::PartialSchema for Month {
+    fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::Schema> {
+        use utoipa::openapi::schema::{ObjectBuilder, Type};
+        ObjectBuilder::new().schema_type(Type::String).examples(["2026-11"]).description(Some("A calendar month.")).build().into()
+    }
+}
+
+impl ToSchema for Month {}
+
 /// From when to when; the end is the beginning of the next one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Period {

@@ -40,9 +40,9 @@ fn every_event_of_users_roles_keys_and_access_records_is_stored_as_it_always_was
         Event::Locked { until: time },
         Event::Unlocked,
         Event::Suspended { reason: personal("asked to") },
-        Event::Reactivated,
+        Event::Reactivated { seats: 0 },
         Event::Deactivated,
-        Event::Deleted,
+        Event::Deleted { seats: 0 },
         Event::Erased { subject: ada.into() },
     ];
     crate::check("user", User::EVENTS, &users);

@@ -5,6 +5,7 @@ mod identity;
 mod periods;
 mod tenant;
 mod ticket;
+mod usage;
 
 use std::path::PathBuf;
 

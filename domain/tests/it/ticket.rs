@@ -37,7 +37,7 @@ fn every_ticket_event_is_stored_as_it_always_was() {
         Event::Resolved { at: time },
         Event::Closed,
         Event::Reopened,
-        Event::Deleted,
+        Event::Deleted { freed: 0 },
         Event::Linked { ticket: other, relation: Relation::Duplicates },
         Event::Unlinked { ticket: other },
         Event::Tagged { tag: "billing".into() },
@@ -50,7 +50,7 @@ fn every_ticket_event_is_stored_as_it_always_was() {
             visibility: Visibility::Public,
             by: Some(ada),
         },
-        Event::Detached { attachment: part, visibility: Visibility::Public },
+        Event::Detached { attachment: part, visibility: Visibility::Public, size: 0 },
         Event::FollowerAdded { user: grace },
         Event::FollowerRemoved { user: grace },
     ];

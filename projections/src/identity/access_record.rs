@@ -155,9 +155,9 @@ fn of_user(told: Told, event: &user::Event, actor: &Actor) -> Told {
         | E::PasswordSet { .. }
         | E::PasswordResetRequested { .. }
         | E::Unlocked
-        | E::Reactivated
+        | E::Reactivated { .. }
         | E::Deactivated
-        | E::Deleted
+        | E::Deleted { .. }
         | E::Erased { .. } => (Outcome::Done, json!({})),
     };
     // What Tenure notes about somebody who logs in, they did themselves.

@@ -133,9 +133,9 @@ fn answer(event: &Event) -> Option<Answer> {
         | Event::Locked { .. }
         | Event::Unlocked
         | Event::Suspended { .. }
-        | Event::Reactivated
+        | Event::Reactivated { .. }
         | Event::Deactivated
-        | Event::Deleted
+        | Event::Deleted { .. }
         | Event::Erased { .. } => None,
     }
 }

@@ -135,7 +135,9 @@ fn evolve(row: &mut Row, event: &Event, at: DateTime<Utc>) {
             row.name = known(name);
             row.email_verified = true;
         }
-        Event::InvitationDeclined | Event::InvitationRevoked | Event::InvitationExpired | Event::Deleted => become_(Status::Deleted, None),
+        Event::InvitationDeclined | Event::InvitationRevoked | Event::InvitationExpired | Event::Deleted { .. } => {
+            become_(Status::Deleted, None)
+        }
         Event::EmailVerified => row.email_verified = true,
         Event::EmailChanged { email } => {
             row.email = known(email);
@@ -158,7 +160,7 @@ fn evolve(row: &mut Row, event: &Event, at: DateTime<Utc>) {
             become_(Status::Locked, None);
             row.locked_until = Some(*until);
         }
-        Event::Unlocked | Event::Reactivated => become_(Status::Active, None),
+        Event::Unlocked | Event::Reactivated { .. } => become_(Status::Active, None),
         Event::Suspended { reason } => become_(Status::Suspended, reason.known()),
         Event::Deactivated => become_(Status::Deactivated, None),
     }

@@ -188,7 +188,7 @@ fn evolve(row: &mut Row, event: &Event, at: DateTime<Utc>) -> Visibility {
             row.status = Status::Open;
             row.resolved_at = None;
         }
-        Event::Deleted => row.status = Status::Deleted,
+        Event::Deleted { .. } => row.status = Status::Deleted,
         Event::Linked { ticket, relation } => {
             row.links.retain(|link| link.ticket != *ticket);
             row.links.push(Link { ticket: *ticket, relation: *relation });
@@ -219,7 +219,7 @@ fn evolve(row: &mut Row, event: &Event, at: DateTime<Utc>) -> Visibility {
             });
             return *visibility;
         }
-        Event::Detached { attachment, visibility } => {
+        Event::Detached { attachment, visibility, .. } => {
             row.attachments.retain(|has| has.id != *attachment);
             return *visibility;
         }

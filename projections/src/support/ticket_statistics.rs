@@ -107,7 +107,7 @@ fn count(row: &mut Row, event: &Event) -> bool {
         Event::Resolved { .. } => row.resolved += 1,
         Event::Reopened => row.reopened += 1,
         Event::Closed => row.closed += 1,
-        Event::Deleted => row.deleted += 1,
+        Event::Deleted { .. } => row.deleted += 1,
         Event::SubjectChanged { .. }
         | Event::CommentRedacted { .. }
         | Event::Assigned { .. }

@@ -121,7 +121,7 @@ fn entry(event: &Recorded<Event>) -> Option<Entry<'_>> {
         | Event::Resolved { .. }
         | Event::Closed
         | Event::Reopened
-        | Event::Deleted
+        | Event::Deleted { .. }
         | Event::Linked { .. }
         | Event::Unlinked { .. }
         | Event::Tagged { .. }

@@ -225,7 +225,7 @@ async fn an_event_that_this_binary_does_not_know_is_never_parked_and_the_lease_i
         traceparent: None,
         erases: None,
     };
-    let append = Append { tenant: shelf.tenant, streams: vec![stream], preconditions: vec![], key: None, metadata };
+    let append = Append { tenant: shelf.tenant, streams: vec![stream], preconditions: vec![], keys: vec![], metadata };
     let position = shelf.node.store.append(append).await.unwrap().position;
     testing::eventually("the lease is given up", || async {
         let held: bool = sqlx::query_scalar("select until > now() from ops.leases where name = 'projection/things_v1'")

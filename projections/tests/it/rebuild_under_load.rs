@@ -62,7 +62,7 @@ async fn fill(node: &Node, tenant: TenantId, events: usize) -> Vec<StreamId> {
         streams.extend(batch.iter().map(|append| append.stream));
         let metadata =
             Metadata { actor: system(), command_id: id(), correlation_id: id(), causation_id: None, traceparent: None, erases: None };
-        node.store.append(Append { tenant, streams: batch, preconditions: vec![], key: None, metadata }).await.unwrap();
+        node.store.append(Append { tenant, streams: batch, preconditions: vec![], keys: vec![], metadata }).await.unwrap();
     }
     streams
 }

@@ -90,10 +90,12 @@ pub(crate) fn decide_next(snapshot: &mut Snapshot, plan: &mut Plan, request: &Pr
 
 fn decide_one(snapshot: &mut Snapshot, plan: &mut Plan, request: &Prepared, now: DateTime<Utc>) -> Result<Appended, AppendError> {
     // The key comes first: a duplicate gets the first answer, not a conflict with itself.
-    if let Some(key) = &request.key
-        && let Some(record) = snapshot.keys.get(&(key.tenant, key.scope.clone(), key.key.clone()))
-    {
-        return replay(record, key);
+    let known = request.keys.iter().find_map(|key| {
+        let record = snapshot.keys.get(&(key.tenant, key.scope.clone(), key.key.clone()))?;
+        Some((record, key))
+    });
+    if let Some((record, key)) = known {
+        return if request.keys.len() == 1 { replay(record, key) } else { Err(AppendError::KeysKnown) };
     }
     for stream in &request.streams {
         let actual = snapshot.guards.versions.get(&(stream.aggregate, stream.stream)).copied().unwrap_or(0);
@@ -165,7 +167,7 @@ fn decide_one(snapshot: &mut Snapshot, plan: &mut Plan, request: &Prepared, now:
     }
     let (aggregate_id, version, created) = first.unwrap_or_default();
     let answer = Appended { aggregate_id, version, position: head.position, created, replayed: false };
-    if let Some(key) = &request.key {
+    for key in &request.keys {
         let record = KeyRecord {
             fingerprint: key.fingerprint,
             aggregate_id: answer.aggregate_id.clone(),

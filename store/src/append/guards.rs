@@ -241,8 +241,7 @@ impl Guards {
             Effect::Count { counter, delta } => {
                 let key = (tenant, *counter);
                 let mut c = self.counters.get(&key).cloned().unwrap_or(Counter { value: 0, floor: None, ceiling: None });
-                let overridden = counter.overridden_by().and_then(|by| self.counters.get(&(tenant, by))).and_then(|by| by.ceiling);
-                let ceiling = overridden.or(c.ceiling);
+                let ceiling = counter.ceilings().find_map(|by| self.counters.get(&(tenant, by)).and_then(|by| by.ceiling));
                 let refused = || Refusal::CounterOutOfBounds { counter: counter.to_string(), value: c.value, floor: c.floor, ceiling };
                 let value = c.value.checked_add(*delta).ok_or_else(refused)?;
                 if (*delta > 0 && ceiling.is_some_and(|most| value > most)) || (*delta < 0 && c.floor.is_some_and(|least| value < least)) {

@@ -83,8 +83,7 @@ impl Memory {
                 supply_row(&self.tenants, &mut guards.tenants, tenant)
                     && part.events.iter().flat_map(|event| &event.effects).all(|effect| match effect {
                         Effect::Count { counter, .. } | Effect::Bound { counter, .. } => {
-                            let mut both = counter.overridden_by().into_iter().chain([*counter]);
-                            both.all(|counter| supply_row(&self.counters, &mut guards.counters, (tenant, counter)))
+                            counter.ceilings().all(|counter| supply_row(&self.counters, &mut guards.counters, (tenant, counter)))
                         }
                         Effect::Allocate { sequence, .. } => supply_row(&self.allocations, &mut guards.allocations, (tenant, *sequence)),
                         Effect::TakeClaim { .. }
@@ -134,7 +133,7 @@ impl Draft {
         }
         decide_next(&mut self.snapshot, &mut self.plan, &request, self.now);
         // A refused request writes nothing under its key, so nothing would show that the key is known; and whoever repeats a request gets its first answer, not a refusal.
-        if request.key.is_some() && self.plan.answers.pop_if(|answer| answer.is_err()).is_some() {
+        if !request.keys.is_empty() && self.plan.answers.pop_if(|answer| answer.is_err()).is_some() {
             return Err(request);
         }
         self.bytes += request.bytes();

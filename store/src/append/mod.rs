@@ -32,8 +32,8 @@ pub struct Append {
     pub streams: Vec<StreamAppend>,
     /// What else must be so at that moment.
     pub preconditions: Vec<Precondition>,
-    /// Makes the request repeatable.
-    pub key: Option<Key>,
+    /// Make the request repeatable. The only one, where it is known, gets the first answer again; of several, none may be known.
+    pub keys: Vec<Key>,
     /// Why; the same for all its events.
     pub metadata: Metadata,
 }
@@ -124,6 +124,9 @@ pub enum AppendError {
     /// The idempotency key was used for another request.
     #[error("the idempotency key was used for another request")]
     KeyReused,
+    /// Of several idempotency keys, some are known.
+    #[error("some of the idempotency keys are known already")]
+    KeysKnown,
     /// Too many requests wait.
     #[error("too many requests are waiting for the log")]
     Overloaded,
@@ -144,7 +147,7 @@ pub(crate) struct Prepared {
     pub(crate) tenant: TenantId,
     pub(crate) streams: Vec<PreparedStream>,
     pub(crate) preconditions: Vec<Precondition>,
-    pub(crate) key: Option<Key>,
+    pub(crate) keys: Vec<Key>,
     pub(crate) metadata: String,
     pub(crate) reply: oneshot::Sender<Result<Appended, AppendError>>,
 }
@@ -220,7 +223,7 @@ impl Store {
     }
 
     async fn prepare(&self, request: Append, reply: oneshot::Sender<Result<Appended, AppendError>>) -> Result<Prepared, AppendError> {
-        let Append { tenant, streams, preconditions, key, metadata } = request;
+        let Append { tenant, streams, preconditions, keys, metadata } = request;
         let metadata = serde_json::to_string(&metadata).map_err(|e| AppendError::Failed(e.to_string()))?;
         let mut ready = Vec::with_capacity(streams.len());
         for StreamAppend { aggregate, stream, expected, events } in streams {
@@ -257,7 +260,7 @@ impl Store {
             ready.push(PreparedStream { aggregate, stream, expected, events: prepared });
         }
         let tenant_of = tenant;
-        let key = key.map(|key| self.keyed(&key));
+        let keys = keys.iter().map(|key| self.keyed(key)).collect();
         let preconditions = preconditions
             .into_iter()
             .map(|mut precondition| {
@@ -269,7 +272,7 @@ impl Store {
                 precondition
             })
             .collect();
-        Ok(Prepared { tenant, streams: ready, preconditions, key, metadata, reply })
+        Ok(Prepared { tenant, streams: ready, preconditions, keys, metadata, reply })
     }
 }
 

@@ -120,7 +120,7 @@ impl Wanted {
                 self.labels.insert(Holder { aggregate: aggregate.to_owned(), stream, namespace: claim.namespace, label: label.clone() });
             }
             Effect::Count { counter, .. } | Effect::Bound { counter, .. } => {
-                for counter in counter.overridden_by().into_iter().chain([*counter]) {
+                for counter in counter.ceilings() {
                     self.name(counter.kind);
                     self.counters.insert((tenant, counter));
                 }
@@ -195,7 +195,7 @@ pub(super) async fn read(connection: &mut PgConnection, batch: &[&Prepared]) -> 
         .collect();
     let keys: Vec<_> = batch
         .iter()
-        .filter_map(|r| r.key.as_ref().map(|k| (k.tenant, k.scope.clone(), k.key.clone())))
+        .flat_map(|r| r.keys.iter().map(|k| (k.tenant, k.scope.clone(), k.key.clone())))
         .collect::<HashSet<_>>()
         .into_iter()
         .collect();

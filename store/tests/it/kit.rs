@@ -29,7 +29,7 @@ pub fn to(stream: StreamId, expected: Expected, events: Vec<NewEvent>) -> Append
         tenant: stream.tenant,
         streams: vec![StreamAppend { aggregate: "thing", stream, expected, events }],
         preconditions: vec![],
-        key: None,
+        keys: vec![],
         metadata: metadata(),
     }
 }
@@ -39,7 +39,7 @@ pub fn new_stream(tenant: TenantId, effects: Vec<Effect>) -> Append {
 }
 
 pub fn keyed(mut append: Append, key: &str, body: u8) -> Append {
-    append.key = Some(Key { tenant: append.tenant, scope: "POST /things".into(), key: key.into(), fingerprint: [body; 32] });
+    append.keys = vec![Key { tenant: append.tenant, scope: "POST /things".into(), key: key.into(), fingerprint: [body; 32] }];
     append
 }
 

@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use axum::response::{IntoResponse, Response};
 use chrono::{DateTime, Utc};
 use domain::identity::api_key::{ApiKey, CreateKey, Kind, RevokeKey, RotateKey};
 use domain::text::DisplayName;
@@ -20,6 +19,7 @@ use crate::app::App;
 use crate::extract::{After, Body, Caller, Id, ListBody, Listed, Listing, Params, Query, Shown, Write, Written, WrittenBody, paging};
 use crate::problem::Problem;
 use crate::routes::Refusals;
+use crate::routes::secret::Made;
 
 pub(crate) fn routes() -> OpenApiRouter<App> {
     OpenApiRouter::new()
@@ -75,24 +75,6 @@ struct WithKey {
     key: Option<String>,
 }
 
-/// A written key, with its secret where it is new.
-struct Made {
-    written: Written,
-    key: String,
-}
-
-impl IntoResponse for Made {
-    fn into_response(self) -> Response {
-        let outcome = self.written.outcome;
-        let body = WithKey { written: WrittenBody::of(&outcome), key: (!outcome.replayed).then_some(self.key) };
-        let (plain, _) = self.written.into_response().into_parts();
-        let mut response = (plain.status, axum::Json(body)).into_response();
-        let own = std::mem::replace(response.headers_mut(), plain.headers);
-        response.headers_mut().extend(own);
-        response
-    }
-}
-
 /// A key as it is listed.
 #[derive(Serialize, ToSchema)]
 #[schema(as = ApiKeyWithUse)]
@@ -101,19 +83,6 @@ struct Listable {
     key: api_key::Row,
     /// When it was last used, to the minute.
     last_used_at: Option<DateTime<Utc>>,
-}
-
-/// What came of it; a secret that no event names is forgotten.
-async fn made(app: &App, written: Result<Written, Problem>, credential: Uuid, key: String) -> Result<Made, Problem> {
-    // Where nobody knows whether it was done, the secret may have been named.
-    let unnamed = match &written {
-        Ok(written) => written.outcome.replayed,
-        Err(problem) => problem.is_refusal(),
-    };
-    if unnamed {
-        app.access.discard(credential).await?;
-    }
-    Ok(Made { written: written?, key })
 }
 
 /// Makes a key for a program. It is shown in the answer, and never again.
@@ -127,13 +96,13 @@ async fn create_api_key(app: axum::extract::State<App>, write: Write<ApiKey>, bo
     let drawn = app.access.draw(stream).await?;
     let body = body.map(|CreateApiKey { id: _, name, kind, scopes, expires_at }| CreateKey {
         name,
-        prefix: drawn.prefix,
+        prefix: drawn.prefix.clone(),
         kind,
         scopes,
         expires_at,
         secret: drawn.credential,
     });
-    made(&app, write.create(stream, body).await, drawn.credential, drawn.key).await
+    Made::of(&app, write.create(stream, body).await, "key", drawn).await
 }
 
 /// Gives a key another secret; the old one is good for a while. The new one is shown in the answer, and never again.
@@ -151,8 +120,8 @@ async fn rotate_api_key(
     write.caller().require("api_key:create")?;
     let stream = Caller::stream(id, write.caller());
     let drawn = app.access.draw(stream).await?;
-    let body = body.map(|c| RotateKey { secret: drawn.credential, prefix: drawn.prefix, grace_seconds: c.grace_seconds });
-    made(&app, write.execute(stream, body).await, drawn.credential, drawn.key).await
+    let body = body.map(|c| RotateKey { secret: drawn.credential, prefix: drawn.prefix.clone(), grace_seconds: c.grace_seconds });
+    Made::of(&app, write.execute(stream, body).await, "key", drawn).await
 }
 
 /// See [`RevokeKey`].

@@ -66,7 +66,7 @@ async fn me(app: axum::extract::State<App>, caller: Caller) -> Result<axum::Json
     };
     let role = match &caller.actor {
         Actor::User { role, .. } => Some(*role),
-        Actor::Service { .. } | Actor::System { .. } => None,
+        Actor::Service { .. } | Actor::Device { .. } | Actor::System { .. } => None,
     };
     Ok(axum::Json(Me {
         tenant_id: caller.tenant,

@@ -345,7 +345,7 @@ impl crate::Aggregate for Subscription {
         }
         let renews = matches!(command, Command::RenewPeriod(_)) && self.details().is_some_and(|details| details.scheduled.is_some());
         let changes = renews || matches!(command, Command::ChangePlan(_) | Command::ChangeQuantity(_));
-        let used = changes.then(|| Meter::ALL.map(|meter| Lookup::Counter(meter.counter())));
+        let used = changes.then(|| Meter::ALL.map(Lookup::Used));
         let tenant = matches!(command, Command::Start(_)).then_some(Lookup::Subscribable);
         plan.into_iter().chain(tenant).chain(used.into_iter().flatten()).collect()
     }

@@ -40,7 +40,7 @@ fn in_bounds(quantity: u32) -> Result<u32, Error> {
 /// The meters of which more is used than these would give, with how much of each is used and how much would be given.
 fn over(entitlements: &Entitlements, quantity: u32, found: &Found) -> Vec<(Meter, i64, i64)> {
     let limit = |meter: Meter| entitlements.get(&meter).map_or(0, |entitlement| entitlement.hard_limit(quantity));
-    let used = |meter: Meter| found.counters.get(&meter.counter()).copied().unwrap_or(0);
+    let used = |meter: Meter| found.used.get(&meter).copied().unwrap_or(0);
     Meter::ALL.into_iter().map(|meter| (meter, used(meter), limit(meter))).filter(|(_, used, limit)| used > limit).collect()
 }
 

@@ -53,8 +53,7 @@ fn offers() -> BTreeMap<String, Offer> {
 
 /// As the platform's timers would ask, with so many users.
 fn with_users(users: i64, now: DateTime<Utc>, command: impl Into<Command>) -> Issued<Command> {
-    let counters = [(Meter::Users.counter(), users)].into();
-    let found = Found { plans: offers(), counters, ..Found::default() };
+    let found = Found { plans: offers(), used: [(Meter::Users, users)].into(), ..Found::default() };
     let stream = StreamId::new(TenantId(Uuid::from_u128(7)), Uuid::from_u128(8));
     Issued { command: command.into(), ctx: Context { now, actor: Actor::system("test"), stream, fresh_id: Uuid::nil(), found } }
 }

@@ -335,6 +335,8 @@ crate::errors! {
         TooManyDomains: Conflict "tenant.too_many_domains", "a tenant has 20 domains at most";
         /// The settings would become too large.
         SettingsTooLarge: Invalid "tenant.settings_too_large", "the settings would be larger than 64 KiB";
+        /// There is no such time zone.
+        NoTimeZone: Invalid "tenant.no_time_zone", "time_zone is the name of a time zone, such as Europe/Vienna, or null";
     }
     code Self::NotWhile { command, status } => format!("tenant.cannot_{command}_while_{status}");
 }

@@ -13,6 +13,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use chrono::{DateTime, TimeDelta, Utc};
+use chrono_tz::Tz;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -22,7 +23,7 @@ pub use event::{Event, Owner};
 use uuid::Uuid;
 
 use crate::aggregate::{EventKind, Issued, Lookup};
-use crate::billing::meter::Meter;
+use crate::billing::meter::{self, Meter};
 use crate::billing::subscription;
 use crate::effect::{Claim, Effect, Gate, Precondition, Refusal, Scope};
 use crate::ids::{StreamId, SubjectId, TenantId};
@@ -35,6 +36,9 @@ pub const SLUG: Claim = Claim { namespace: "tenant_slug", scope: Scope::Installa
 pub const DOMAIN: Claim = Claim { namespace: "tenant_domain", scope: Scope::Installation, personal: false };
 /// How many domains a tenant has at most.
 const MAX_DOMAINS: usize = 20;
+
+/// The setting with the time zone by whose calendar a tenant counts: a name of the IANA time zone database.
+pub const TIME_ZONE: &str = "time_zone";
 
 /// The largest limit: what JSON numbers can tell exactly (RFC 8259 section 6).
 const MAX_LIMIT: u64 = 9_007_199_254_740_991;
@@ -174,6 +178,14 @@ impl Tenant {
         }
     }
 
+    /// By whose calendar it counts, if it has set that.
+    pub fn time_zone(&self) -> Option<Tz> {
+        match self {
+            Self::Live(tenant) => tenant.settings.get(TIME_ZONE)?.as_str()?.parse().ok(),
+            Self::Absent | Self::Deleted => None,
+        }
+    }
+
     /// Where it stands; `None` when it does not exist.
     pub fn status(&self) -> Option<Status> {
         match self {
@@ -268,11 +280,6 @@ fn override_timer(meter: Meter) -> String {
     format!("{OVERRIDE_TIMER}{meter}")
 }
 
-/// Sets or takes off the ceiling that stands instead of the subscription's.
-fn override_of(meter: Meter, ceiling: Option<i64>) -> Option<Effect> {
-    meter.counter().overridden_by().map(|counter| Effect::Bound { counter, floor: None, ceiling })
-}
-
 fn alias_timer(slug: &str) -> String {
     format!("{ALIAS_TIMER}{slug}")
 }
@@ -340,10 +347,10 @@ impl crate::Aggregate for Tenant {
                     Some(until) => Effect::SetTimer { name: override_timer(*meter), due: *until },
                     None => Effect::CancelTimer { name: override_timer(*meter) },
                 };
-                override_of(*meter, Some(*limit)).into_iter().chain([timer]).collect()
+                meter::override_with(*meter, Some(*limit)).chain([timer]).collect()
             }
             Event::LimitOverrideCleared { meter } => {
-                override_of(*meter, None).into_iter().chain([Effect::CancelTimer { name: override_timer(*meter) }]).collect()
+                meter::override_with(*meter, None).chain([Effect::CancelTimer { name: override_timer(*meter) }]).collect()
             }
             Event::DomainVerified { domain } => {
                 vec![Effect::TakeClaim { claim: DOMAIN, label: domain.clone(), value: Some(domain.clone()) }]

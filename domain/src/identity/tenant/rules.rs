@@ -1,10 +1,11 @@
 //! Every rule about tenants that exist.
 
 use chrono::{DateTime, Utc};
+use chrono_tz::Tz;
 
 use super::{
     Command, Details, Error, Event, MAX_DOMAINS, MAX_LIMIT, OverrideLimit, ProvisionTenant, REACTIVATION_WINDOW, SLUG_ALIAS, Standing,
-    Status, VerifyDomain, proof,
+    Status, TIME_ZONE, VerifyDomain, proof,
 };
 use crate::aggregate::{Ask as _, Context, Issued, changed};
 use crate::text::JSON_OBJECT_MAX;
@@ -36,6 +37,10 @@ impl Details {
                 let patch = c.0.into_value();
                 let mut merged = self.settings.clone();
                 json_patch::merge(&mut merged, &patch);
+                let zone = &merged[TIME_ZONE];
+                if !zone.is_null() && zone.as_str().is_none_or(|zone| zone.parse::<Tz>().is_err()) {
+                    return Err(Error::NoTimeZone);
+                }
                 if merged.to_string().len() > JSON_OBJECT_MAX {
                     return Err(Error::SettingsTooLarge);
                 }

@@ -358,7 +358,7 @@ fn an_overridden_limit_stands_instead_of_the_subscriptions_until_its_time() {
     given(&[&provisioned()]).when(now(override_limit())).then_expect_events(vec![set.clone()]);
     given(&[&provisioned(), &set]).when(now(override_limit())).then_expect_events(vec![]);
     given(&[&provisioned()]).when(at(day(5), override_limit())).then_expect_error(Error::BadOverride);
-    let counter = Meter::Users.counter().overridden_by().unwrap();
+    let counter = Meter::Users.overriding().unwrap();
     let effects = fold(&[provisioned()]).effects(&set);
     assert!(effects.contains(&Effect::Bound { counter, floor: None, ceiling: Some(7) }));
     let name = "limit_override:users".to_owned();
@@ -368,7 +368,8 @@ fn an_overridden_limit_stands_instead_of_the_subscriptions_until_its_time() {
     let cleared = Event::LimitOverrideCleared { meter: Meter::Users };
     given(&[&provisioned(), &set]).when(due(5)).then_expect_events(vec![cleared.clone()]);
     let effects = fold(&[provisioned(), set]).effects(&cleared);
-    assert_eq!(effects, [Effect::Bound { counter, floor: None, ceiling: None }, Effect::CancelTimer { name }]);
+    let again = Effect::Count { counter: Meter::Users.generation(), delta: 1 };
+    assert_eq!(effects, [Effect::Bound { counter, floor: None, ceiling: None }, again, Effect::CancelTimer { name }]);
 }
 
 #[test]

@@ -238,8 +238,6 @@ crate::errors! {
         }: Conflict "user.cannot_while", "a user who is {status} cannot {command}";
         /// The tenant would have nobody left to run it.
         LastAdmin: Conflict "user.last_admin", "a tenant keeps at least one active org_admin, the platform one super_admin";
-        /// All that the plan allows are there.
-        SeatsExhausted: Exhausted "user.seats_exhausted", "the tenant has as many users as its plan allows";
         /// Acting on other people needs a permission.
         NotYourself: Forbidden "user.not_yourself", "acting on other users needs the permission user:manage";
         /// One's own address and password are changed by whoever knows the password.

@@ -137,16 +137,29 @@ pub enum Event {
         reason: Personal<String>,
     },
     /// They can work again.
-    Reactivated,
+    Reactivated {
+        /// How many seats more are taken by it.
+        #[serde(default, skip_serializing_if = "is_none")]
+        seats: i64,
+    },
     /// They have left. All sessions end.
     Deactivated,
     /// They are gone for good.
-    Deleted,
+    Deleted {
+        /// How many seats more are taken by it: -1, unless they had none.
+        #[serde(default, skip_serializing_if = "is_none")]
+        seats: i64,
+    },
     /// Nothing personal is known of them any more.
     Erased {
         /// Whose key was destroyed.
         subject: SubjectId,
     },
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+fn is_none(seats: &i64) -> bool {
+    *seats == 0
 }
 
 crate::event_kinds!(Event:

@@ -18,6 +18,7 @@ pub use event::Event;
 
 use crate::actor::Role;
 use crate::aggregate::{EventKind, Issued, Lookup};
+use crate::billing::meter::Meter;
 use crate::effect::{Claim, CounterName, Effect, Refusal, Scope};
 use crate::ids::RoleId;
 use crate::personal::Personal;
@@ -183,7 +184,7 @@ impl User {
         let live = user.status != Status::Deleted;
         Footprint {
             live,
-            seat: user.status.can_act() || user.status == Status::Suspended,
+            seat: user.has_seat(),
             admin: user.status.can_act() && user.role.is_admin(),
             staff: user.status.can_act() && user.role.may_work(),
             payer: user.status.can_act() && matches!(user.role, Role::OrgAdmin | Role::BillingAdmin),
@@ -238,7 +239,7 @@ impl Details {
                 self.email_verified = true;
                 self.invitation = None;
             }
-            Event::InvitationDeclined | Event::InvitationRevoked | Event::InvitationExpired | Event::Deleted => {
+            Event::InvitationDeclined | Event::InvitationRevoked | Event::InvitationExpired | Event::Deleted { .. } => {
                 self.status = Status::Deleted;
                 (self.invitation, self.verification, self.reset, self.credential) = (None, None, None, None);
                 self.end_sessions(None);
@@ -284,7 +285,7 @@ impl Details {
                 self.status = Status::Deactivated;
                 self.end_sessions(None);
             }
-            Event::Unlocked | Event::Reactivated => {
+            Event::Unlocked | Event::Reactivated { .. } => {
                 self.status = Status::Active;
                 self.failures = 0;
             }
@@ -298,8 +299,13 @@ impl Details {
     }
 
     /// How it ends for somebody who is, or for somebody who was only asked to be.
+    /// Whether one of the tenant's seats is theirs.
+    fn has_seat(&self) -> bool {
+        self.status.can_act() || self.status == Status::Suspended
+    }
+
     fn ended(&self) -> Event {
-        if self.status == Status::Invited { Event::InvitationRevoked } else { Event::Deleted }
+        if self.status == Status::Invited { Event::InvitationRevoked } else { Event::Deleted { seats: -i64::from(self.has_seat()) } }
     }
 
     /// Their address, if it is shown to be theirs and nobody else set the password: then whoever is in is the owner of that address, in other tenants too.
@@ -324,7 +330,7 @@ fn timers(event: &Event) -> Vec<Effect> {
         }
         Event::Locked { until } => vec![set(LOCK_TIMER, until)],
         Event::Unlocked | Event::Suspended { .. } | Event::Deactivated => vec![cancel(LOCK_TIMER)],
-        Event::Deleted => vec![cancel(INVITATION_TIMER), cancel(LOCK_TIMER)],
+        Event::Deleted { .. } => vec![cancel(INVITATION_TIMER), cancel(LOCK_TIMER)],
         Event::Erased { subject } => vec![Effect::Erase(*subject)],
         Event::Registered { .. }
         | Event::EmailVerificationRequested { .. }
@@ -336,7 +342,7 @@ fn timers(event: &Event) -> Vec<Effect> {
         | Event::PasswordResetRequested { .. }
         | Event::LoggedIn { .. }
         | Event::LoginFailed { .. }
-        | Event::Reactivated => vec![],
+        | Event::Reactivated { .. } => vec![],
     }
 }
 
@@ -346,6 +352,23 @@ impl crate::Aggregate for User {
     type Ask = Command;
 
     const EVENTS: &'static [EventKind] = Event::KINDS;
+
+    const METERED: &'static [(&'static str, Meter)] = &[
+        ("user.registered", Meter::Users),
+        ("user.invitation_accepted", Meter::Users),
+        ("user.reactivated", Meter::Users),
+        ("user.deactivated", Meter::Users),
+        ("user.deleted", Meter::Users),
+    ];
+
+    fn metered(event: &Event) -> i64 {
+        match event {
+            Event::Registered { .. } | Event::InvitationAccepted { .. } => 1,
+            Event::Deactivated => -1,
+            Event::Reactivated { seats } | Event::Deleted { seats } => *seats,
+            _ => 0,
+        }
+    }
 
     /// People get in and out of a closed tenant, and time passes in it, or nobody could bring it back.
     fn gated(command: &Command) -> bool {
@@ -429,6 +452,6 @@ impl crate::Aggregate for User {
             return (namespace == EMAIL.namespace).then_some(Error::EmailTaken);
         }
         let Refusal::CounterOutOfBounds { counter, .. } = refusal else { return None };
-        [(ADMINS, Error::LastAdmin), (SEATS, Error::SeatsExhausted)].into_iter().find(|(name, _)| counter == name).map(|(_, error)| error)
+        (counter == ADMINS).then_some(Error::LastAdmin)
     }
 }

@@ -145,7 +145,7 @@ impl Details {
             Command::Reactivate(_) => {
                 self.managed_by(&ctx)?;
                 self.needs(self.status != Status::Invited, not_now)?;
-                Ok(changed(!self.status.can_act(), || Event::Reactivated))
+                Ok(changed(!self.status.can_act(), || Event::Reactivated { seats: i64::from(!self.has_seat()) }))
             }
             Command::Deactivate(_) => {
                 self.managed_by(&ctx)?;

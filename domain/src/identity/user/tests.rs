@@ -105,7 +105,7 @@ fn history(status: Status) -> Vec<Event> {
         Status::Locked => vec![registered(Role::User), Event::Locked { until: hour(2) }],
         Status::Suspended => vec![registered(Role::User), suspended()],
         Status::Deactivated => vec![registered(Role::User), Event::Deactivated],
-        Status::Deleted => vec![registered(Role::User), Event::Deleted],
+        Status::Deleted => vec![registered(Role::User), Event::Deleted { seats: -1 }],
     }
 }
 
@@ -268,10 +268,10 @@ fn a_password_ends_all_sessions_but_the_one_in_which_it_was_changed() {
     let details = after.details().unwrap();
     assert!(user.details().unwrap().continues(TOKEN, before));
     assert!(!details.continues(TOKEN, before) && details.continues(SESSION, before) && details.continues(TOKEN, details.epoch));
-    for end in [suspended(), Event::Deactivated, Event::Deleted] {
+    for end in [suspended(), Event::Deactivated, Event::Deleted { seats: -1 }] {
         let mut ended = after.clone();
         ended.apply(end);
-        ended.apply(Event::Reactivated);
+        ended.apply(Event::Reactivated { seats: 0 });
         assert!(!ended.details().unwrap().continues(SESSION, details.epoch), "not even after coming back");
     }
 }
@@ -350,5 +350,22 @@ proptest! {
         prop_assert_eq!(claims.contains("payers"), acts && role == Role::OrgAdmin);
         prop_assert_eq!(timers.contains("invitation"), status == Status::Invited);
         prop_assert_eq!(timers.contains("lock"), status == Status::Locked);
+    }
+}
+
+#[test]
+fn what_events_say_of_seats_is_what_their_effects_count() {
+    let commands: [Command; 3] = [DeleteUser {}.into(), DeactivateUser {}.into(), ReactivateUser {}.into()];
+    for status in ALL {
+        for command in &commands {
+            let user = fold(&history(status));
+            for event in user.decide(admin(command.clone())).unwrap_or_default() {
+                let of = |effect: &Effect| {
+                    if let Effect::Count { counter, delta } = effect { (*counter == SEATS.into()).then_some(*delta) } else { None }
+                };
+                let counted: i64 = user.effects(&event).iter().filter_map(of).sum();
+                assert_eq!(User::metered(&event), counted, "{event:?} while {status}");
+            }
+        }
     }
 }

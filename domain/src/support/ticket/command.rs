@@ -6,15 +6,13 @@ use uuid::Uuid;
 
 use super::{Channel, Priority, Relation, Status, Visibility};
 use crate::ids::UserId;
-use crate::text::{TextError, block, line, not_null, slug};
+use crate::text::{Tag, TextError, block, line, not_null};
 
 crate::text_types! {
     /// What a ticket is about, in one line.
     Subject { max: 300, example: "The invoice shows the wrong amount", parse: |t| line(t, 300) }
     /// What somebody says, in any number of lines.
     Message { max: 50_000, example: "Invoice 2041 says 99.00 USD, our plan is 29.00.", parse: |t| block(t, 50_000) }
-    /// A word to file tickets under: lower-case letters and digits in words joined by single hyphens.
-    Tag { max: 50, example: "billing", parse: |t| slug(t, 1, 50) }
     /// The name of a file.
     FileName { max: 255, example: "invoice-2041.pdf", parse: |t| line(t, 255) }
     /// A SHA-256 in hexadecimal.

@@ -96,7 +96,11 @@ pub enum Event {
     /// It is not done after all.
     Reopened,
     /// It was spam.
-    Deleted,
+    Deleted {
+        /// How many bytes its files took.
+        #[serde(default, skip_serializing_if = "is_none")]
+        freed: u64,
+    },
     /// It has to do with another ticket.
     Linked {
         /// The other one, of the same tenant.
@@ -140,6 +144,9 @@ pub enum Event {
         attachment: Uuid,
         /// Who could see it.
         visibility: Visibility,
+        /// How many bytes it took.
+        #[serde(default, skip_serializing_if = "is_none")]
+        size: u64,
     },
     /// Somebody wants to know how it goes on.
     FollowerAdded {
@@ -151,6 +158,11 @@ pub enum Event {
         /// Who.
         user: UserId,
     },
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+fn is_none(bytes: &u64) -> bool {
+    *bytes == 0
 }
 
 crate::event_kinds!(Event:

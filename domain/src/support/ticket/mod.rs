@@ -21,6 +21,7 @@ pub use event::Event;
 pub use value::{Channel, Priority, Relation, Status, Visibility};
 
 use crate::aggregate::{Ask as _, Context, EventKind, Issued, Lookup, changed};
+use crate::billing::meter::{self, Meter};
 use crate::effect::{CounterName, Effect, Precondition, Refusal};
 use crate::identity::user::STAFF;
 use crate::ids::{StreamId, UserId};
@@ -61,7 +62,8 @@ pub struct Details {
     resolved_at: Option<DateTime<Utc>>,
     tags: BTreeSet<String>,
     links: BTreeMap<Uuid, Relation>,
-    attachments: BTreeMap<Uuid, Visibility>,
+    /// Each with how many bytes it takes.
+    attachments: BTreeMap<Uuid, (Visibility, u64)>,
     followers: BTreeSet<UserId>,
 }
 
@@ -150,7 +152,7 @@ impl Details {
                 self.status = Status::Open;
                 self.resolved_at = None;
             }
-            Event::Deleted => self.status = Status::Deleted,
+            Event::Deleted { .. } => self.status = Status::Deleted,
             Event::Linked { ticket, relation } => {
                 self.links.insert(ticket, relation);
             }
@@ -163,10 +165,10 @@ impl Details {
             Event::Untagged { tag } => {
                 self.tags.remove(&tag);
             }
-            Event::Attached { attachment, visibility, .. } => {
-                self.attachments.insert(attachment, visibility);
+            Event::Attached { attachment, visibility, size, .. } => {
+                self.attachments.insert(attachment, (visibility, size));
             }
-            Event::Detached { attachment, visibility: _ } => {
+            Event::Detached { attachment, .. } => {
                 self.attachments.remove(&attachment);
             }
             Event::FollowerAdded { user } => {
@@ -201,7 +203,7 @@ impl Details {
             },
             Command::Delete(_) if self.status == Status::Deleted => Ok(vec![]),
             _ if !self.status.is_live() => Err(not_now),
-            Command::Delete(_) => Ok(vec![Event::Deleted]),
+            Command::Delete(_) => Ok(vec![Event::Deleted { freed: self.attachments.values().map(|(_, size)| size).sum() }]),
             Command::Resolve(_) => Ok(changed(self.status != Status::Resolved, || Event::Resolved { at: ctx.now })),
             Command::Reopen(_) => match self.status {
                 Status::Open => Ok(vec![]),
@@ -257,8 +259,12 @@ impl Details {
             }
             Command::Untag(c) => Ok(changed(self.tags.contains(c.tag.as_str()), || Event::Untagged { tag: c.tag.into() })),
             Command::Detach(c) => {
-                let attached = self.attachments.get(&c.attachment);
-                Ok(attached.map(|visibility| Event::Detached { attachment: c.attachment, visibility: *visibility }).into_iter().collect())
+                let detached = |(visibility, size): &(Visibility, u64)| Event::Detached {
+                    attachment: c.attachment,
+                    visibility: *visibility,
+                    size: *size,
+                };
+                Ok(self.attachments.get(&c.attachment).map(detached).into_iter().collect())
             }
             Command::AddFollower(c) if self.followers.contains(&c.user) => Ok(vec![]),
             Command::AddFollower(c) => {
@@ -318,6 +324,19 @@ impl crate::Aggregate for Ticket {
 
     const EVENTS: &'static [EventKind] = Event::KINDS;
 
+    const METERED: &'static [(&'static str, Meter)] =
+        &[("ticket.attached", Meter::Storage), ("ticket.detached", Meter::Storage), ("ticket.deleted", Meter::Storage)];
+
+    fn metered(event: &Event) -> i64 {
+        let bytes = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
+        match event {
+            Event::Attached { size, .. } => bytes(*size),
+            Event::Detached { size, .. } => -bytes(*size),
+            Event::Deleted { freed } => -bytes(*freed),
+            _ => 0,
+        }
+    }
+
     fn decide(&self, issued: Issued<Command>) -> Result<Vec<Event>, Error> {
         match (self, issued.command) {
             (Self::Absent, Command::Open(c)) => open(c, &issued.ctx),
@@ -338,6 +357,7 @@ impl crate::Aggregate for Ticket {
 
     fn effects(&self, event: &Event) -> Vec<Effect> {
         let load = |user: UserId, delta| Effect::Count { counter: CounterName::of(LOAD, user.0), delta };
+        let stored = meter::count(Meter::Storage, Self::metered(event));
         let (working, assignee) = match self {
             Self::Absent => (false, None),
             Self::Filed(ticket) => (ticket.status.is_live() && ticket.status != Status::Resolved, ticket.assignee),
@@ -346,12 +366,13 @@ impl crate::Aggregate for Ticket {
             Event::Opened { .. } => vec![Effect::Allocate { sequence: "ticket_number", pointer: "/number" }],
             Event::Assigned { from, to } if working => from.iter().map(|from| load(*from, -1)).chain([load(*to, 1)]).collect(),
             Event::Unassigned { from } if working => vec![load(*from, -1)],
-            Event::Resolved { .. } | Event::Deleted if working => assignee.iter().map(|to| load(*to, -1)).collect(),
+            Event::Resolved { .. } if working => assignee.iter().map(|to| load(*to, -1)).collect(),
+            Event::Deleted { .. } => assignee.filter(|_| working).map(|to| load(to, -1)).into_iter().chain(stored).collect(),
+            Event::Attached { .. } | Event::Detached { .. } => stored.into_iter().collect(),
             Event::Reopened => assignee.iter().map(|to| load(*to, 1)).collect(),
             Event::Assigned { .. }
             | Event::Unassigned { .. }
             | Event::Resolved { .. }
-            | Event::Deleted
             | Event::SubjectChanged { .. }
             | Event::CommentAdded { .. }
             | Event::CommentRedacted { .. }
@@ -362,8 +383,6 @@ impl crate::Aggregate for Ticket {
             | Event::Unlinked { .. }
             | Event::Tagged { .. }
             | Event::Untagged { .. }
-            | Event::Attached { .. }
-            | Event::Detached { .. }
             | Event::FollowerAdded { .. }
             | Event::FollowerRemoved { .. } => vec![],
         }

@@ -9,6 +9,7 @@ use uuid::Uuid;
 use super::*;
 use crate::actor::{Actor, Grants, Role};
 use crate::aggregate::{Aggregate as _, Context, Found, Person};
+use crate::text::Tag;
 use crate::{StreamId, TenantId};
 
 const TENANT: TenantId = TenantId(Uuid::from_u128(7));
@@ -120,7 +121,7 @@ fn history(status: Status) -> Vec<Event> {
         Status::PendingCustomer | Status::OnHold => events.extend([moved(Status::New, Status::Open), moved(Status::Open, status)]),
         Status::Resolved => events.push(resolved(day(0))),
         Status::Closed => events.extend([resolved(day(0)), Event::Closed]),
-        Status::Deleted => events.push(Event::Deleted),
+        Status::Deleted => events.push(Event::Deleted { freed: 0 }),
     }
     events
 }
@@ -199,9 +200,9 @@ fn somebodys_load_is_the_number_of_their_tickets_that_are_neither_resolved_nor_g
     assert_eq!(load(&[opened(), assigned()], resolved(day(1))), -1);
     assert_eq!(load(&[opened(), assigned(), resolved(day(1))], Event::Closed), 0);
     assert_eq!(load(&[opened(), assigned(), resolved(day(1))], Event::Reopened), 1);
-    assert_eq!(load(&[opened(), assigned(), resolved(day(1))], Event::Deleted), 0);
+    assert_eq!(load(&[opened(), assigned(), resolved(day(1))], Event::Deleted { freed: 0 }), 0);
     assert_eq!(load(&[opened(), resolved(day(1))], assigned()), 0);
-    assert_eq!(load(&[opened(), assigned()], Event::Deleted), -1);
+    assert_eq!(load(&[opened(), assigned()], Event::Deleted { freed: 0 }), -1);
 }
 
 /// The table of the design, written down apart from the code: what each command does in each status.

@@ -1,0 +1,449 @@
+//! `/v1/devices`.
+
+use access::devices::{claim_code, claim_digest};
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use commands::Request;
+use commands::authorize::authorize;
+use domain::iot::device::{
+    self as rules, AcceptDevice, AcknowledgeCommand, AssignGroup, ClaimDevice, DecommissionDevice, Device, DisableDevice, EnableDevice,
+    Model, PreregisterDevice, QuarantineDevice, ReconsiderDevice, RejectDevice, ReportState, RevokeCredential, SendCommand, Serial,
+    SetDesiredState, Status, TagDevice, UntagDevice, UpdateMetadata,
+};
+use domain::text::JsonObject;
+use domain::{Actor, StreamId};
+use futures::StreamExt as _;
+use projections::ReadModel as _;
+use projections::iot::device::{self, Devices, SeenDevice};
+use projections::iot::device_command::{self, CommandStatus, Commands};
+use projections::iot::device_timeline::{self, Timeline};
+use projections::iot::device_twin::{self, Twins};
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+use uuid::Uuid;
+
+use crate::app::App;
+use crate::extract::{After, Body, Caller, Id, ListBody, Listed, Listing, Params, Query, Shown, Write, WrittenBody, paging, short};
+use crate::problem::{Problem, code};
+use crate::routes::Refusals;
+use crate::routes::secret::Made;
+
+/// The most devices that are expected by one request.
+const MAX_EXPECTED: usize = 1_000;
+/// How many of them are written at a time.
+const AT_A_TIME: usize = 64;
+
+pub(crate) fn routes() -> OpenApiRouter<App> {
+    commands()
+        .routes(routes!(preregister_devices))
+        .routes(routes!(register_device))
+        .routes(routes!(claim_device))
+        .routes(routes!(rotate_credential))
+        .routes(routes!(send_heartbeat))
+        .routes(routes!(list_devices))
+        .routes(routes!(get_device))
+        .routes(routes!(get_device_twin))
+        .routes(routes!(list_device_commands))
+        .routes(routes!(list_device_timeline))
+}
+
+crate::commands! { Device, "devices", Caller::stream:
+    accept_device(AcceptDevice) post "/v1/devices/{id}/accept" "application/json";
+    reject_device(RejectDevice) post "/v1/devices/{id}/reject" "application/json";
+    reconsider_device(ReconsiderDevice) post "/v1/devices/{id}/reconsider" "application/json";
+    enable_device(EnableDevice) post "/v1/devices/{id}/enable" "application/json";
+    disable_device(DisableDevice) post "/v1/devices/{id}/disable" "application/json";
+    quarantine_device(QuarantineDevice) post "/v1/devices/{id}/quarantine" "application/json";
+    decommission_device(DecommissionDevice) post "/v1/devices/{id}/decommission" "application/json";
+    update_metadata(UpdateMetadata) patch "/v1/devices/{id}/metadata" "application/merge-patch+json";
+    tag_device(TagDevice) post "/v1/devices/{id}/tag" "application/json";
+    untag_device(UntagDevice) post "/v1/devices/{id}/untag" "application/json";
+    assign_group(AssignGroup) post "/v1/devices/{id}/assign-group" "application/json";
+    revoke_credential(RevokeCredential) post "/v1/devices/{id}/revoke-credential" "application/json";
+    set_desired_state(SetDesiredState) patch "/v1/devices/{id}/desired-state" "application/merge-patch+json";
+    report_state(ReportState) post "/v1/devices/{id}/report-state" "application/json";
+    send_command(SendCommand) post "/v1/devices/{id}/commands" "application/json";
+    acknowledge_command(AcknowledgeCommand) post "/v1/devices/{id}/acknowledge-command" "application/json";
+}
+
+/// A device that is expected.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct ExpectedDevice {
+    /// Its id, if the client chooses one.
+    id: Option<Uuid>,
+    /// What its maker calls it.
+    serial: Serial,
+    /// What kind of device it is.
+    model: Model,
+    /// Whatever else is known of it.
+    #[serde(default)]
+    #[schema(value_type = Option<Object>)]
+    metadata: JsonObject,
+}
+
+/// Devices that are expected.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(example = json!({"devices": [{"serial": "TH-2041-78", "model": "thermo-2", "metadata": {"batch": 7}}]}))]
+struct PreregisterDevices {
+    /// 1 to 1 000.
+    devices: Vec<ExpectedDevice>,
+}
+
+/// What came of one of them.
+#[derive(Serialize, ToSchema)]
+struct Preregistered {
+    /// What its maker calls it.
+    #[schema(example = "TH-2041-78")]
+    serial: String,
+    /// Whether it is expected now.
+    #[schema(example = true)]
+    registered: bool,
+    /// Its id.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    id: Option<Uuid>,
+    /// The code that it shows to claim itself. It is shown this once.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(example = "7G2KD-M9TQ4-0XWJ1-ZB5RV")]
+    claim_code: Option<String>,
+    /// Where in the log.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(example = 42)]
+    position: Option<i64>,
+    /// Why it is not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    problem: Option<Problem>,
+}
+
+/// What came of them, in their order.
+#[derive(Serialize, ToSchema)]
+struct PreregisteredDevices {
+    /// Each.
+    data: Vec<Preregistered>,
+}
+
+/// Has devices expected, up to 1 000, each for itself. The code that a device will show is in the answer, and never again. Sent again, those that are expected already are
+/// refused by their serial numbers.
+#[utoipa::path(
+    post, path = "/v1/devices/preregister", tag = "devices", request_body = PreregisterDevices,
+    responses((status = 200, description = "Answered one by one.", body = PreregisteredDevices), Refusals)
+)]
+async fn preregister_devices(
+    State(app): State<App>,
+    caller: Caller,
+    body: Body<PreregisterDevices>,
+) -> Result<Json<PreregisteredDevices>, Problem> {
+    caller.require("device:register")?;
+    let devices = body.command.devices;
+    if !(1..=MAX_EXPECTED).contains(&devices.len()) {
+        return Err(Problem::invalid("/devices".into(), "must be 1 to 1000 devices".into()));
+    }
+    let one = |device: ExpectedDevice| {
+        let (executor, caller) = (app.executor.clone(), caller.clone());
+        async move {
+            let (code, serial) = (claim_code(), device.serial.as_str().to_owned());
+            let store = executor.store();
+            let stream = Caller::stream(device.id.unwrap_or_else(|| store.fresh_id()), &caller);
+            let ExpectedDevice { id: _, serial: number, model, metadata } = device;
+            let expected = PreregisterDevice { serial: number, model, metadata, claim_digest: claim_digest(&code) };
+            let mut request = Request::<Device>::new(stream, expected, caller.actor, store.fresh_id());
+            request.begins = true;
+            match executor.execute(request).await {
+                Ok(outcome) => Preregistered {
+                    serial,
+                    registered: true,
+                    id: Some(outcome.id),
+                    claim_code: Some(code),
+                    position: Some(outcome.position),
+                    problem: None,
+                },
+                Err(error) => {
+                    Preregistered { serial, registered: false, id: None, claim_code: None, position: None, problem: Some(error.into()) }
+                }
+            }
+        }
+    };
+    let data = futures::stream::iter(devices.into_iter().map(one)).buffered(AT_A_TIME).collect().await;
+    Ok(Json(PreregisteredDevices { data }))
+}
+
+/// Makes a device.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(example = json!({"id": "01900000-0000-7000-8000-000000000003", "serial": "TH-2041-77", "model": "thermo-2", "metadata": {"room": "3.14"}}))]
+struct RegisterDevice {
+    /// Its id, if the client chooses one.
+    id: Option<Uuid>,
+    /// What its maker calls it.
+    serial: Serial,
+    /// What kind of device it is.
+    model: Model,
+    /// Whatever else is known of it.
+    #[serde(default)]
+    #[schema(value_type = Option<Object>)]
+    metadata: JsonObject,
+}
+
+/// The answer to what makes a credential.
+#[derive(Serialize, ToSchema)]
+struct WithCredential {
+    #[serde(flatten)]
+    written: WrittenBody,
+    /// The credential that the device authenticates with, once it is accepted. It is shown this once; a repeated request gets none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(example = "tnd_s7Qd0wJxTnOl….Yk3…")]
+    credential: Option<String>,
+}
+
+/// Makes a device, which waits to be accepted. Its credential is shown in the answer, and never again.
+#[utoipa::path(
+    post, path = "/v1/devices", tag = "devices", request_body = RegisterDevice,
+    responses((status = 201, description = "Made.", body = WithCredential), Refusals)
+)]
+async fn register_device(State(app): State<App>, write: Write<Device>, body: Body<RegisterDevice>) -> Result<Made, Problem> {
+    write.caller().require("device:register")?;
+    let stream = Caller::stream(write.id_for(body.command.id), write.caller());
+    let drawn = app.access.draw_credential(stream).await?;
+    let credential = drawn.credential;
+    let body = body.map(|RegisterDevice { id: _, serial, model, metadata }| rules::RegisterDevice { serial, model, metadata, credential });
+    Made::of(&app, write.create(stream, body).await, "credential", drawn).await
+}
+
+/// A device shows its code.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct Claim {
+    /// The code that it was expected with.
+    #[schema(example = "7G2KD-M9TQ4-0XWJ1-ZB5RV", max_length = 100)]
+    claim_code: String,
+}
+
+/// The answer to a device that has shown its code.
+#[derive(Serialize, ToSchema)]
+struct Claimed {
+    /// Its id.
+    id: Uuid,
+    /// Its version now.
+    #[schema(example = 2)]
+    version: i64,
+    /// What it authenticates with, once it is accepted. It is shown this once.
+    #[schema(example = "tnd_s7Qd0wJxTnOl….Yk3…")]
+    credential: String,
+}
+
+/// A device that is expected shows its code, gets its credential, and waits to be accepted. Needs no token. Whoever loses the answer has it expected anew, or its
+/// credential rotated.
+#[utoipa::path(
+    post, path = "/v1/devices/claim", tag = "devices", request_body = Claim, security(()),
+    responses((status = 200, description = "It waits to be accepted.", body = Claimed), Refusals)
+)]
+async fn claim_device(State(app): State<App>, body: Body<Claim>) -> Result<Json<Claimed>, Problem> {
+    let claim_digest = claim_digest(&body.command.claim_code);
+    let unknown = || Problem::from(commands::CommandError::rule(&rules::Error::NoSuchClaim));
+    let device: StreamId = app.access.expected(&claim_digest).await?.ok_or_else(unknown)?;
+    let drawn = app.access.draw_credential(device).await?;
+    let command = ClaimDevice { claim_digest, credential: drawn.credential };
+    let actor = Actor::Device { id: device.id, tenant: device.tenant };
+    let request = Request::<Device>::new(device, command, actor, app.executor.store().fresh_id());
+    match app.executor.execute(request).await {
+        Ok(outcome) => Ok(Json(Claimed { id: outcome.id, version: outcome.version, credential: drawn.key })),
+        Err(error) => {
+            let problem = Problem::from(error);
+            if problem.is_refusal() {
+                app.access.discard(drawn.credential).await?;
+            }
+            Err(problem)
+        }
+    }
+}
+
+/// Gives a device another credential.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct RotateCredential {
+    /// For how many seconds the old one is good beside the new one.
+    #[serde(default = "hour")]
+    #[schema(default = 3600, minimum = 0, maximum = 604_800)]
+    grace_seconds: u32,
+}
+
+fn hour() -> u32 {
+    3600
+}
+
+/// Gives a device another credential; the old one is good for a while. The new one is shown in the answer, and never again.
+#[utoipa::path(
+    post, path = "/v1/devices/{id}/rotate-credential", tag = "devices", request_body = RotateCredential,
+    params(("id" = Uuid, Path, description = "Which one.")),
+    responses((status = 200, description = "Done.", body = WithCredential), Refusals)
+)]
+async fn rotate_credential(
+    State(app): State<App>,
+    write: Write<Device>,
+    Id(id): Id,
+    body: Body<RotateCredential>,
+) -> Result<Made, Problem> {
+    write.caller().require("device:manage_credential")?;
+    let stream = Caller::stream(id, write.caller());
+    let drawn = app.access.draw_credential(stream).await?;
+    let credential = drawn.credential;
+    let body = body.map(|c| rules::RotateCredential { credential, grace_seconds: c.grace_seconds });
+    Made::of(&app, write.execute(stream, body).await, "credential", drawn).await
+}
+
+/// A device says that it is there. Nothing of it stands in the log.
+#[utoipa::path(
+    post, path = "/v1/devices/{id}/heartbeat", tag = "devices",
+    params(("id" = Uuid, Path, description = "Which one.")),
+    responses((status = 204, description = "It was heard."), Refusals)
+)]
+async fn send_heartbeat(State(app): State<App>, caller: Caller, Id(id): Id) -> Result<StatusCode, Problem> {
+    let device = Caller::stream(id, &caller);
+    match caller.actor {
+        Actor::Device { id: own, .. } if own == id => {}
+        Actor::Device { .. } => return Err(Problem::not_found()),
+        Actor::User { .. } | Actor::Service { .. } | Actor::System { .. } => {
+            return Err(commands::CommandError::rule(&rules::Error::DeviceOnly).into());
+        }
+    }
+    app.access.heard_of(device).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// A device sees itself; others need the permission.
+fn may_see(caller: &Caller, id: Uuid) -> Result<(), Problem> {
+    match &caller.actor {
+        Actor::Device { id: own, .. } if *own == id => Ok(()),
+        Actor::Device { .. } => Err(Problem::not_found()),
+        Actor::User { .. } | Actor::Service { .. } | Actor::System { .. } => Ok(authorize(&caller.actor, "device:read")?),
+    }
+}
+
+/// One device, and whether it is heard of.
+#[utoipa::path(
+    get, path = "/v1/devices/{id}", tag = "devices",
+    params(("id" = Uuid, Path, description = "Which one."), After),
+    responses((status = 200, body = SeenDevice), (status = 304, description = "It has not changed."), Refusals)
+)]
+async fn get_device(State(app): State<App>, query: Query, Id(id): Id, Params(p): Params<After>) -> Result<Shown<SeenDevice>, Problem> {
+    may_see(&query.caller, id)?;
+    let mut read = query.open(&[Devices::NAME], p.after).await?;
+    let row = device::by_id(&mut read, id, app.executor.store().clock().now()).await?;
+    let stream = Caller::stream(id, &query.caller);
+    query.show(read, stream, row, |row| row.device.version).await
+}
+
+/// How a device should be, how it is, and what is between. A device asks for its own.
+#[utoipa::path(
+    get, path = "/v1/devices/{id}/twin", tag = "devices",
+    params(("id" = Uuid, Path, description = "Which one."), After),
+    responses((status = 200, body = device_twin::Row), (status = 304, description = "It has not changed."), Refusals)
+)]
+async fn get_device_twin(query: Query, Id(id): Id, Params(p): Params<After>) -> Result<Shown<device_twin::Row>, Problem> {
+    may_see(&query.caller, id)?;
+    let mut read = query.open(&[Twins::NAME], p.after).await?;
+    let row = device_twin::by_id(&mut read, id).await?;
+    let stream = Caller::stream(id, &query.caller);
+    query.show(read, stream, row, |row| row.version).await
+}
+
+/// Which devices, in which order.
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+struct ListDevices {
+    /// In this status. Decommissioned ones are shown only when asked for.
+    status: Option<Status>,
+    /// Of this model.
+    model: Option<String>,
+    /// In this group.
+    group: Option<String>,
+    /// Found under this word.
+    tag: Option<String>,
+    /// Heard of within the last two minutes, or not.
+    online: Option<bool>,
+    /// Whose serial number contains this.
+    #[param(max_length = 200)]
+    q: Option<String>,
+    /// `-created_at` (the default), `created_at`, and so on for `updated_at` and `serial`.
+    sort: Option<String>,
+    /// How many rows at most.
+    #[param(minimum = 1, maximum = 200, default = 50)]
+    limit: Option<u32>,
+    /// Where to go on: the `next_cursor` of the page before.
+    cursor: Option<String>,
+    /// Wait up to 2 s until the answer reflects this position; 504 if it takes longer.
+    #[param(minimum = 0)]
+    after: Option<i64>,
+}
+
+/// The tenant's devices, and whether they are heard of.
+#[utoipa::path(get, path = "/v1/devices", tag = "devices", params(ListDevices), responses((status = 200, body = ListBody<SeenDevice>), Refusals))]
+async fn list_devices(State(app): State<App>, query: Query, Params(p): Params<ListDevices>) -> Result<Listed<SeenDevice>, Problem> {
+    query.require("device:read")?;
+    let paging = paging(&device::ORDERS, p.sort.as_deref(), p.limit, p.cursor)?;
+    short(&[&p.model, &p.group, &p.tag, &p.q])?;
+    let filter = device::Filter { status: p.status, model: p.model, group: p.group, tag: p.tag, online: p.online, q: p.q };
+    let mut read = query.open(&[Devices::NAME], p.after).await?;
+    let page = device::list(&mut read, query.cursors(), &filter, app.executor.store().clock().now(), &paging).await?;
+    Ok(query.page(&read, page))
+}
+
+/// Which commands.
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+struct ListDeviceCommands {
+    /// Of which this has become; a device asks for `pending`.
+    status: Option<CommandStatus>,
+    /// `-sent_at` (the default) or `sent_at`.
+    sort: Option<String>,
+    /// How many rows at most.
+    #[param(minimum = 1, maximum = 200, default = 50)]
+    limit: Option<u32>,
+    /// Where to go on: the `next_cursor` of the page before.
+    cursor: Option<String>,
+    /// Wait up to 2 s until the answer reflects this position; 504 if it takes longer.
+    #[param(minimum = 0)]
+    after: Option<i64>,
+}
+
+/// What a device was asked to do, and what became of it. A device asks for its own.
+#[utoipa::path(
+    get, path = "/v1/devices/{id}/commands", tag = "devices",
+    params(("id" = Uuid, Path, description = "Which one."), ListDeviceCommands),
+    responses((status = 200, body = ListBody<device_command::Row>), Refusals)
+)]
+async fn list_device_commands(
+    query: Query,
+    Id(id): Id,
+    Params(p): Params<ListDeviceCommands>,
+) -> Result<Listed<device_command::Row>, Problem> {
+    may_see(&query.caller, id)?;
+    let paging = paging(&device_command::ORDERS, p.sort.as_deref(), p.limit, p.cursor)?;
+    let mut read = query.open(&[Devices::NAME, Commands::NAME], p.after).await?;
+    if device::exists(&mut read, id).await? {
+        let page = device_command::list(&mut read, query.cursors(), id, p.status, &paging).await?;
+        return Ok(query.page(&read, page));
+    }
+    Err(Problem::new(code::NOT_FOUND, "there is nothing here"))
+}
+
+/// What has happened to a device, newest first.
+#[utoipa::path(
+    get, path = "/v1/devices/{id}/timeline", tag = "devices",
+    params(("id" = Uuid, Path, description = "Which one."), Listing),
+    responses((status = 200, body = ListBody<device_timeline::Row>), Refusals)
+)]
+async fn list_device_timeline(query: Query, Id(id): Id, Params(p): Params<Listing>) -> Result<Listed<device_timeline::Row>, Problem> {
+    query.require("device:read")?;
+    let paging = paging(&device_timeline::ORDERS, p.sort.as_deref(), p.limit, p.cursor)?;
+    let mut read = query.open(&[Timeline::NAME], p.after).await?;
+    let stream = Caller::stream(id, &query.caller);
+    let page = device_timeline::list(&mut read, query.cursors(), stream, &paging).await?;
+    query.page_of(read, stream, page, paging.cursor.as_ref()).await
+}

@@ -1,0 +1,3 @@
+//! Things that are connected.
+
+pub mod device;
