@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-tests build run test check unit soak test-cluster test-ecosystem bench fmt
+.PHONY: help setup setup-tests build run demo test check unit soak test-cluster test-ecosystem bench fmt
 
 help: ## List the targets.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -18,6 +18,10 @@ build: setup ## Build the `tenure` binary.
 
 run: build ## Start everything; the data stays in .tenure (DATA_DIR=… for another place, HTTP=… for another address).
 	@exec target/debug/tenure up $(if $(DATA_DIR),--data-dir $(DATA_DIR)) $(if $(HTTP),--http $(HTTP))
+
+demo: build ## Fill .tenure-demo (DATA_DIR=… for another place) with tenants and months of what they do, then start it.
+	@target/debug/tenure --data-dir $(or $(DATA_DIR),.tenure-demo) seed --if-empty $(SEED)
+	@exec target/debug/tenure --data-dir $(or $(DATA_DIR),.tenure-demo) up $(if $(HTTP),--http $(HTTP))
 
 test: setup-tests check unit ## Run everything that CI runs: format, lints, documentation, all tests.
 

@@ -49,6 +49,8 @@ enum Command {
         #[arg(long, env = "TENURE_API_HTTP", default_value = "127.0.0.1:8080")]
         http: SocketAddr,
     },
+    /// Fill an empty installation that does not run with tenants, and months of what they do, to look at.
+    Seed(tools::seed::Wanted),
     /// Bring the database's schema up to this version, as its owner.
     Migrate,
     /// Make the people who run the installation.
@@ -159,6 +161,7 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             let listener = if roles.contains(&RoleName::Api) { Some(tokio::net::TcpListener::bind(http).await?) } else { None };
             roles::run(&Site::find(&dir)?, &roles, listener, cancel).await?;
         }
+        Command::Seed(wanted) => Box::pin(tools::seed::run(&dir, &wanted)).await?,
         Command::Migrate => Site::find(&dir)?.owner()?.migrate().await?,
         Command::Admin(Admin::Create(wanted)) => tools::admin::create(&Site::find(&dir)?, wanted).await?,
         Command::Keys(what) => tools::keys::run(&Site::find(&dir)?, what).await?,

@@ -8,6 +8,7 @@ use chrono::TimeDelta;
 use domain::{Clock as _, IdSource, Role, SystemClock, TenantId};
 use servers::{DataDir, Nats, Postgres};
 use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
 
 use crate::roles::{self, RoleName};
 use crate::site::{Named, Site, make_keys};
@@ -19,14 +20,27 @@ const HTTP: &str = "127.0.0.1:8080";
 pub(crate) async fn up(dir: &Path, http: Option<SocketAddr>) -> anyhow::Result<()> {
     let cancel = terminal::cancelled_by_signals()?;
     let data = DataDir::open(dir)?;
-    make_keys(data.path())?;
     let listener = listen(http).await?;
+    with_servers(&data, &cancel, async |site| {
+        welcome(&site, data.path(), listener.local_addr()?).await?;
+        roles::run(&site, &RoleName::ALL, Some(listener), cancel.clone()).await
+    })
+    .await
+}
+
+/// Does something with the site of a data directory, whose private servers run meanwhile, as far as the environment names no others; and with the schema of this version.
+pub(crate) async fn with_servers(
+    data: &DataDir,
+    cancel: &CancellationToken,
+    work: impl AsyncFnOnce(Site) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    make_keys(data.path())?;
     data.stop_left_overs().await?;
     let mut remembered = data.remembered()?;
     let named = Named::from_env();
     // Whatever fails from here on, dropping these stops them.
-    let mut nats = if named.nats.is_none() { Some(Nats::start(&data, &remembered).await?) } else { None };
-    let mut postgres = if named.database.is_none() { Some(Postgres::start(&data, &mut remembered, &[]).await?) } else { None };
+    let mut nats = if named.nats.is_none() { Some(Nats::start(data, &remembered).await?) } else { None };
+    let mut postgres = if named.database.is_none() { Some(Postgres::start(data, &mut remembered, &[]).await?) } else { None };
     let ended = async {
         let site = Site::with(data.path(), Some(&remembered))?;
         tokio::select! {
@@ -38,8 +52,7 @@ pub(crate) async fn up(dir: &Path, http: Option<SocketAddr>) -> anyhow::Result<(
             // A private database was just started, so whoever held a lease is gone.
             store::lease::expire_all(&site.database()?.pool(store::DbRole::Writer, 1)).await?;
         }
-        welcome(&site, data.path(), listener.local_addr()?).await?;
-        roles::run(&site, &RoleName::ALL, Some(listener), cancel).await
+        work(site).await
     }
     .await;
     if let Some(nats) = &mut nats {
@@ -77,6 +90,11 @@ async fn welcome(site: &Site, dir: &Path, address: SocketAddr) -> anyhow::Result
         "\nNobody runs the platform yet. In another terminal:\n\ntenure admin create --email you@example.com --name 'Your Name'\n"
             .to_owned()
     };
+    let more = if has_tenants(site).await? {
+        ""
+    } else {
+        "\nMore to look at: stop it, let `tenure seed` make tenants with months behind them, and start it again (`make demo` does both).\n"
+    };
     println!(
         "\nTenure is up.
 
@@ -93,13 +111,22 @@ Try:
 curl -s {base}/v1/tenants -H \"Authorization: Bearer $TOKEN\" -H 'Content-Type: application/json' -d '{{\"slug\": \"{slug}\", \"name\": \"Acme GmbH\"}}'
 curl -s {base}/v1/tenants -H \"Authorization: Bearer $TOKEN\"
 curl -s {base}/health
-
+{more}
 Ctrl-C stops it; the data stays in {}.
 ",
         dir.display(),
         dir.display()
     );
     Ok(())
+}
+
+/// Whether there are tenants besides the platform's own.
+pub(crate) async fn has_tenants(site: &Site) -> anyhow::Result<bool> {
+    let pool = site.database()?.pool(store::DbRole::Writer, 1);
+    Ok(sqlx::query_scalar("select exists (select from tenant_heads where tenant_id <> $1)")
+        .bind(TenantId::SYSTEM.0)
+        .fetch_one(&pool)
+        .await?)
 }
 
 /// Whether somebody has been made a super_admin.

@@ -45,10 +45,12 @@ pub(crate) async fn included(store: &Store, tenant: TenantId, meter: Meter, at: 
     }
     let mut overridden: Option<(i64, Option<DateTime<Utc>>)> = None;
     for event in store.typed::<Tenant>(&of(Tenant::TYPE)).await? {
-        match event.event {
-            T::LimitOverridden { meter: of, limit, until } if of == meter => overridden = Some((limit, until)),
-            T::LimitOverrideCleared { meter: of } if of == meter => overridden = None,
-            _ => {}
+        if let T::LimitOverridden { meter: of, limit, until } = event.event
+            && of == meter
+        {
+            overridden = Some((limit, until));
+        } else if matches!(event.event, T::LimitOverrideCleared { meter: of } if of == meter) {
+            overridden = None;
         }
     }
     // What was to end by then has, whether or not its timer had fired.

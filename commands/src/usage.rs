@@ -4,6 +4,7 @@
 //! known already it gets its first answer. Where they do not all fit, how far the counter has come is read, those that fit are chosen in their order, and they are appended
 //! only if the counter has not moved since: what is refused was refused at that place.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeSet, HashMap};
 use std::time::{Duration, Instant};
 
@@ -222,13 +223,13 @@ impl Fitting {
         for n in of {
             let at: DateTime<Utc> = items[*n].at.unwrap_or(now);
             let Place { period, .. } = usage::place(meter, at, now, zone, |_| false);
-            if !months.contains_key(&period) {
+            if let Entry::Vacant(month) = months.entry(period) {
                 let standing = quota::standing(store, tenant, meter, period).await?;
                 let value = standing.used + standing.held;
                 let exactly =
                     Precondition::CounterWithin { counter: meter.counter_in(period), at_least: Some(value), at_most: Some(value) };
                 fitting.preconditions.push(exactly);
-                months.insert(period, (value, standing.limit));
+                month.insert((value, standing.limit));
             }
             let Some((used, limit)) = months.get_mut(&period) else { continue };
             match *limit {

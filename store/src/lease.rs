@@ -37,6 +37,14 @@ pub async fn release(pool: &PgPool, name: &str, owner: Uuid) -> Result<(), sqlx:
     Ok(())
 }
 
+/// Whether somebody holds a lease whose name begins like this.
+pub async fn is_held(pool: &PgPool, beginning: &str) -> Result<bool, sqlx::Error> {
+    sqlx::query_scalar("select exists (select from ops.leases where starts_with(name, $1) and until > now())")
+        .bind(beginning)
+        .fetch_one(pool)
+        .await
+}
+
 /// Ends all leases, also those of timers: for a process that knows itself to be the only one, so that it need not wait for what a killed one held.
 pub async fn expire_all(pool: &PgPool) -> Result<(), sqlx::Error> {
     sqlx::query("update ops.leases set until = now() where until > now()").execute(pool).await?;

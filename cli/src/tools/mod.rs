@@ -13,4 +13,5 @@ pub(crate) mod log;
 pub(crate) mod policies;
 pub(crate) mod projections;
 pub(crate) mod replay;
+pub(crate) mod seed;
 pub(crate) mod token;

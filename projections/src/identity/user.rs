@@ -136,7 +136,7 @@ fn evolve(row: &mut Row, event: &Event, at: DateTime<Utc>) {
             row.email_verified = true;
         }
         Event::InvitationDeclined | Event::InvitationRevoked | Event::InvitationExpired | Event::Deleted { .. } => {
-            become_(Status::Deleted, None)
+            become_(Status::Deleted, None);
         }
         Event::EmailVerified => row.email_verified = true,
         Event::EmailChanged { email } => {

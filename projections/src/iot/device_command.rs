@@ -86,12 +86,15 @@ impl ReadModel for Commands {
     type Row = Row;
 
     fn keys(event: &Recorded<Event>) -> Vec<Key> {
-        match event.event {
-            Event::CommandSent { command, .. } | Event::CommandAcknowledged { command, .. } | Event::CommandExpired { command } => {
-                vec![Key { tenant_id: event.stream.tenant, device_id: event.stream.id, id: command }]
-            }
-            _ => vec![],
-        }
+        let about = if let Event::CommandSent { command, .. }
+        | Event::CommandAcknowledged { command, .. }
+        | Event::CommandExpired { command } = event.event
+        {
+            Some(command)
+        } else {
+            None
+        };
+        about.into_iter().map(|id| Key { tenant_id: event.stream.tenant, device_id: event.stream.id, id }).collect()
     }
 
     fn apply(key: &Key, row: Option<Row>, event: &Recorded<Event>) -> Option<Row> {

@@ -88,17 +88,13 @@ impl ReadModel for Twins {
             reported_at: None,
             updated_at: event.recorded_at,
         });
-        match &event.event {
-            Event::DesiredStateSet { patch, version } => {
-                json_patch::merge(&mut row.desired, patch);
-                row.desired_version = *version;
-            }
-            Event::StateReported { patch, seq } => {
-                json_patch::merge(&mut row.reported, patch);
-                row.reported_seq = *seq;
-                row.reported_at = Some(event.recorded_at);
-            }
-            _ => {}
+        if let Event::DesiredStateSet { patch, version } = &event.event {
+            json_patch::merge(&mut row.desired, patch);
+            row.desired_version = *version;
+        } else if let Event::StateReported { patch, seq } = &event.event {
+            json_patch::merge(&mut row.reported, patch);
+            row.reported_seq = *seq;
+            row.reported_at = Some(event.recorded_at);
         }
         if let (Value::Object(desired), Value::Object(reported)) = (&row.desired, &row.reported) {
             row.difference = Value::Object(difference(desired, reported));

@@ -99,7 +99,7 @@ impl Quota {
             && ((self.open.is_none() && meter.is_flow() && standing.used + standing.held > 0) || !self.newly_crossed(standing).is_empty())
     }
 
-    fn assess(&self, AssessQuota { meter, period }: AssessQuota, ctx: &Context) -> Vec<Event> {
+    fn assess(&self, &AssessQuota { meter, period }: &AssessQuota, ctx: &Context) -> Vec<Event> {
         let standing = ctx.found.standings.get(&(meter, period)).copied().unwrap_or_default();
         if !self.is_news(meter, &standing) {
             return vec![];
@@ -148,6 +148,7 @@ impl Quota {
         }])
     }
 
+    #[expect(clippy::needless_pass_by_value, reason = "as every aggregate has it")]
     fn evolve(&mut self, event: Event) {
         match event {
             Event::PeriodOpened { meter, period, ends_at, closes_at } => self.open = Some(Open { meter, period, ends_at, closes_at }),
@@ -200,7 +201,7 @@ impl crate::Aggregate for Quota {
 
     fn decide(&self, Issued { command, ctx }: Issued<Command>) -> Result<Vec<Event>, Error> {
         match command {
-            Command::Assess(c) => Ok(self.assess(c, &ctx)),
+            Command::Assess(c) => Ok(self.assess(&c, &ctx)),
             Command::Close(_) => self.close(&ctx),
         }
     }

@@ -176,6 +176,7 @@ impl Hold {
 }
 
 impl Usage {
+    #[expect(clippy::needless_pass_by_value, reason = "as every aggregate has it")]
     fn evolve(&mut self, event: Event) {
         *self = match event {
             Event::Reserved { meter, period, quantity, expires_at } => Self::Reserved(Hold { meter, period, quantity, expires_at }),

@@ -79,9 +79,9 @@ fn a_batch_is_counted_month_by_month() {
     let events = Usage::default().decide(issued("2026-12-01T02:00:00Z", Tz::UTC, record(Meter::ApiCalls, items))).unwrap();
     let totals: Vec<(String, i64)> = events
         .iter()
-        .map(|event| match event {
-            Event::Recorded { period, total, .. } => (period.to_string(), *total),
-            other => panic!("{other:?}"),
+        .map(|event| {
+            let Event::Recorded { period, total, .. } = event else { panic!("{event:?}") };
+            (period.to_string(), *total)
         })
         .collect();
     assert_eq!(totals, [("2026-11".to_owned(), 5), ("2026-12".to_owned(), 2)]);

@@ -8,9 +8,23 @@ use super::{
     Status, TIME_ZONE, VerifyDomain, proof,
 };
 use crate::aggregate::{Ask as _, Context, Issued, changed};
-use crate::text::JSON_OBJECT_MAX;
+use crate::text::{JSON_OBJECT_MAX, JsonObject};
 
 impl Details {
+    fn settle_in(&self, patch: JsonObject) -> Result<Vec<Event>, Error> {
+        let patch = patch.into_value();
+        let mut merged = self.settings.clone();
+        json_patch::merge(&mut merged, &patch);
+        let zone = &merged[TIME_ZONE];
+        if !zone.is_null() && zone.as_str().is_none_or(|zone| zone.parse::<Tz>().is_err()) {
+            return Err(Error::NoTimeZone);
+        }
+        if merged.to_string().len() > JSON_OBJECT_MAX {
+            return Err(Error::SettingsTooLarge);
+        }
+        Ok(changed(merged != self.settings, || Event::SettingsUpdated { patch }))
+    }
+
     /// The rules of a tenant that exists.
     pub(super) fn decide(&self, Issued { command, ctx }: Issued<Command>) -> Result<Vec<Event>, Error> {
         let not_now = Err(Error::NotWhile { command: command.name(), status: self.status });
@@ -33,19 +47,7 @@ impl Details {
                 Some(until) if *until <= ctx.now => Ok(vec![Event::SlugAliasExpired { slug: c.slug }]),
                 Some(_) | None => Err(Error::AliasNotExpired),
             },
-            Command::UpdateSettings(c) if open => {
-                let patch = c.0.into_value();
-                let mut merged = self.settings.clone();
-                json_patch::merge(&mut merged, &patch);
-                let zone = &merged[TIME_ZONE];
-                if !zone.is_null() && zone.as_str().is_none_or(|zone| zone.parse::<Tz>().is_err()) {
-                    return Err(Error::NoTimeZone);
-                }
-                if merged.to_string().len() > JSON_OBJECT_MAX {
-                    return Err(Error::SettingsTooLarge);
-                }
-                Ok(changed(merged != self.settings, || Event::SettingsUpdated { patch }))
-            }
+            Command::UpdateSettings(c) if open => self.settle_in(c.0),
             Command::SetLlmConfig(c) if open => {
                 let wanted = (c.provider.into(), c.model.into(), c.secret_ref.into());
                 Ok(changed(self.llm.as_ref() != Some(&wanted), || {

@@ -362,11 +362,12 @@ impl crate::Aggregate for User {
     ];
 
     fn metered(event: &Event) -> i64 {
-        match event {
-            Event::Registered { .. } | Event::InvitationAccepted { .. } => 1,
-            Event::Deactivated => -1,
-            Event::Reactivated { seats } | Event::Deleted { seats } => *seats,
-            _ => 0,
+        if let Event::Reactivated { seats } | Event::Deleted { seats } = event {
+            *seats
+        } else if matches!(event, Event::Deactivated) {
+            -1
+        } else {
+            i64::from(matches!(event, Event::Registered { .. } | Event::InvitationAccepted { .. }))
         }
     }
 

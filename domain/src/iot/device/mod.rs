@@ -173,6 +173,11 @@ impl Details {
         previous.chain(self.credential).collect()
     }
 
+    /// Whether a command waits for it.
+    pub fn waits(&self, command: Uuid, now: DateTime<Utc>) -> bool {
+        self.pending.get(&command).is_some_and(|until| now < *until)
+    }
+
     fn evolve(&mut self, event: Event) {
         match event {
             Event::Preregistered { .. } | Event::Registered { .. } => {}
@@ -244,11 +249,7 @@ impl crate::Aggregate for Device {
     const METERED: &'static [(&'static str, Meter)] = &[("device.accepted", Meter::Devices), ("device.decommissioned", Meter::Devices)];
 
     fn metered(event: &Event) -> i64 {
-        match event {
-            Event::Accepted => 1,
-            Event::Decommissioned { released } => -i64::from(*released),
-            _ => 0,
-        }
+        if let Event::Decommissioned { released } = event { -i64::from(*released) } else { i64::from(matches!(event, Event::Accepted)) }
     }
 
     /// What takes a device's access away works always.

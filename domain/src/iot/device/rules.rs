@@ -69,7 +69,13 @@ impl Details {
         let not_now = Error::NotWhile { command: command.name(), status: self.status };
         match (command, self.status) {
             (Command::Preregister(_) | Command::Register(_), _) => Err(Error::AlreadyExists),
-            (Command::Decommission(_), Decommissioned) => Ok(vec![]),
+            // It is so already.
+            (Command::Decommission(_), Decommissioned)
+            | (Command::Accept(_) | Command::Enable(_), Active)
+            | (Command::Reject(_), Rejected)
+            | (Command::Reconsider(_), Pending)
+            | (Command::Disable(_), Disabled)
+            | (Command::Quarantine(_), Quarantined) => Ok(vec![]),
             (Command::RevokeCredential(_), _) => {
                 Ok(changed(self.credential.is_some() || !self.previous.is_empty(), || Event::CredentialRevoked))
             }
@@ -78,18 +84,18 @@ impl Details {
                 Some(_) | None => Err(Error::CommandNotDue),
             },
             (Command::ReportState(_) | Command::AcknowledgeCommand(_), status) if status != Active => itself(&ctx).and(Err(not_now)),
-            (_, Decommissioned) => Err(not_now),
+            // A device that has not shown its code has no credential to be replaced: whoever has the code gets the first one.
+            (_, Decommissioned) | (Command::RotateCredential(_), Preregistered) => Err(not_now),
             (Command::Claim(c), Preregistered) if self.claim_digest.as_ref() == Some(&c.claim_digest) => {
                 Ok(vec![Event::Claimed { credential: c.credential }])
             }
             (Command::Claim(_), _) => Err(Error::NoSuchClaim),
-            (Command::Accept(_), Active) | (Command::Reject(_), Rejected) | (Command::Reconsider(_), Pending) => Ok(vec![]),
             (Command::Accept(_), Pending) => Ok(vec![Event::Accepted]),
             (Command::Reject(c), Pending) => Ok(vec![Event::Rejected { reason: c.reason.into() }]),
             (Command::Reconsider(_), Rejected) => Ok(vec![Event::Reconsidered]),
-            (Command::Enable(_), Active) | (Command::Disable(_), Disabled) | (Command::Quarantine(_), Quarantined) => Ok(vec![]),
             (Command::Enable(_), Disabled | Quarantined) => Ok(vec![Event::Enabled]),
             (Command::Disable(_), Active) => Ok(vec![Event::Disabled]),
+            (Command::SendCommand(c), Active) => self.send(c, &ctx),
             (Command::Quarantine(c), Active | Disabled) => Ok(vec![Event::Quarantined { reason: c.reason.into() }]),
             (
                 Command::Accept(_)
@@ -97,7 +103,8 @@ impl Details {
                 | Command::Reconsider(_)
                 | Command::Enable(_)
                 | Command::Disable(_)
-                | Command::Quarantine(_),
+                | Command::Quarantine(_)
+                | Command::SendCommand(_),
                 _,
             ) => Err(not_now),
             (Command::Decommission(_), status) => {
@@ -116,8 +123,6 @@ impl Details {
                 let group = c.group.flatten().map(String::from);
                 Ok(changed(self.group != group, || Event::GroupAssigned { group }))
             }
-            // A device that has not shown its code has no credential to be replaced: whoever has the code gets the first one.
-            (Command::RotateCredential(_), Preregistered) => Err(not_now),
             (Command::RotateCredential(c), _) => {
                 let grace = TimeDelta::seconds(c.grace_seconds.into());
                 if grace > MAX_GRACE {
@@ -140,8 +145,6 @@ impl Details {
                 let (_, patch) = merged(&self.reported, c.state, "the reported state")?;
                 Ok(vec![Event::StateReported { patch, seq: c.seq }])
             }
-            (Command::SendCommand(c), Active) => self.send(c, &ctx),
-            (Command::SendCommand(_), _) => Err(not_now),
             (Command::AcknowledgeCommand(c), _) => {
                 itself(&ctx)?;
                 match (self.pending.get(&c.command), self.settled.iter().find(|(command, _)| *command == c.command)) {

@@ -254,14 +254,14 @@ fn a_rotated_credential_is_good_in_its_grace_time_and_a_revoked_one_never() {
 fn a_command_is_acknowledged_once_or_expires() {
     let id = Uuid::from_u128(5);
     let send = |expires_at| SendCommand { id: Some(id), method: Method::parse("reboot").unwrap(), params: object(json!({})), expires_at };
-    let sent = Event::CommandSent { command: id, method: "reboot".into(), params: json!({}), expires_at: at(100) };
+    let waits = Event::CommandSent { command: id, method: "reboot".into(), params: json!({}), expires_at: at(100) };
     let acknowledged = Event::CommandAcknowledged { command: id, outcome: Outcome::Done, result: json!({}) };
     let ack = || AcknowledgeCommand { command: id, outcome: Outcome::Done, result: object(json!({})) };
     let active = to(Status::Active);
-    assert_eq!(decide(&active, 1, admin(), send(Some(at(100)))), Ok(vec![sent.clone()]));
+    assert_eq!(decide(&active, 1, admin(), send(Some(at(100)))), Ok(vec![waits.clone()]));
     assert_eq!(decide(&active, 1, admin(), send(Some(at(1)))), Err(Error::BadExpiry));
     assert_eq!(decide(&active, 1, admin(), send(Some(at(1) + TimeDelta::days(31)))), Err(Error::BadExpiry));
-    let waiting = [active.clone(), vec![sent]].concat();
+    let waiting = [active.clone(), vec![waits]].concat();
     assert_eq!(decide(&waiting, 1, admin(), send(Some(at(100)))), Err(Error::CommandExists));
     assert_eq!(decide(&waiting, 99, itself(), ack()), Ok(vec![acknowledged.clone()]));
     assert_eq!(decide(&waiting, 100, itself(), ack()), Err(Error::CommandExpired));

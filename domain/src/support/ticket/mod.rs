@@ -329,11 +329,12 @@ impl crate::Aggregate for Ticket {
 
     fn metered(event: &Event) -> i64 {
         let bytes = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
-        match event {
-            Event::Attached { size, .. } => bytes(*size),
-            Event::Detached { size, .. } => -bytes(*size),
-            Event::Deleted { freed } => -bytes(*freed),
-            _ => 0,
+        if let Event::Detached { size: freed, .. } | Event::Deleted { freed } = event {
+            -bytes(*freed)
+        } else if let Event::Attached { size, .. } = event {
+            bytes(*size)
+        } else {
+            0
         }
     }
 
