@@ -16,23 +16,24 @@ use serde_json::{Value, json};
 
 use crate::figures::{Figure, Run};
 use crate::load::{closed, open, pause};
+use crate::metering;
 use crate::site::Site;
 
-const LASTS: Duration = Duration::from_secs(4);
-const CONNECTIONS: usize = 32;
+pub(crate) const LASTS: Duration = Duration::from_secs(4);
+pub(crate) const CONNECTIONS: usize = 32;
 /// Commands per second while delays are measured.
 const STEADY: u32 = 500;
 
 /// A client of the process.
 #[derive(Clone)]
-struct Client {
+pub(crate) struct Client {
     http: reqwest::Client,
     base: String,
     token: String,
 }
 
 /// What an answer says of itself.
-struct Answer {
+pub(crate) struct Answer {
     position: i64,
     body: Value,
 }
@@ -53,12 +54,18 @@ impl Client {
         }
     }
 
-    async fn get(&self, path: &str) -> Answer {
+    pub(crate) async fn get(&self, path: &str) -> Answer {
         self.send(Method::GET, path, None).await
     }
 
-    async fn post(&self, path: &str, body: Value) -> Answer {
+    pub(crate) async fn post(&self, path: &str, body: Value) -> Answer {
         self.send(Method::POST, path, Some(body)).await
+    }
+
+    /// Whether a list reflects a position by now.
+    pub(crate) async fn shows(&self, list: &str, position: i64) -> anyhow::Result<bool> {
+        let answer = self.http.get(format!("{}{list}&after={position}", self.base)).bearer_auth(&self.token).send().await?;
+        Ok(answer.status().is_success())
     }
 
     async fn open_ticket(&self) -> Answer {
@@ -117,7 +124,7 @@ pub(crate) async fn measure(site: &Site, run: &mut Run, reference: &Figure) -> a
     let made = platform.post("/v1/tenants", json!({"slug": "bench", "name": "Bench"})).await;
     let tenant: TenantId = made.body["id"].as_str().context("an id")?.parse()?;
     let token = key.sign("agent", tenant, Role::SupportAgent, SystemClock.now(), TimeDelta::hours(1))?;
-    let client = Client { token, ..platform };
+    let client = Client { token, ..platform.clone() };
 
     let on = client.clone();
     let (times, took) = closed(CONNECTIONS, LASTS, move |_, _| {
@@ -125,7 +132,7 @@ pub(crate) async fn measure(site: &Site, run: &mut Run, reference: &Figure) -> a
         async move { drop(client.open_ticket().await) }
     })
     .await;
-    run.add(Figure::of("http.post_ticket.32", times, took).against(reference));
+    let posts = run.add(Figure::of("http.post_ticket.32", times, took).against(reference));
 
     let mut ids = Vec::new();
     let mut last = 0;
@@ -136,9 +143,7 @@ pub(crate) async fn measure(site: &Site, run: &mut Run, reference: &Figure) -> a
     }
     // The read model may have fallen behind what was just written as fast as it can be.
     let caught_up = Instant::now() + Duration::from_secs(60);
-    while client.http.get(format!("{}/v1/tickets?limit=1&after={last}", client.base)).bearer_auth(&client.token).send().await?.status()
-        != 200
-    {
+    while !client.shows("/v1/tickets?limit=1", last).await? {
         anyhow::ensure!(Instant::now() < caught_up, "the read model does not catch up");
     }
     let ids = Arc::new(ids);
@@ -148,7 +153,7 @@ pub(crate) async fn measure(site: &Site, run: &mut Run, reference: &Figure) -> a
         async move { drop(client.get(&format!("/v1/tickets/{id}")).await) }
     })
     .await;
-    run.add(Figure::of("http.get_ticket.32", times, took).against(reference));
+    let gets = run.add(Figure::of("http.get_ticket.32", times, took).against(reference));
 
     let on = client.clone();
     let (times, took) = closed(CONNECTIONS, LASTS, move |_, _| {
@@ -173,7 +178,13 @@ pub(crate) async fn measure(site: &Site, run: &mut Run, reference: &Figure) -> a
     .await;
     run.add(Figure::of("http.read_your_write.32", times, took).against(reference));
 
+    // Of one tenant, and below a limit that has to be looked at.
+    let limit = json!({"meter": "api_calls", "limit": 1_000_000_000_000_i64});
+    platform.post(&format!("/v1/tenants/{tenant}/override-limit"), limit).await;
+    let token = key.sign("admin", tenant, Role::OrgAdmin, SystemClock.now(), TimeDelta::hours(1))?;
+    metering::quotas(run, &Client { token, ..platform.clone() }, &posts, &gets).await;
     delays(site, run, &client, &ids, &database).await?;
+    metering::lists(site, run, &platform, &database).await?;
     let resident = process.resident().context("the process runs")?;
     run.add(Figure::rate("memory.rss (MB)", resident / 1e6));
     Ok(())

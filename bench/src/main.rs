@@ -5,6 +5,7 @@ mod bulk;
 mod figures;
 mod http;
 mod load;
+mod metering;
 mod site;
 
 use std::time::Instant;

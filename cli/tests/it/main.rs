@@ -8,6 +8,7 @@ mod faults;
 mod process;
 mod projections;
 mod secrets;
+mod seed;
 mod serve;
 mod site;
 mod tools;

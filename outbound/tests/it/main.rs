@@ -5,7 +5,10 @@ use std::collections::BTreeMap;
 use std::process::Stdio;
 
 use chrono::TimeDelta;
+use commands::usage::Recording;
+use domain::billing::meter::Meter;
 use domain::billing::subscription::{ExtendTrial, StartSubscription, Subscription};
+use domain::billing::usage::{UsageId, UsageItem};
 use domain::identity::tenant::{NewOwner, ProvisionTenant, Slug};
 use domain::identity::user::{InviteUser, RegisterUser, RequestPasswordReset, RevokeInvitation, User};
 use domain::text::{DisplayName, Email, PlanCode};
@@ -93,6 +96,28 @@ impl Office {
         Self { env, node, tenant, smtp: Smtp::start().await }
     }
 
+    /// The smallest plan, and somebody of each kind.
+    async fn subscribe(&self) -> StreamId {
+        for (name, role) in [("boss", Role::OrgAdmin), ("payer", Role::BillingAdmin), ("agent", Role::SupportAgent), ("user", Role::User)] {
+            let user = StreamId::new(self.tenant, id());
+            let (email, name) = (Email::parse(&format!("{name}@example.com")).unwrap(), DisplayName::parse(name).unwrap());
+            let register = RegisterUser { id: None, email, name, role, email_verified: true, welcome: false };
+            self.node.execute_on::<User>(user, register).await.unwrap();
+        }
+        let subscription = StreamId::new(self.tenant, id());
+        let start = StartSubscription {
+            id: None,
+            plan: PlanCode::parse("starter").unwrap(),
+            trial_days: None,
+            billing: domain::billing::period::Billing::Anniversary,
+            time_zone: chrono_tz::Tz::UTC,
+            currency: None,
+            quantity: 1,
+        };
+        self.node.execute_on::<Subscription>(subscription, start).await.unwrap();
+        subscription
+    }
+
     fn worker(&self) -> Worker {
         Worker::new(self.node.store.clone(), vec![std::sync::Arc::new(self.smtp.mailer(&self.node.store))])
     }
@@ -160,23 +185,7 @@ async fn an_invitation_is_mailed_once_with_a_link_that_is_good_also_when_the_pol
 async fn three_days_before_a_trial_ends_those_who_pay_are_reminded_once_and_of_an_extended_one_again() {
     let office = Office::new().await;
     office.node.ship_plans().await;
-    for (name, role) in [("boss", Role::OrgAdmin), ("payer", Role::BillingAdmin), ("agent", Role::SupportAgent), ("user", Role::User)] {
-        let user = StreamId::new(office.tenant, id());
-        let (email, name) = (Email::parse(&format!("{name}@example.com")).unwrap(), DisplayName::parse(name).unwrap());
-        let register = RegisterUser { id: None, email, name, role, email_verified: true, welcome: false };
-        office.node.execute_on::<User>(user, register).await.unwrap();
-    }
-    let subscription = StreamId::new(office.tenant, id());
-    let start = StartSubscription {
-        id: None,
-        plan: PlanCode::parse("starter").unwrap(),
-        trial_days: None,
-        billing: domain::billing::period::Billing::Anniversary,
-        time_zone: chrono_tz::Tz::UTC,
-        currency: None,
-        quantity: 1,
-    };
-    office.node.execute_on::<Subscription>(subscription, start).await.unwrap();
+    let subscription = office.subscribe().await;
     let until_fired = || async {
         while office.node.timers().fire_due().await.unwrap() > 0 {}
         office.node.settled().await;
@@ -201,6 +210,39 @@ async fn three_days_before_a_trial_ends_those_who_pay_are_reminded_once_and_of_a
     office.env.clock.advance(TimeDelta::days(7));
     until_fired().await;
     assert_eq!(office.smtp.arrived().len(), 4);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn those_who_run_a_tenant_get_one_mail_for_the_highest_threshold_that_was_crossed_at_once() {
+    let office = Office::new().await;
+    office.node.react().await;
+    office.subscribe().await;
+    let use_some = async |name: &str, quantity: i64| {
+        let items = vec![UsageItem { id: UsageId::parse(name).unwrap(), quantity, at: None }];
+        let recording =
+            Recording { tenant: office.tenant, meter: Meter::Messages, items, actor: testing::node::system(), traceparent: None };
+        office.node.executor.record_one(recording).await.unwrap();
+        office.node.settled().await;
+        while office.worker().deliver_due().await.unwrap() > 0 {}
+        // That of five seats four are taken they are told, too.
+        office.smtp.arrived().values().map(|(_, text)| text.clone()).filter(|text| text.contains("messages")).collect::<Vec<_>>()
+    };
+    assert_eq!(use_some("most", 790).await, Vec::<String>::new());
+    let told = use_some("jump", 130).await;
+    assert_eq!(told.len(), 1, "{told:?}");
+    for part in [
+        "To: boss@example.com",
+        "Subject: 90 % of messages are used at acme",
+        "has used 920 of 1000 messages",
+        "1 February 2026, 00:00 UTC",
+        "/billing",
+    ] {
+        assert!(told[0].contains(part), "{part}: {}", told[0]);
+    }
+    assert!(!told[0].contains("charged"));
+    assert_eq!(use_some("a little", 10).await.len(), 1, "nothing new, no mail");
+    let told = use_some("beyond", 80).await;
+    assert!(told.len() == 2 && told.iter().any(|text| text.contains("Subject: 100 %") && text.contains("charged")), "{told:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

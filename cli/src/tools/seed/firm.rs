@@ -192,6 +192,8 @@ impl Firm {
             (..0, _) => return Ok(()),
             (0, 8) => return self.found(town).await,
             (0, 12) => return self.furnish(town).await,
+            // Who is closed does nothing any more.
+            _ if town.store().gate(self.id).await?.as_deref() != Some("open") => {}
             (0, _) => {}
             (_, 8) => {
                 self.grow(town, age).await?;
