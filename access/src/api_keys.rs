@@ -6,8 +6,10 @@ use std::time::Instant;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD as BASE64;
 use chrono::{DateTime, TimeDelta, Utc};
+use cqrs_es::Aggregate as _;
 use domain::actor::Grants;
 use domain::identity::api_key::{ApiKey, Kind, within};
+use domain::identity::user::User;
 use domain::{Actor, StreamId, TenantId};
 use sha2::{Digest as _, Sha256};
 use std::sync::Arc;
@@ -36,18 +38,18 @@ pub struct Drawn {
 impl Access {
     /// Draws a secret for a key and keeps its hash. It opens nothing until an event names it.
     pub async fn draw(&self, key: StreamId) -> Result<Drawn, AccessError> {
-        self.draw_for(PREFIX, key).await
+        self.draw_for(ApiKey::TYPE, PREFIX, key).await
     }
 
     /// The same, for whoever's secrets begin like this.
-    pub(crate) async fn draw_for(&self, beginning: &str, key: StreamId) -> Result<Drawn, AccessError> {
+    pub(crate) async fn draw_for(&self, owner: &'static str, beginning: &str, key: StreamId) -> Result<Drawn, AccessError> {
         let random = secret::<32>();
         // The random part of the id comes first: keys of a tenant can be told apart by how they begin.
         let mut which = [key.id, key.tenant.0].map(Uuid::into_bytes).concat();
         which.reverse();
         which.rotate_left(16);
         let text = format!("{beginning}{}.{}", BASE64.encode(&which), BASE64.encode(random));
-        let credential = self.keep(key, hex::encode(Sha256::digest(random))).await?;
+        let credential = self.keep_for(owner, key, hex::encode(Sha256::digest(random))).await?;
         let prefix = text.chars().take(SHOWN).collect();
         Ok(Drawn { credential, key: text, prefix })
     }
@@ -58,15 +60,20 @@ impl Access {
         Ok(())
     }
 
-    /// Keeps a hash, also one from elsewhere; it counts once an event names it.
-    pub async fn keep(&self, owner: StreamId, hash: String) -> Result<Uuid, AccessError> {
+    /// Keeps the hash of a user's password, also one from elsewhere; it counts once an event names it.
+    pub async fn keep(&self, user: StreamId, hash: String) -> Result<Uuid, AccessError> {
+        self.keep_for(User::TYPE, user, hash).await
+    }
+
+    async fn keep_for(&self, owner_type: &'static str, owner: StreamId, hash: String) -> Result<Uuid, AccessError> {
         let id = self.store().fresh_id();
-        sqlx::query("insert into ops.credentials (id, tenant_id, owner_id, hash, created_at) values ($1, $2, $3, $4, $5)")
+        sqlx::query("insert into ops.credentials (id, tenant_id, owner_type, owner_id, hash, created_at) values ($1, $2, $6, $3, $4, $5)")
             .bind(id)
             .bind(owner.tenant.0)
             .bind(owner.id)
             .bind(hash)
             .bind(self.store().clock().now())
+            .bind(owner_type)
             .execute(self.store().pool())
             .await?;
         Ok(id)
@@ -90,7 +97,7 @@ impl Access {
     }
 
     async fn key_standing(&self, bearer: &str) -> Result<Option<KeyStanding>, AccessError> {
-        let Some((key, secret)) = self.named(PREFIX, bearer).await? else { return Ok(None) };
+        let Some((key, secret)) = self.named(ApiKey::TYPE, PREFIX, bearer).await? else { return Ok(None) };
         let loaded = self.store().current::<ApiKey>(key).await?;
         let now = self.store().clock().now();
         let Some(details) = loaded.state.details().filter(|details| details.opens(secret, now)) else { return Ok(None) };
@@ -110,13 +117,20 @@ impl Access {
     }
 
     /// Whose secret it is that begins like this, and where its hash is.
-    pub(crate) async fn named(&self, beginning: &str, bearer: &str) -> Result<Option<(StreamId, Uuid)>, AccessError> {
+    pub(crate) async fn named(
+        &self,
+        owner_type: &'static str,
+        beginning: &str,
+        bearer: &str,
+    ) -> Result<Option<(StreamId, Uuid)>, AccessError> {
         let Some((key, hash)) = parse(beginning, bearer) else { return Ok(None) };
-        let secrets: Vec<(Uuid, String)> = sqlx::query_as("select id, hash from ops.credentials where tenant_id = $1 and owner_id = $2")
-            .bind(key.tenant.0)
-            .bind(key.id)
-            .fetch_all(self.store().pool())
-            .await?;
+        let secrets: Vec<(Uuid, String)> =
+            sqlx::query_as("select id, hash from ops.credentials where tenant_id = $1 and owner_id = $2 and owner_type = $3")
+                .bind(key.tenant.0)
+                .bind(key.id)
+                .bind(owner_type)
+                .fetch_all(self.store().pool())
+                .await?;
         Ok(secrets.into_iter().find(|(_, stored)| same(stored.as_bytes(), hash.as_bytes())).map(|(secret, _)| (key, secret)))
     }
 

@@ -176,7 +176,7 @@ impl Access {
     pub async fn introspect(&self, token: &str, tenant: TenantId) -> Result<Introspection, AccessError> {
         let authenticated = match self.authenticate(token).await {
             Ok(authenticated) => authenticated,
-            Err(AccessError::Invalid | AccessError::Expired) => return Ok(Introspection::default()),
+            Err(AccessError::Invalid | AccessError::Expired | AccessError::NotActive) => return Ok(Introspection::default()),
             Err(error) => return Err(error),
         };
         let actor = authenticated.actor;

@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use cqrs_es::Aggregate as _;
 use domain::iot::device::{CLAIM_CODE, Device, Status};
 use domain::{Actor, StreamId, TenantId};
 use sha2::{Digest as _, Sha256};
@@ -35,7 +36,7 @@ pub fn claim_digest(code: &str) -> String {
 impl Access {
     /// Draws a credential for a device. It opens nothing until an event names it.
     pub async fn draw_credential(&self, device: StreamId) -> Result<Drawn, AccessError> {
-        self.draw_for(PREFIX, device).await
+        self.draw_for(Device::TYPE, PREFIX, device).await
     }
 
     /// The device that is expected with a code, if one is.
@@ -59,7 +60,7 @@ impl Access {
     }
 
     async fn device_of(&self, bearer: &str) -> Result<Option<Actor>, AccessError> {
-        let Some((device, credential)) = self.named(PREFIX, bearer).await? else { return Ok(None) };
+        let Some((device, credential)) = self.named(Device::TYPE, PREFIX, bearer).await? else { return Ok(None) };
         let loaded = self.store().current::<Device>(device).await?;
         let now = self.store().clock().now();
         let Some(details) = loaded.state.details().filter(|details| details.secrets(now).contains(&credential)) else { return Ok(None) };

@@ -19,16 +19,21 @@ impl Access {
         let ended = "delete from ops.sessions where id in (select id from ops.sessions where expires_at < $1 or ended_at < $1 limit 10000)";
         sqlx::query(ended).bind(long_ago).execute(store.pool()).await?;
         sqlx::query("delete from ops.signing_keys where verifies_until < $1").bind(long_ago).execute(store.pool()).await?;
+        // By the type of what is gone too: ids are the clients' own, and somebody else's thing may have the same.
         let gone = "with gone as (
-               select tenant_id, split_part(aggregate_id, '/', 2)::uuid as id from events where event_type in ('user.deleted', 'api_key.revoked', 'device.decommissioned')
-             ), sessions as (delete from ops.sessions s using gone g where s.tenant_id = g.tenant_id and s.user_id = g.id),
-             used as (delete from ops.api_key_use u using gone g where u.key_id = g.id),
-             heard as (delete from ops.device_heartbeats h using gone g where h.tenant_id = g.tenant_id and h.device_id = g.id)
-             delete from ops.credentials c using gone g where c.tenant_id = g.tenant_id and c.owner_id = g.id and c.created_at < $1";
+               select tenant_id, aggregate_type, split_part(aggregate_id, '/', 2)::uuid as id from events
+               where event_type in ('user.deleted', 'api_key.revoked', 'device.decommissioned')
+             ), sessions as (delete from ops.sessions s using gone g where g.aggregate_type = 'user' and s.tenant_id = g.tenant_id and s.user_id = g.id),
+             used as (delete from ops.api_key_use u using gone g where g.aggregate_type = 'api_key' and u.key_id = g.id),
+             heard as (delete from ops.device_heartbeats h using gone g where g.aggregate_type = 'device' and h.tenant_id = g.tenant_id and h.device_id = g.id)
+             delete from ops.credentials c using gone g
+             where c.tenant_id = g.tenant_id and c.owner_type = g.aggregate_type and c.owner_id = g.id and c.created_at < $1";
         // One that was kept a moment ago may belong to somebody else with the same id.
         sqlx::query(gone).bind(now - TimeDelta::minutes(5)).execute(store.pool()).await?;
         let closed = "delete from ops.credentials c using tenant_heads h where h.tenant_id = c.tenant_id and h.gate = 'deleted'";
         sqlx::query(closed).execute(store.pool()).await?;
+        let silent = "delete from ops.device_heartbeats b using tenant_heads h where h.tenant_id = b.tenant_id and h.gate = 'deleted'";
+        sqlx::query(silent).execute(store.pool()).await?;
         let replaced: Vec<(Uuid, Uuid)> = sqlx::query_as(
             "select tenant_id, owner_id from ops.credentials group by 1, 2 having count(*) > 1 and min(created_at) < $1 limit 1000",
         )

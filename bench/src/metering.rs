@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use sqlx::Connection as _;
 use store::Store;
 
 use crate::append::tenant;
@@ -70,6 +71,9 @@ pub(crate) async fn lists(site: &Site, run: &mut Run, platform: &Client, databas
     for count in [100, 10_000] {
         tenants(&store, platform, made, count).await?;
         made = count;
+        // As autovacuum does within a minute.
+        let mut owner = sqlx::PgConnection::connect(&site.url("bench_http", true)).await?;
+        sqlx::query("analyze").execute(&mut owner).await?;
         for (what, query) in [("list", "limit=50"), ("search", "q=nt-00042&limit=50")] {
             let (on, path) = (platform.clone(), Arc::new(format!("/v1/tenants?{query}")));
             let (times, took) = closed(8, LASTS / 2, move |_, _| {

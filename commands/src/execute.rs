@@ -295,7 +295,7 @@ impl Executor {
                 // A number that was drawn under the lock is not in this copy of the state.
                 if allocates || appended.replayed {
                     self.store.forget::<A>(request.stream);
-                } else if count > 0 {
+                } else if count > 0 && !after.is_final() {
                     self.store.remember(request.stream, &Loaded { state: after, version: version + count, since });
                 }
                 Ok(Attempt::Done(Outcome::of(&appended)))
@@ -305,10 +305,12 @@ impl Executor {
                 looked.forget(&self.store, request.stream.tenant);
                 Ok(Attempt::Stale)
             }
+            Err(AppendError::Refused(refusal)) if let Some(month) = Exceeded::closed(&refusal) => {
+                Ok(Attempt::Done(Err(CommandError::PeriodClosed(month))))
+            }
             Err(AppendError::Refused(refusal)) if request.insists_on(&refusal) => Ok(Attempt::Done(Err(CommandError::Moved))),
             Err(AppendError::Refused(refusal)) if let Some(exceeded) = Exceeded::of(&refusal, looked.found.zone()) => {
-                let closed = Exceeded::closed(&refusal);
-                Ok(Attempt::Done(Err(closed.map_or(CommandError::QuotaExceeded(exceeded), CommandError::PeriodClosed))))
+                Ok(Attempt::Done(Err(CommandError::QuotaExceeded(exceeded))))
             }
             Err(error) => {
                 // After an unanswered append nobody knows what the stream looks like.

@@ -11,7 +11,7 @@ use domain::billing::meter::Meter;
 use domain::billing::period::Month;
 use domain::billing::plan::{self, Plan};
 use domain::identity::role::Role as CustomRole;
-use domain::identity::tenant::Tenant;
+use domain::identity::tenant::{Status, Tenant};
 use domain::identity::user::{Details, User};
 use domain::{CounterName, Precondition, Refusal, Role, RoleId, StreamId, TenantId, UserId};
 use store::Store;
@@ -56,6 +56,17 @@ impl Looked<'_> {
 /// By whose calendar a tenant counts, if it has set that.
 pub async fn time_zone(store: &Store, tenant: TenantId) -> Result<Option<Tz>, CommandError> {
     Ok(store.current::<Tenant>(StreamId::new(tenant, tenant.0)).await?.state.time_zone())
+}
+
+/// The calendar by which a tenant counts; refused where there is none such, or no longer.
+pub async fn calendar(store: &Store, tenant: TenantId) -> Result<Tz, CommandError> {
+    let state = store.current::<Tenant>(StreamId::new(tenant, tenant.0)).await?.state;
+    let gone = state.status().is_none_or(|status| status == Status::Deleted);
+    if gone && tenant != TenantId::SYSTEM {
+        Err(CommandError::rule(&Refusal::NoSuchTenant { tenant }))
+    } else {
+        Ok(state.time_zone().unwrap_or_default())
+    }
 }
 
 /// A user with what they may now, and the versions of the streams that say so.

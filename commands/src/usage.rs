@@ -5,7 +5,7 @@
 //! only if the counter has not moved since: what is refused was refused at that place.
 
 use std::collections::hash_map::Entry;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
@@ -62,7 +62,7 @@ impl Executor {
     pub async fn record_one(&self, recording: Recording) -> Answer {
         let [item] = recording.items.as_slice() else { return Err(CommandError::Internal("one item".into())) };
         let keys = vec![key(recording.tenant, recording.meter, item)];
-        self.append_usage(&recording, recording.items.clone(), keys, vec![]).await
+        self.append_usage(&recording, recording.items.clone(), keys, vec![], &mut BTreeSet::new()).await
     }
 
     /// Records items, each for itself, in their order.
@@ -72,7 +72,9 @@ impl Executor {
         for run in recording.items.chunk_by(|a, b| (a.quantity < 0) == (b.quantity < 0)) {
             if run[0].quantity < 0 {
                 for item in run {
-                    answers.push(self.record_one(Recording { items: vec![item.clone()], ..recording.clone() }).await);
+                    let Recording { tenant, meter, items: _, actor, traceparent } = &recording;
+                    let (items, actor, traceparent) = (vec![item.clone()], actor.clone(), traceparent.clone());
+                    answers.push(self.record_one(Recording { tenant: *tenant, meter: *meter, items, actor, traceparent }).await);
                 }
             } else {
                 answers.extend(self.record_run(&recording, run).await);
@@ -81,10 +83,16 @@ impl Executor {
         answers
     }
 
-    /// Appends items, all or nothing. A month that is found closed although its time has not come is left alone.
-    async fn append_usage(&self, recording: &Recording, items: Vec<UsageItem>, keys: Vec<Key>, preconditions: Vec<Precondition>) -> Answer {
+    /// Appends items, all or nothing. A month that is found closed although its time has not come is left alone from then on.
+    async fn append_usage(
+        &self,
+        recording: &Recording,
+        items: Vec<UsageItem>,
+        keys: Vec<Key>,
+        preconditions: Vec<Precondition>,
+        closed: &mut BTreeSet<Month>,
+    ) -> Answer {
         let store = self.store();
-        let mut closed = BTreeSet::new();
         loop {
             let record = RecordUsage { meter: recording.meter, items: items.clone(), closed: closed.clone() };
             let stream = StreamId::new(recording.tenant, store.fresh_id());
@@ -95,7 +103,8 @@ impl Executor {
             request.traceparent.clone_from(&recording.traceparent);
             match self.execute(request).await {
                 Ok(outcome) => return Ok(Recorded { position: outcome.position, replayed: outcome.replayed }),
-                Err(CommandError::PeriodClosed(month)) if closed.insert(month) => {}
+                // What fitted there may not fit elsewhere: where it was chosen, it is chosen again.
+                Err(CommandError::PeriodClosed(month)) if closed.insert(month) && preconditions.is_empty() => {}
                 Err(error) => return Err(error),
             }
         }
@@ -117,7 +126,8 @@ impl Executor {
                 again.push((n, before));
             }
         }
-        let skipped: Vec<usize> = again.iter().map(|(n, _)| *n).collect();
+        let skipped: HashSet<usize> = again.iter().map(|(n, _)| *n).collect();
+        let mut closed = BTreeSet::new();
         let open =
             |answers: &[Option<Answer>]| (0..items.len()).filter(|n| answers[*n].is_none() && !skipped.contains(n)).collect::<Vec<_>>();
         let deadline = Instant::now() + PATIENCE;
@@ -136,7 +146,7 @@ impl Executor {
                 Ok(Recorded { position: 0, replayed: false })
             } else {
                 let (items, keys) = of(&chosen);
-                self.append_usage(recording, items, keys, preconditions).await
+                self.append_usage(recording, items, keys, preconditions, &mut closed).await
             };
             match (appended, fitting.take()) {
                 (Ok(recorded), fitted) => {
@@ -153,14 +163,14 @@ impl Executor {
                     answers[wanted[0]] = Some(Err(CommandError::QuotaExceeded(exceeded)));
                 }
                 // Others of this process who are as near to the limit choose one after the other.
-                (Err(error @ (CommandError::QuotaExceeded(_) | CommandError::Moved)), _) => {
+                (Err(error @ (CommandError::QuotaExceeded(_) | CommandError::Moved | CommandError::PeriodClosed(_))), _) => {
                     if Instant::now() > deadline {
                         return refuse_all(answers, &CommandError::Contended);
                     }
                     if turn.is_none() && matches!(error, CommandError::QuotaExceeded(_)) {
                         turn = Some(self.room(recording.tenant, recording.meter).lock().await);
                     }
-                    match Fitting::choose(store, recording, items, &wanted).await {
+                    match Fitting::choose(store, recording, items, &wanted, &closed).await {
                         Ok(chosen) => fitting = Some(chosen),
                         Err(error) => return refuse_all(answers, &error),
                     }
@@ -215,14 +225,20 @@ struct Fitting {
 }
 
 impl Fitting {
-    async fn choose(store: &Store, recording: &Recording, items: &[UsageItem], of: &[usize]) -> Result<Self, CommandError> {
+    async fn choose(
+        store: &Store,
+        recording: &Recording,
+        items: &[UsageItem],
+        of: &[usize],
+        closed: &BTreeSet<Month>,
+    ) -> Result<Self, CommandError> {
         let (tenant, meter, now) = (recording.tenant, recording.meter, store.clock().now());
         let zone = lookup::time_zone(store, tenant).await?.unwrap_or_default();
         let mut months: HashMap<Month, (i64, Option<i64>)> = HashMap::new();
         let mut fitting = Self { chosen: vec![], refused: vec![], preconditions: vec![] };
         for n in of {
             let at: DateTime<Utc> = items[*n].at.unwrap_or(now);
-            let Place { period, .. } = usage::place(meter, at, now, zone, |_| false);
+            let Place { period, .. } = usage::place(meter, at, now, zone, |month| closed.contains(&month));
             if let Entry::Vacant(month) = months.entry(period) {
                 let standing = quota::standing(store, tenant, meter, period).await?;
                 let value = standing.used + standing.held;

@@ -181,12 +181,20 @@ pub trait Aggregate:
     /// The events that change how much is used of a meter that stands, and of which.
     const METERED: &'static [(&'static str, Meter)] = &[];
 
+    /// Whether a state may hold personal data: such a one is remembered for a short time only, so that nothing outlives an erasure.
+    const PERSONAL: bool = true;
+
     /// How events of older versions are read; in order, oldest first.
     const UPCASTERS: &'static [Upcaster] = &[];
 
     /// Whether a changing command is refused while the tenant's gate is closed.
     fn gated(_command: &Self::Ask) -> bool {
         true
+    }
+
+    /// Whether nothing more can happen to it: then nobody remembers it.
+    fn is_final(&self) -> bool {
+        false
     }
 
     /// What has to be looked up for a command.

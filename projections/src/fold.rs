@@ -98,7 +98,7 @@ pub(crate) async fn fold<M: ReadModel>(
     let own = table::<M>(generation);
     let mut mine: Vec<&RawEvent> = Vec::with_capacity(events.len());
     for event in events {
-        if M::Events::TYPES.contains(&event.aggregate_type.as_str()) && !held.contains(&event.position) {
+        if M::Events::concerns(event) && !held.contains(&event.position) {
             mine.push(event);
         }
         if let Some(column) = M::SUBJECT

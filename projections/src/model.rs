@@ -52,6 +52,11 @@ pub trait Source: Send + Sync + 'static {
     /// What their events are to the fold.
     type Event: Send + Sync;
 
+    /// Whether an event is one of those; one that is not is not even read.
+    fn concerns(event: &RawEvent) -> bool {
+        Self::TYPES.contains(&event.aggregate_type.as_str())
+    }
+
     /// Turns stored events of these types into what the fold sees.
     fn typed(store: &Store, events: &[&RawEvent]) -> impl Future<Output = Result<Vec<Recorded<Self::Event>>, LoadError>> + Send;
 }

@@ -28,6 +28,11 @@ pub(crate) struct Generation {
 
 /// Folds a page of events into a generation. What belongs to a parked partition waits there; with `one_by_one`, so does what cannot be folded, and an error is not the
 /// fault of any event. The caller moves the checkpoint in the same transaction.
+/// Whether a read model has anything to do with an event, or something to forget because of it.
+pub(crate) fn concerns<M: ReadModel>(event: &RawEvent) -> bool {
+    <M::Events as Source>::concerns(event) || (M::SUBJECT.is_some() && event.metadata.contains("\"erases\""))
+}
+
 pub(crate) async fn advance<M: ReadModel>(
     store: &Store,
     connection: &mut PgConnection,
@@ -35,9 +40,8 @@ pub(crate) async fn advance<M: ReadModel>(
     events: &[&RawEvent],
     one_by_one: bool,
 ) -> Result<(), FoldError> {
-    let mine = |event: &RawEvent| <M::Events as Source>::TYPES.contains(&event.aggregate_type.as_str());
-    let erasing = |event: &RawEvent| M::SUBJECT.is_some() && event.metadata.contains("\"erases\"");
-    if !events.iter().any(|event| mine(event) || erasing(event)) {
+    let mine = |event: &RawEvent| <M::Events as Source>::concerns(event);
+    if !events.iter().any(|event| concerns::<M>(event)) {
         return Ok(());
     }
     let partitions: HashSet<String> = events.iter().filter(|event| mine(event)).map(|event| M::PARTITION.of(event)).collect();

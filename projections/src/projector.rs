@@ -11,6 +11,7 @@ use std::time::Duration;
 use bus::feed::Feed;
 use bus::subscription::{Checkpoint, Handler, HandlerError, run};
 use sqlx::PgPool;
+use sqlx::postgres::PgQueryResult;
 use store::load::LoadError;
 use store::{Hash, RawEvent, Store, lease};
 use tokio::sync::watch;
@@ -20,7 +21,7 @@ use uuid::Uuid;
 
 use crate::fold::FoldError;
 use crate::model::ReadModel;
-use crate::parking::{Generation, advance};
+use crate::parking::{Generation, advance, concerns};
 
 /// How long a projector that died keeps others waiting.
 const LEASE: Duration = Duration::from_secs(10);
@@ -90,8 +91,7 @@ impl<M: ReadModel> Projector<M> {
     async fn write(&self, events: &[Arc<RawEvent>]) -> Result<(), FoldError> {
         let (Some(first), Some(last)) = (events.first(), events.last()) else { return Ok(()) };
         let (epoch, number) = self.turn;
-        let mut tx = self.pool.begin().await?;
-        let moved = sqlx::query(
+        let moving = sqlx::query(
             "update read.generations set position = $4, log_hash = $5, epoch = $6
              where name = $1 and generation = $2 and state = 'serving' and position = $3 and epoch <= $6",
         )
@@ -100,12 +100,17 @@ impl<M: ReadModel> Projector<M> {
         .bind(first.position - 1)
         .bind(last.position)
         .bind(last.log_hash.0)
-        .bind(epoch)
-        .execute(&mut *tx)
-        .await?;
-        if moved.rows_affected() != 1 {
-            return Err(FoldError::Moved { model: M::NAME, position: first.position - 1 });
+        .bind(epoch);
+        let moved = |done: &PgQueryResult| match done.rows_affected() {
+            1 => Ok(()),
+            _ => Err(FoldError::Moved { model: M::NAME, position: first.position - 1 }),
+        };
+        // Most events are of no concern to most read models: then one statement is all.
+        if !events.iter().any(|event| concerns::<M>(event)) {
+            return moved(&moving.execute(&self.pool).await?);
         }
+        let mut tx = self.pool.begin().await?;
+        moved(&moving.execute(&mut *tx).await?)?;
         let events: Vec<&RawEvent> = events.iter().map(Arc::as_ref).collect();
         let generation = Generation { number, serving: true };
         advance::<M>(&self.store, &mut tx, generation, &events, self.failed >= ATTEMPTS).await?;

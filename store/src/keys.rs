@@ -4,8 +4,8 @@ use chrono::TimeDelta;
 
 use crate::Store;
 
-/// How long a key is known at least.
-pub const KEPT: TimeDelta = TimeDelta::days(35);
+/// How long a key is known: 35 days at least, and longer than any clock is wrong.
+pub const KEPT: TimeDelta = TimeDelta::days(36);
 
 /// How many are forgotten at a time.
 pub const AT_A_TIME: u64 = 10_000;

@@ -104,10 +104,18 @@ impl Store {
     /// The aggregate, from the cache if it is there.
     pub async fn load<A: Aggregate>(&self, stream: StreamId) -> Result<Loaded<A>, LoadError> {
         if let Some((state, version, since)) = self.inner.cache.0.get(&(A::TYPE, stream))
-            && since.elapsed() < STATE_TTL
             && let Some(state) = state.downcast_ref::<A>()
         {
-            return Ok(Loaded { state: state.clone(), version, since });
+            if since.elapsed() < STATE_TTL {
+                return Ok(Loaded { state: state.clone(), version, since });
+            }
+            // A long stream that goes on slowly is not read from its beginning every minute.
+            let (read, now) = (Instant::now(), if A::PERSONAL { None } else { Some(self.verify::<A>(stream, None).await?.version) });
+            if now == Some(version) {
+                let loaded = Loaded { state: state.clone(), version, since: read };
+                self.remember(stream, &loaded);
+                return Ok(loaded);
+            }
         }
         self.reload(stream).await
     }

@@ -14,6 +14,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
+use super::write::original;
 use super::{Caller, TENURE_PARKED, TENURE_POSITION, etag, set};
 use crate::app::App;
 use crate::problem::{Problem, code};
@@ -102,7 +103,7 @@ impl FromRequestParts<App> for Query {
         let caller = Caller::from_request_parts(parts, app).await?;
         Ok(Self {
             if_none_match: parts.headers.get(IF_NONE_MATCH).and_then(|v| v.to_str().ok()).map(str::to_owned),
-            uri: parts.uri.clone(),
+            uri: original(parts).clone(),
             app: app.clone(),
             caller,
         })

@@ -3,10 +3,10 @@
 use std::marker::PhantomData;
 
 use axum::body::Bytes;
-use axum::extract::{FromRequest, FromRequestParts, MatchedPath, Request};
+use axum::extract::{FromRequest, FromRequestParts, MatchedPath, OriginalUri, Request};
 use axum::http::header::{CONTENT_TYPE, ETAG, IF_MATCH, LOCATION};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, HeaderName, StatusCode};
+use axum::http::{HeaderMap, HeaderName, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use commands::authorize::{authorize, may_enter};
 use commands::{Key, Outcome, Request as CommandRequest};
@@ -124,7 +124,7 @@ impl<A: Aggregate> FromRequestParts<App> for Write<A> {
         Ok(Self {
             caller,
             route: format!("{} {route}", parts.method),
-            path: parts.uri.path().to_owned(),
+            path: original(parts).path().to_owned(),
             key: idempotency_key(&parts.headers)?,
             expected: if_match(&parts.headers)?,
             traceparent: traceparent(&parts.headers),
@@ -151,6 +151,11 @@ fn if_match(headers: &HeaderMap) -> Result<Option<i64>, Problem> {
     }
     let version = text.strip_prefix("\"v").and_then(|t| t.strip_suffix('"')).and_then(|t| t.parse().ok());
     version.map(Some).ok_or_else(|| Problem::new(code::BAD_HEADER, "If-Match must be one version, such as \"v3\""))
+}
+
+/// The address that the client has asked for: routers within routers see a part of it only.
+pub(crate) fn original(parts: &Parts) -> &Uri {
+    parts.extensions.get::<OriginalUri>().map_or(&parts.uri, |uri| &uri.0)
 }
 
 /// The trace context of a request, if it has one.

@@ -252,7 +252,14 @@ async fn devices_are_found_by_every_filter_and_are_online_for_two_minutes_after_
     }
     let shown = house.admin.get(&one).await.json;
     assert_eq!((&shown["online"], &shown["metadata"]["room"]), (&json!(true), &json!("3.14")));
-    // Somebody else's heartbeats are nobody's business.
+    // Somebody else's heartbeats are nobody's business, also for whoever reads past our queries.
+    let mut reader = house.env.database.pool(store::DbRole::Reader, 1).begin().await.unwrap();
+    let seen = async |tx: &mut sqlx::PgConnection, tenant: TenantId| -> i64 {
+        sqlx::query(&format!("set local app.current_tenant_id = '{tenant}'")).execute(&mut *tx).await.unwrap();
+        sqlx::query_scalar("select count(*) from ops.device_heartbeats").fetch_one(tx).await.unwrap()
+    };
+    assert_eq!((seen(&mut reader, house.tenant).await, seen(&mut reader, TenantId(testing::id())).await), (2, 0));
+    drop(reader);
     let stranger = house.platform.acting(house.platform.provision("other").await, Role::OrgAdmin);
     assert_eq!(stranger.get("/v1/devices").await.json["data"], json!([]));
 }

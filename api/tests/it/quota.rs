@@ -67,9 +67,13 @@ async fn of_sixty_four_creations_at_once_at_one_below_the_limit_exactly_one_pass
     for accept in &devices[..2] {
         assert_eq!(shop.admin.post(accept, json!({})).await.status, StatusCode::OK);
     }
-    let users = join_all((0..64).map(|n| shop.admin.post("/v1/users", user(n)))).await;
-    let outlets = join_all((0..64).map(|n| shop.admin.post("/v1/outlets", outlet(n)))).await;
-    let accepted = join_all(devices[2..].iter().map(|accept| shop.admin.post(accept, json!({})))).await;
+    // In two processes.
+    let other = Node::start(&shop.env).await;
+    let other = Client::new(&shop.env, &other).acting(shop.tenant, Role::OrgAdmin);
+    let process = |n: usize| if n.is_multiple_of(2) { &shop.admin } else { &other };
+    let users = join_all((0..64).map(|n| process(n).post("/v1/users", user(n)))).await;
+    let outlets = join_all((0..64).map(|n| process(n).post("/v1/outlets", outlet(n)))).await;
+    let accepted = join_all(devices[2..].iter().enumerate().map(|(n, accept)| process(n).post(accept, json!({})))).await;
     for (meter, answers) in [("users", users), ("outlets", outlets), ("devices", accepted)] {
         assert_eq!(answers.iter().filter(|answer| answer.status.is_success()).count(), 1, "{meter}");
         for answer in answers.iter().filter(|answer| !answer.status.is_success()) {
@@ -139,6 +143,15 @@ async fn a_check_promises_nothing_and_a_reservation_does() {
     let refused = check("?reserve=true", 51).await;
     assert_eq!((refused.status, refused.field("code")), (StatusCode::FORBIDDEN, "quota.exceeded"));
     let reservation = format!("/v1/quota/reservations/{}", held.json["reservation"]["id"].as_str().unwrap());
+    let plain = shop.admin.post("/quota/reservations", json!({"meter": "api_calls"})).await;
+    assert_eq!(plain.header("location"), format!("/quota/reservations/{}", plain.field("id")));
+    // Asked again with its key, it is the same one, and ends when it was to end.
+    let again = async || {
+        shop.admin.post_with("/v1/quota/check/storage?reserve=true", json!({"ttl_seconds": 300}), &[("idempotency-key", "once")]).await
+    };
+    let first = again().await.json["reservation"].clone();
+    shop.env.clock.advance(TimeDelta::seconds(100));
+    assert_eq!(again().await.json["reservation"], first);
     let stranger = shop.platform.acting(shop.platform.provision("other").await, Role::OrgAdmin);
     assert_eq!(stranger.post(&format!("{reservation}/commit"), json!({})).await.status, StatusCode::NOT_FOUND);
     assert_eq!(shop.admin.post(&format!("{reservation}/commit"), json!({"quantity": 900})).await.status, StatusCode::OK);
@@ -157,6 +170,11 @@ async fn a_check_promises_nothing_and_a_reservation_does() {
 async fn files_of_tickets_are_counted_as_storage_until_they_are_gone() {
     let shop = Shop::new().await;
     shop.limit("storage", 100).await;
+    // What files take, and what is held, is not freed by recording.
+    let record = async |id: &str, quantity: i64| shop.admin.post("/v1/quota/usage/storage", json!({"id": id, "quantity": quantity})).await;
+    let held = shop.admin.post("/v1/quota/reservations", json!({"meter": "storage", "quantity": 50})).await.field("id").to_owned();
+    assert_eq!(record("freed out of thin air", -50).await.field("code"), "usage.not_kept");
+    shop.admin.post(&format!("/v1/quota/reservations/{held}/release"), json!({})).await;
     let ticket = shop.admin.post("/v1/tickets", json!({"subject": "x", "body": "x"})).await.field("id").to_owned();
     let attach = async |name: &str, size: u64| {
         let body = json!({"name": name, "size": size, "sha256": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"});
@@ -165,6 +183,7 @@ async fn files_of_tickets_are_counted_as_storage_until_they_are_gone() {
     assert_eq!(attach("a", 60).await.status, StatusCode::OK);
     assert_eq!(attach("b", 41).await.field("code"), "quota.exceeded");
     assert_eq!(attach("c", 40).await.status, StatusCode::OK);
+    assert_eq!(record("freed from files", -60).await.field("code"), "usage.not_kept");
     shop.node.settled().await;
     let shown = shop.admin.get(&format!("/v1/tickets/{ticket}")).await;
     let file = shown.json["attachments"].as_array().unwrap().iter().find(|file| file["name"] == "a").unwrap()["id"].clone();
@@ -195,6 +214,8 @@ async fn what_was_used_is_shown_by_month_and_day_and_pages_give_each_row_once() 
     let mut next = Some("/v1/quota/usage/daily?meter=messages&limit=7".to_owned());
     while let Some(uri) = next {
         let page = admin.get(&uri).await;
+        let link = page.header("link").to_owned();
+        assert!(link.is_empty() || link.starts_with("</v1/quota/usage/daily?"), "{link}");
         days.extend(
             page.json["data"]
                 .as_array()
@@ -229,8 +250,9 @@ async fn what_was_used_is_shown_by_month_and_day_and_pages_give_each_row_once() 
         "{}",
         history.text
     );
-    let nobodys = platform.get("/v1/admin/tenants/nonsense/quota/status").await;
-    assert_eq!(nobodys.status, StatusCode::BAD_REQUEST);
+    for nobody in ["nonsense".to_owned(), testing::id().to_string()] {
+        assert_eq!(platform.get(&format!("/v1/admin/tenants/{nobody}/quota/status")).await.status, StatusCode::NOT_FOUND, "{nobody}");
+    }
     for bad in ["meter=x", "from=2026-13", "to=yesterday"] {
         assert_eq!(platform.get(&format!("/v1/quota/usage/history?{bad}")).await.status, StatusCode::BAD_REQUEST, "{bad}");
     }

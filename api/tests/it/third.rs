@@ -58,7 +58,8 @@ fn an_aggregate_is_registered_in_seven_places_and_known_nowhere_else() {
     let mut places = BTreeMap::new();
     for path in sources {
         let place = path.strip_prefix(&root).unwrap().to_str().unwrap().to_owned();
-        if place.contains("ticket") || place.ends_with("tests.rs") {
+        // What `tenure seed` lets tenants do is an example of everything.
+        if place.contains("ticket") || place.ends_with("tests.rs") || place.starts_with("cli/src/tools/seed/") {
             continue;
         }
         let text = std::fs::read_to_string(&path).unwrap();

@@ -1,6 +1,6 @@
 //! Whenever more of something is used, or its limits are set, it is looked whether somebody should know.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use bus::subscription::HandlerError;
@@ -29,7 +29,7 @@ fn touched(event: &RawEvent) -> Result<Vec<(Meter, Option<Month>)>, serde_json::
     match event.event_type.as_str() {
         "usage.recorded" | "usage.reserved" | "usage.committed" => {
             let Counted { meter, period } = serde_json::from_str(&event.payload)?;
-            Ok(vec![(meter, Some(period))])
+            Ok(vec![(meter, meter.is_flow().then_some(period))])
         }
         "subscription.started"
         | "subscription.plan_changed"
@@ -59,10 +59,16 @@ impl Reaction for Quotas {
     /// What is counted is read when it is looked at, so that the last of many events speaks for all of them.
     fn worth(events: Vec<Arc<RawEvent>>) -> Vec<Arc<RawEvent>> {
         let mut last: BTreeMap<(Meter, Option<Month>), i64> = BTreeMap::new();
+        let mut worth = BTreeSet::new();
         for event in &events {
-            last.extend(touched(event).unwrap_or_default().into_iter().map(|key| (key, event.position)));
+            match touched(event) {
+                Ok(touched) => last.extend(touched.into_iter().map(|key| (key, event.position))),
+                // What cannot be read is not left out: the policy waits before it, for a newer binary or for somebody who mends it.
+                Err(_) => drop(worth.insert(event.position)),
+            }
         }
-        events.into_iter().filter(|event| last.values().any(|position| *position == event.position)).collect()
+        worth.extend(last.into_values());
+        events.into_iter().filter(|event| worth.contains(&event.position)).collect()
     }
 
     async fn step(&self, store: &Store, event: &RawEvent, n: usize) -> Result<Option<Answer>, HandlerError> {
@@ -71,7 +77,7 @@ impl Reaction for Quotas {
         let tenant = TenantId(event.tenant_id);
         let period = match month {
             Some(month) => month,
-            None => Month::of(event.recorded_at, lookup::time_zone(store, tenant).await.map_err(retry)?.unwrap_or_default()),
+            None => meter.month(event.recorded_at, lookup::time_zone(store, tenant).await.map_err(retry)?.unwrap_or_default()),
         };
         let standing = crate::quota::standing(store, tenant, meter, period).await.map_err(retry)?;
         let stream = quota::stream(tenant, meter, period);

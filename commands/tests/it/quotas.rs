@@ -372,6 +372,10 @@ async fn a_month_that_was_closed_by_another_clock_takes_nothing_in_any_more() {
     let answers = shop.node.executor.record_each(shop.recording(Meter::Messages, batch)).await;
     assert!(answers.iter().all(Result::is_ok), "{answers:?}");
     assert_eq!((shop.standing(Meter::Messages, "2026-02").await.used, shop.standing(Meter::Messages, "2026-03").await.used), (10, 7));
+    // What does not fit into the present one is refused at once, and the rest is not.
+    let batch = [("c", 1_000), ("d", 44), ("e", 43)].map(|(id, n)| UsageItem { at: Some(late), ..item(id, n) }).to_vec();
+    let answers = shop.node.executor.record_each(shop.recording(Meter::Messages, batch)).await;
+    assert_eq!(answers.iter().map(exceeded).collect::<Vec<_>>(), [None, Some((1_007, 1_050)), None]);
     shop.node.verified().await;
 }
 

@@ -55,6 +55,11 @@ impl Meter {
         matches!(self, Self::Messages | Self::ApiCalls)
     }
 
+    /// The month in which a use counts: of what flows that of the tenant's zone, of everything else that of UTC, so that all of it is told apart in the same way.
+    pub fn month(self, at: DateTime<Utc>, zone: Tz) -> Month {
+        Month::of(at, if self.is_flow() { zone } else { Tz::UTC })
+    }
+
     /// Whether its use is told from outside, rather than by what Tenure itself has.
     pub fn is_recorded(self) -> bool {
         self.is_flow() || self == Self::Storage

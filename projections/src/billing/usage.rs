@@ -98,10 +98,21 @@ macro_rules! types {
     ($($aggregate:ty,)*) => { &[$(<$aggregate as cqrs_es::Aggregate>::TYPE),*] };
 }
 
+/// The events that change what is used of a meter that stands.
+macro_rules! metered {
+    ($($aggregate:ty,)*) => { &[$(<$aggregate as Aggregate>::METERED),*] };
+}
+const METERED: &[&[(&str, Meter)]] = domain::for_each_aggregate!(metered);
+
 impl Source for Metered {
     const TYPES: &'static [&'static str] = domain::for_each_aggregate!(types);
 
     type Event = Vec<Change>;
+
+    fn concerns(event: &RawEvent) -> bool {
+        [Usage::TYPE, Quota::TYPE].contains(&event.aggregate_type.as_str())
+            || METERED.iter().any(|of| of.iter().any(|(name, _)| *name == event.event_type))
+    }
 
     async fn typed(store: &Store, events: &[&RawEvent]) -> Result<Vec<Recorded<Vec<Change>>>, LoadError> {
         let of = |kind: &'static str| events.iter().copied().filter(move |event| event.aggregate_type == kind).collect::<Vec<_>>();

@@ -77,6 +77,9 @@ impl<K: Clone + Eq + StdHash, V: Clone + PartialEq> Table<K, V> {
     }
 }
 
+/// The gate of a tenant that is gone.
+const DELETED: &str = "deleted";
+
 /// (aggregate type, stream).
 pub(crate) type StreamKey = (&'static str, StreamId);
 
@@ -238,6 +241,8 @@ impl Guards {
                     self.held.set(me, None);
                 }
             }
+            // What is gone is counted no more.
+            Effect::Count { .. } if self.tenants.get(&tenant).and_then(|head| head.gate.as_deref()) == Some(DELETED) => {}
             Effect::Count { counter, delta } => {
                 let key = (tenant, *counter);
                 let mut c = self.counters.get(&key).cloned().unwrap_or(Counter { value: 0, floor: None, ceiling: None });

@@ -12,7 +12,7 @@ use domain::{CounterName, Effect, Precondition, TenantId};
 
 use super::decide::{Plan, Snapshot, decide_next};
 use super::guards::{Counter, Guards, StreamKey, Table, TenantHead};
-use super::queue::{BATCH_BYTES, BATCH_EVENTS};
+use super::queue::{BATCH_BYTES, BATCH_ROWS};
 use super::{Expected, Prepared};
 use crate::Head;
 
@@ -143,7 +143,7 @@ impl Draft {
 
     /// Whether one more batch from the queue may join.
     pub(super) fn has_room(&self, requests: usize) -> bool {
-        self.batch.len() < requests && self.plan.rows.len() < BATCH_EVENTS && self.bytes < BATCH_BYTES
+        self.batch.len() < requests && self.plan.rows.len() + self.plan.keys.len() < BATCH_ROWS && self.bytes < BATCH_BYTES
     }
 
     /// The requests, what they came to, and what is checked before it is written: also what was assumed for a request that was given back, since others may have been decided upon it.

@@ -178,6 +178,11 @@ pub(crate) enum Payload {
 }
 
 impl Prepared {
+    /// How many rows it writes, about.
+    pub(crate) fn rows(&self) -> usize {
+        self.event_count() + self.keys.len()
+    }
+
     pub(crate) fn event_count(&self) -> usize {
         self.streams.iter().map(|s| s.events.len()).sum()
     }

@@ -8,8 +8,8 @@ use tokio::sync::Notify;
 
 use super::{AppendError, Prepared};
 
-/// The most events that one transaction writes.
-pub(super) const BATCH_EVENTS: usize = 2048;
+/// The most rows of events and keys that one transaction writes.
+pub(super) const BATCH_ROWS: usize = 4096;
 /// The most payload that one transaction writes, in bytes.
 pub(super) const BATCH_BYTES: usize = 4 * 1024 * 1024;
 
@@ -96,8 +96,8 @@ impl Queue {
 impl Lines {
     fn take(&mut self, most: usize) -> Vec<Prepared> {
         let mut batch: Vec<Prepared> = Vec::new();
-        let (mut events, mut bytes) = (0, 0);
-        while batch.len() < most && events < BATCH_EVENTS && bytes < BATCH_BYTES {
+        let (mut rows, mut bytes) = (0, 0);
+        while batch.len() < most && rows < BATCH_ROWS && bytes < BATCH_BYTES {
             let Some(tenant) = self.turns.pop_front() else { break };
             let Some(line) = self.by_tenant.get_mut(&tenant) else { continue };
             let Some(request) = line.pop_front() else { continue };
@@ -114,7 +114,7 @@ impl Lines {
                 self.turns.push_back(tenant);
             }
             self.waiting -= 1;
-            events += request.event_count();
+            rows += request.rows();
             bytes += request.bytes();
             batch.push(request);
             if alone {

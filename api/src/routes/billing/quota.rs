@@ -47,7 +47,8 @@ fn all() -> OpenApiRouter<App> {
 
 /// The tenant in the path is the one that a header would name.
 async fn naming(params: RawPathParams, mut request: Request, next: Next) -> Response {
-    let tenant = params.iter().find(|(name, _)| *name == "tenant").and_then(|(_, tenant)| HeaderValue::from_str(tenant).ok());
+    let tenant = params.iter().find(|(name, _)| *name == "tenant").filter(|(_, tenant)| tenant.parse::<TenantId>().is_ok());
+    let tenant = tenant.and_then(|(_, tenant)| HeaderValue::from_str(tenant).ok());
     match tenant {
         Some(tenant) => {
             request.headers_mut().insert(TENURE_TENANT, tenant);
@@ -138,7 +139,7 @@ async fn get_quota_status(State(app): State<App>, query: Query, Params(_): Param
     query.require("quota:read")?;
     let (store, tenant_id) = (app.executor.store(), query.caller.tenant);
     let position = *store.watch_head().borrow();
-    let zone = lookup::time_zone(store, tenant_id).await?.unwrap_or_default();
+    let zone = lookup::calendar(store, tenant_id).await?;
     let period = Month::of(store.clock().now(), zone);
     let standings = quota::standings(store, tenant_id, period).await?;
     let resets_at = period.period(zone).end;

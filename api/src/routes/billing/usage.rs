@@ -7,11 +7,11 @@ use axum::extract::{FromRequestParts, State};
 use axum::http::request::Parts;
 use axum::http::{HeaderName, HeaderValue};
 use axum::response::{IntoResponse, Response};
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::{DateTime, Utc};
 use commands::usage::{Recorded, Recording};
 use commands::{lookup, quota};
+use domain::StreamId;
 use domain::billing::meter::Meter;
-use domain::billing::period::Month;
 use domain::billing::usage::{CommitUsage, MAX_ITEMS, ReleaseUsage, ReserveUsage, Usage, UsageId, UsageItem};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
@@ -248,12 +248,14 @@ async fn check_quota(
     if reserve {
         let ttl_seconds = body.command.ttl_seconds.unwrap_or(300);
         let stream = Caller::stream(write.id_for(None), write.caller());
-        let now = store.clock().now();
         let held = write.create(stream, body.map(|_| ReserveUsage { id: None, meter, quantity, ttl_seconds })).await?;
-        reservation = Some(Reservation { id: held.outcome.id, expires_at: now + TimeDelta::seconds(ttl_seconds.into()) });
+        // Who asks again is told of the first one, as far as it holds still.
+        let id = held.outcome.id;
+        let until = store.current::<Usage>(StreamId::new(tenant, id)).await.map_err(commands::CommandError::from)?.state.held_until();
+        reservation = until.map(|expires_at| Reservation { id, expires_at });
     }
-    let zone = lookup::time_zone(&store, tenant).await?.unwrap_or_default();
-    let period = Month::of(store.clock().now(), zone);
+    let zone = lookup::calendar(&store, tenant).await?;
+    let period = meter.month(store.clock().now(), zone);
     let standing = quota::standing(&store, tenant, meter, period).await?;
     let allowed =
         reserve || standing.limit.is_none_or(|limit| standing.used.saturating_add(standing.held).saturating_add(quantity) <= limit);

@@ -26,7 +26,9 @@ use utoipa_axum::routes;
 use uuid::Uuid;
 
 use crate::app::App;
-use crate::extract::{After, Body, Caller, Id, ListBody, Listed, Listing, Params, Query, Shown, Write, WrittenBody, paging, short};
+use crate::extract::{
+    After, Body, Caller, Id, ListBody, Listed, Listing, Params, Query, Reflecting, Shown, Write, WrittenBody, paging, short,
+};
 use crate::problem::{Problem, code};
 use crate::routes::Refusals;
 use crate::routes::secret::Made;
@@ -242,6 +244,9 @@ struct Claimed {
     responses((status = 200, description = "It waits to be accepted.", body = Claimed), Refusals)
 )]
 async fn claim_device(State(app): State<App>, body: Body<Claim>) -> Result<Json<Claimed>, Problem> {
+    if body.command.claim_code.len() > 100 {
+        return Err(Problem::invalid("/claim_code".into(), "must not be longer than 100 characters".into()));
+    }
     let claim_digest = claim_digest(&body.command.claim_code);
     let unknown = || Problem::from(commands::CommandError::rule(&rules::Error::NoSuchClaim));
     let device: StreamId = app.access.expected(&claim_digest).await?.ok_or_else(unknown)?;
@@ -327,14 +332,19 @@ fn may_see(caller: &Caller, id: Uuid) -> Result<(), Problem> {
 #[utoipa::path(
     get, path = "/v1/devices/{id}", tag = "devices",
     params(("id" = Uuid, Path, description = "Which one."), After),
-    responses((status = 200, body = SeenDevice), (status = 304, description = "It has not changed."), Refusals)
+    responses((status = 200, body = SeenDevice), Refusals)
 )]
-async fn get_device(State(app): State<App>, query: Query, Id(id): Id, Params(p): Params<After>) -> Result<Shown<SeenDevice>, Problem> {
+async fn get_device(
+    State(app): State<App>,
+    query: Query,
+    Id(id): Id,
+    Params(p): Params<After>,
+) -> Result<Reflecting<Json<SeenDevice>>, Problem> {
     may_see(&query.caller, id)?;
     let mut read = query.open(&[Devices::NAME], p.after).await?;
+    // Whether it is heard of is no part of its version, so nobody is told that nothing has changed.
     let row = device::by_id(&mut read, id, app.executor.store().clock().now()).await?;
-    let stream = Caller::stream(id, &query.caller);
-    query.show(read, stream, row, |row| row.device.version).await
+    row.map(|row| Reflecting::of(&read, Json(row))).ok_or_else(Problem::not_found)
 }
 
 /// How a device should be, how it is, and what is between. A device asks for its own.

@@ -28,8 +28,8 @@ use rand::{Rng as _, RngCore as _, SeedableRng as _};
 use serde_json::{Value, json};
 use uuid::{Builder, Uuid};
 
+use super::Town;
 use super::texts::{THREADS, Thread};
-use super::{PASSWORD, Town};
 
 const ZONES: [&str; 5] = ["Europe/Vienna", "Europe/London", "America/New_York", "Asia/Tokyo", "UTC"];
 const CITIES: [&str; 8] = ["Vienna", "Graz", "London", "Lisbon", "Boston", "Osaka", "Turin", "Gdansk"];
@@ -228,7 +228,7 @@ impl Firm {
         let owner = Person { id: owner.ok_or_else(|| anyhow::anyhow!("nobody owns it"))?, role: Role::OrgAdmin };
         self.people.push(owner.clone());
         let (actor, me) = (self.owner(), StreamId::new(self.id, self.id.0));
-        town.access.set_password(StreamId::new(self.id, owner.id), Password::new(PASSWORD.into()), Actor::system("seed")).await?;
+        town.access.set_password(StreamId::new(self.id, owner.id), Password::new(town.password.clone()), Actor::system("seed")).await?;
         let zone = ZONES[self.random.gen_range(0..ZONES.len())];
         town.send::<Tenant, UpdateSettings>(me, &actor, json!({"time_zone": zone, "locale": "en"})).await?;
         let color = format!("#{:06x}", self.random.gen_range(0..0x00ff_ffff_u32));
@@ -531,7 +531,7 @@ impl Firm {
         let (tenant, email) = (self.id.to_string(), self.email.clone());
         let login = Login { tenant: &tenant, email: &email, opaque: false, user_agent: Some("demo") };
         // A tenant that is closed lets nobody in.
-        if let Err(error) = town.access.login(login, Password::new(PASSWORD.into())).await {
+        if let Err(error) = town.access.login(login, Password::new(town.password.clone())).await {
             tracing::debug!(%error, tenant = self.slug, "the owner is not let in");
         }
         Ok(())

@@ -29,9 +29,6 @@ use crate::site::Site;
 use crate::{terminal, up};
 use firm::Firm;
 
-/// What everybody of the demonstration logs in with.
-const PASSWORD: &str = "a demo keeps no secrets 2041";
-
 /// How much of it.
 #[derive(Args)]
 pub(crate) struct Wanted {
@@ -57,6 +54,8 @@ struct Town {
     executor: Executor,
     access: access::Access,
     clock: ManualClock,
+    /// What everybody logs in with: drawn, since nobody knows who can reach the installation.
+    password: String,
 }
 
 impl Town {
@@ -135,27 +134,25 @@ pub(crate) async fn run(dir: &Path, wanted: &Wanted) -> anyhow::Result<()> {
         let clock = ManualClock::new(first);
         let site = site.simulated(clock.clone());
         let (policies, alone) = (CancellationToken::new(), [RoleName::Relay, RoleName::Policies]);
-        let (background, lived) = tokio::join!(roles::run(&site, &alone, None, policies.clone()), async {
-            let lived = tokio::select! {
-                () = cancel.cancelled() => Err(anyhow::anyhow!("stopped; what there is by now is no whole demonstration")),
-                lived = live(&site, &clock, wanted, until, days) => lived,
-            };
-            policies.cancel();
-            lived
-        });
-        let firms = lived?;
-        background?;
-        tell(&firms, wanted);
+        let mut background = std::pin::pin!(roles::run(&site, &alone, None, policies.clone()));
+        let (firms, password) = tokio::select! {
+            () = cancel.cancelled() => anyhow::bail!("stopped; what there is by now is no whole demonstration"),
+            ended = &mut background => return ended.and(Err(anyhow::anyhow!("the policies have ended by themselves"))),
+            lived = live(&site, &clock, wanted, until, days) => lived?,
+        };
+        policies.cancel();
+        background.await?;
+        tell(&firms, wanted, &password);
         Ok(())
     })
     .await
 }
 
 /// Lets the tenants live, day by day.
-async fn live(site: &Site, clock: &ManualClock, wanted: &Wanted, until: DateTime<Utc>, days: i64) -> anyhow::Result<Vec<Firm>> {
+async fn live(site: &Site, clock: &ManualClock, wanted: &Wanted, until: DateTime<Utc>, days: i64) -> anyhow::Result<(Vec<Firm>, String)> {
     let (store, _writer) = site.store().await?;
     let executor = Executor::new(store);
-    let town = Town { access: site.access(&executor)?, executor, clock: clock.clone() };
+    let town = Town { access: site.access(&executor)?, executor, clock: clock.clone(), password: access::devices::claim_code() };
     commands::policies::catalogue::install(&town.executor).await?;
     platform(&town).await?;
     let mut random = StdRng::seed_from_u64(wanted.seed);
@@ -187,7 +184,7 @@ async fn live(site: &Site, clock: &ManualClock, wanted: &Wanted, until: DateTime
     town.settle().await?;
     bar.finish_and_clear();
     town.store().close();
-    Ok(firms)
+    Ok((firms, town.password))
 }
 
 /// Those who run the platform.
@@ -197,11 +194,11 @@ async fn platform(town: &Town) -> anyhow::Result<()> {
     let (email, name) = (Email::parse("admin@example.com")?, DisplayName::parse("Platform Admin")?);
     let register = RegisterUser { id: None, email, name, role: Role::SuperAdmin, email_verified: true, welcome: false };
     town.ask::<User>(admin, &actor, register.into()).await?;
-    town.access.set_password(admin, access::passwords::Password::new(PASSWORD.into()), actor).await?;
+    town.access.set_password(admin, access::passwords::Password::new(town.password.clone()), actor).await?;
     Ok(())
 }
 
-fn tell(firms: &[Firm], wanted: &Wanted) {
+fn tell(firms: &[Firm], wanted: &Wanted, password: &str) {
     let mut table = comfy_table::Table::new();
     table.load_preset(comfy_table::presets::NOTHING).set_header(["tenant", "plan", "users", "devices", "tickets", "who runs it"]);
     for firm in firms {
@@ -215,7 +212,7 @@ fn tell(firms: &[Firm], wanted: &Wanted) {
         ]);
     }
     println!(
-        "{table}\n\nSeed {}: {} tenants. Everybody in the table, and admin@example.com of `system`, logs in with the password `{PASSWORD}`.",
+        "{table}\n\nSeed {}: {} tenants. Everybody in the table, and admin@example.com of `system`, logs in with the password `{password}`.",
         wanted.seed,
         firms.len()
     );

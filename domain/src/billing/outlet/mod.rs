@@ -75,6 +75,8 @@ impl crate::Aggregate for Outlet {
 
     const EVENTS: &'static [EventKind] = Event::KINDS;
 
+    const PERSONAL: bool = false;
+
     const METERED: &'static [(&'static str, Meter)] = &[("outlet.created", Meter::Outlets), ("outlet.removed", Meter::Outlets)];
 
     fn metered(event: &Event) -> i64 {

@@ -99,6 +99,8 @@ impl crate::Aggregate for Plan {
 
     const EVENTS: &'static [EventKind] = Event::KINDS;
 
+    const PERSONAL: bool = false;
+
     fn decide(&self, Issued { command, ctx }: Issued<Command>) -> Result<Vec<Event>, Error> {
         if ctx.stream.tenant != TenantId::SYSTEM {
             return Err(Error::PlatformOnly);

@@ -182,6 +182,8 @@ impl crate::Aggregate for Quota {
 
     const EVENTS: &'static [EventKind] = Event::KINDS;
 
+    const PERSONAL: bool = false;
+
     /// What was used is told and closed, whatever has become of the tenant.
     fn gated(_: &Command) -> bool {
         false

@@ -333,6 +333,8 @@ impl crate::Aggregate for Subscription {
 
     const EVENTS: &'static [EventKind] = Event::KINDS;
 
+    const PERSONAL: bool = false;
+
     /// Paying is what brings a closed tenant back.
     fn gated(_: &Command) -> bool {
         false

@@ -19,7 +19,7 @@ pub use event::{Event, Used};
 use super::meter::Meter;
 use super::period::Month;
 use crate::aggregate::{Context, EventKind, Issued, Lookup};
-use crate::effect::{Effect, Precondition, Refusal};
+use crate::effect::{CounterName, Effect, Precondition, Refusal};
 use crate::ids::StreamId;
 
 /// How long after its end a month takes in what was used in it.
@@ -32,6 +32,8 @@ pub const AHEAD: TimeDelta = TimeDelta::minutes(5);
 const LONGEST: u32 = 86_400;
 /// The most of one item.
 const MAX_QUANTITY: i64 = 1_000_000_000_000;
+/// The counter of what is recorded as storage: no more of it is freed, whatever else is stored.
+const RECORDED_STORAGE: &str = "storage_recorded";
 /// The most items of one recording.
 pub const MAX_ITEMS: usize = 1_000;
 
@@ -114,7 +116,7 @@ pub fn sensible(meter: Meter, item: &UsageItem, now: DateTime<Utc>) -> Result<()
 
 /// Where a use at this time counts: in its own month until that is closed, then in the present one. What does not flow counts now.
 pub fn place(meter: Meter, at: DateTime<Utc>, now: DateTime<Utc>, zone: Tz, is_closed: impl Fn(Month) -> bool) -> Place {
-    let (own, present) = (Month::of(at, zone), Month::of(now, zone));
+    let (own, present) = (Month::of(at, zone), meter.month(now, zone));
     if !meter.is_flow() {
         return Place { period: present, adjusts: None };
     }
@@ -152,7 +154,7 @@ fn reserve(c: &ReserveUsage, ctx: &Context) -> Result<Vec<Event>, Error> {
     if !(1..=LONGEST).contains(&c.ttl_seconds) {
         return Err(Error::BadTimeToLive);
     }
-    let (period, expires_at) = (Month::of(ctx.now, ctx.found.zone()), ctx.now + TimeDelta::seconds(c.ttl_seconds.into()));
+    let (period, expires_at) = (c.meter.month(ctx.now, ctx.found.zone()), ctx.now + TimeDelta::seconds(c.ttl_seconds.into()));
     Ok(vec![Event::Reserved { meter: c.meter, period, quantity: c.quantity, expires_at }])
 }
 
@@ -176,6 +178,14 @@ impl Hold {
 }
 
 impl Usage {
+    /// Until when room is held, if it is.
+    pub fn held_until(&self) -> Option<DateTime<Utc>> {
+        match self {
+            Self::Reserved(hold) => Some(hold.expires_at),
+            Self::Absent | Self::Settled(_) => None,
+        }
+    }
+
     #[expect(clippy::needless_pass_by_value, reason = "as every aggregate has it")]
     fn evolve(&mut self, event: Event) {
         *self = match event {
@@ -195,9 +205,15 @@ impl crate::Aggregate for Usage {
 
     const EVENTS: &'static [EventKind] = Event::KINDS;
 
+    const PERSONAL: bool = false;
+
     /// What was reserved while the tenant was open is settled in any case.
     fn gated(command: &Command) -> bool {
         matches!(command, Command::Record(_) | Command::Reserve(_))
+    }
+
+    fn is_final(&self) -> bool {
+        matches!(self, Self::Settled(End::Recorded))
     }
 
     fn looks_up(&self, command: &Command) -> Vec<Lookup> {
@@ -222,13 +238,17 @@ impl crate::Aggregate for Usage {
     }
 
     fn effects(&self, event: &Event) -> Vec<Effect> {
-        let count = |counter, delta| (delta != 0).then_some(Effect::Count { counter, delta });
+        let count = |counter: CounterName, delta: i64| (delta != 0).then_some(Effect::Count { counter, delta });
+        let recorded = |meter, delta| count(RECORDED_STORAGE.into(), if meter == Meter::Storage { delta } else { 0 });
         let settle = |meter: Meter, period, reserved: i64, used: i64| {
-            let counts = [count(meter.counter_in(period), used - reserved), count(meter.held_in(period), -reserved)];
+            let counter = count(meter.counter_in(period), used - reserved);
+            let counts = [counter, count(meter.held_in(period), -reserved), recorded(meter, used)];
             counts.into_iter().flatten().chain([Effect::CancelTimer { name: EXPIRY.into() }]).collect()
         };
         match event {
-            Event::Recorded { meter, period, total, .. } => count(meter.counter_in(*period), *total).into_iter().collect(),
+            Event::Recorded { meter, period, total, .. } => {
+                [count(meter.counter_in(*period), *total), recorded(*meter, *total)].into_iter().flatten().collect()
+            }
             Event::Reserved { meter, period, quantity, expires_at } => {
                 let counts = [count(meter.counter_in(*period), *quantity), count(meter.held_in(*period), *quantity)];
                 counts.into_iter().flatten().chain([Effect::SetTimer { name: EXPIRY.into(), due: *expires_at }]).collect()
@@ -243,7 +263,7 @@ impl crate::Aggregate for Usage {
     /// Nobody frees what is not used.
     fn requires(event: &Event, _: StreamId) -> Vec<Precondition> {
         let Event::Recorded { meter: Meter::Storage, total, .. } = event else { return vec![] };
-        let counter = Meter::Storage.counter();
+        let counter = RECORDED_STORAGE.into();
         if *total < 0 { vec![Precondition::CounterWithin { counter, at_least: Some(-total), at_most: None }] } else { vec![] }
     }
 

@@ -16,7 +16,7 @@ impl Details {
         let mut merged = self.settings.clone();
         json_patch::merge(&mut merged, &patch);
         let zone = &merged[TIME_ZONE];
-        if !zone.is_null() && zone.as_str().is_none_or(|zone| zone.parse::<Tz>().is_err()) {
+        if patch.get(TIME_ZONE).is_some() && !zone.is_null() && zone.as_str().is_none_or(|zone| zone.parse::<Tz>().is_err()) {
             return Err(Error::NoTimeZone);
         }
         if merged.to_string().len() > JSON_OBJECT_MAX {

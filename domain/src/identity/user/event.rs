@@ -139,7 +139,7 @@ pub enum Event {
     /// They can work again.
     Reactivated {
         /// How many seats more are taken by it.
-        #[serde(default, skip_serializing_if = "is_none")]
+        #[serde(default, skip_serializing_if = "is_zero")]
         seats: i64,
     },
     /// They have left. All sessions end.
@@ -147,7 +147,7 @@ pub enum Event {
     /// They are gone for good.
     Deleted {
         /// How many seats more are taken by it: -1, unless they had none.
-        #[serde(default, skip_serializing_if = "is_none")]
+        #[serde(default, skip_serializing_if = "is_zero")]
         seats: i64,
     },
     /// Nothing personal is known of them any more.
@@ -158,7 +158,7 @@ pub enum Event {
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
-fn is_none(seats: &i64) -> bool {
+fn is_zero(seats: &i64) -> bool {
     *seats == 0
 }
 

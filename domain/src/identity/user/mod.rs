@@ -298,12 +298,12 @@ impl Details {
         self.keeps = keeps;
     }
 
-    /// How it ends for somebody who is, or for somebody who was only asked to be.
     /// Whether one of the tenant's seats is theirs.
     fn has_seat(&self) -> bool {
         self.status.can_act() || self.status == Status::Suspended
     }
 
+    /// How it ends for somebody who is, or for somebody who was only asked to be.
     fn ended(&self) -> Event {
         if self.status == Status::Invited { Event::InvitationRevoked } else { Event::Deleted { seats: -i64::from(self.has_seat()) } }
     }

@@ -37,7 +37,7 @@ const EXPIRY: (TimeDelta, TimeDelta) = (TimeDelta::hours(1), TimeDelta::days(30)
 pub const MAX_PENDING: usize = 100;
 /// The most tags.
 const MAX_TAGS: usize = 50;
-/// How many secrets are good beside the present one at most; the oldest ends when there is one more.
+/// How many secrets are good beside the present one at most; the one that ends first does when there is one more.
 const MAX_PREVIOUS: usize = 4;
 /// How many of the commands are remembered that wait no more.
 const REMEMBERED: usize = 200;
@@ -202,6 +202,7 @@ impl Details {
             Event::CredentialRotated { credential, previous_until } => {
                 self.previous.extend(self.credential.map(|old| (old, previous_until)));
                 if self.previous.len() > MAX_PREVIOUS {
+                    self.previous.sort_by_key(|(_, until)| *until);
                     self.previous.remove(0);
                 }
                 self.credential = Some(credential);
@@ -245,6 +246,8 @@ impl crate::Aggregate for Device {
     type Ask = Command;
 
     const EVENTS: &'static [EventKind] = Event::KINDS;
+
+    const PERSONAL: bool = false;
 
     const METERED: &'static [(&'static str, Meter)] = &[("device.accepted", Meter::Devices), ("device.decommissioned", Meter::Devices)];
 

@@ -98,7 +98,7 @@ pub enum Event {
     /// It was spam.
     Deleted {
         /// How many bytes its files took.
-        #[serde(default, skip_serializing_if = "is_none")]
+        #[serde(default, skip_serializing_if = "is_zero")]
         freed: u64,
     },
     /// It has to do with another ticket.
@@ -145,7 +145,7 @@ pub enum Event {
         /// Who could see it.
         visibility: Visibility,
         /// How many bytes it took.
-        #[serde(default, skip_serializing_if = "is_none")]
+        #[serde(default, skip_serializing_if = "is_zero")]
         size: u64,
     },
     /// Somebody wants to know how it goes on.
@@ -161,7 +161,7 @@ pub enum Event {
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
-fn is_none(bytes: &u64) -> bool {
+fn is_zero(bytes: &u64) -> bool {
     *bytes == 0
 }
 
