@@ -127,15 +127,16 @@ create policy tenant on ops.device_heartbeats for select to tenure_reader using 
 create policy platform on ops.device_heartbeats for select to tenure_platform_reader using (true);
 create policy writer on ops.device_heartbeats to tenure_writer using (true) with check (true);
 
--- Tenants are looked for by any part of their names, whatever there are of them. A read model may serve from any generation.
+-- Tenants are looked for by any part of their names, however many there are. What is written goes into the index at once: a list of what is still to be written there would
+-- be searched row by row, and keep the index from being used. A read model may serve from any generation.
 create extension if not exists pg_trgm;
 do $$
 declare
   gen record;
 begin
   for gen in select generation from read.generations where name = 'tenants_v1' loop
-    execute format('create index on read.%I using gin (lower(name) gin_trgm_ops)', 'tenants_v1_g' || gen.generation);
-    execute format('create index on read.%I using gin (slug gin_trgm_ops)', 'tenants_v1_g' || gen.generation);
+    execute format('create index on read.%I using gin (lower(name) gin_trgm_ops) with (fastupdate = off)', 'tenants_v1_g' || gen.generation);
+    execute format('create index on read.%I using gin (slug gin_trgm_ops) with (fastupdate = off)', 'tenants_v1_g' || gen.generation);
   end loop;
 end $$;
 
