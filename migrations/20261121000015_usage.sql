@@ -140,9 +140,5 @@ begin
   end loop;
 end $$;
 
--- Ids are the clients' own: a secret belongs to an id of a type.
+-- Ids are the clients' own: a secret belongs to an id of a type. Of those that older processes keep nobody knows which, until they are replaced.
 alter table ops.credentials add column owner_type text;
-update ops.credentials c set owner_type = case
-  when exists (select from events e where e.aggregate_type = 'api_key' and e.aggregate_id = c.tenant_id || '/' || c.owner_id) then 'api_key'
-  else 'user' end;
-alter table ops.credentials alter column owner_type set not null;

@@ -124,13 +124,14 @@ impl Access {
         bearer: &str,
     ) -> Result<Option<(StreamId, Uuid)>, AccessError> {
         let Some((key, hash)) = parse(beginning, bearer) else { return Ok(None) };
-        let secrets: Vec<(Uuid, String)> =
-            sqlx::query_as("select id, hash from ops.credentials where tenant_id = $1 and owner_id = $2 and owner_type = $3")
-                .bind(key.tenant.0)
-                .bind(key.id)
-                .bind(owner_type)
-                .fetch_all(self.store().pool())
-                .await?;
+        let secrets: Vec<(Uuid, String)> = sqlx::query_as(
+            "select id, hash from ops.credentials where tenant_id = $1 and owner_id = $2 and (owner_type = $3 or owner_type is null)",
+        )
+        .bind(key.tenant.0)
+        .bind(key.id)
+        .bind(owner_type)
+        .fetch_all(self.store().pool())
+        .await?;
         Ok(secrets.into_iter().find(|(_, stored)| same(stored.as_bytes(), hash.as_bytes())).map(|(secret, _)| (key, secret)))
     }
 

@@ -27,7 +27,8 @@ impl Access {
              used as (delete from ops.api_key_use u using gone g where g.aggregate_type = 'api_key' and u.key_id = g.id),
              heard as (delete from ops.device_heartbeats h using gone g where g.aggregate_type = 'device' and h.tenant_id = g.tenant_id and h.device_id = g.id)
              delete from ops.credentials c using gone g
-             where c.tenant_id = g.tenant_id and c.owner_type = g.aggregate_type and c.owner_id = g.id and c.created_at < $1";
+             where c.tenant_id = g.tenant_id and c.owner_id = g.id and c.created_at < $1
+               and (c.owner_type = g.aggregate_type or (c.owner_type is null and g.aggregate_type <> 'device'))";
         // One that was kept a moment ago may belong to somebody else with the same id.
         sqlx::query(gone).bind(now - TimeDelta::minutes(5)).execute(store.pool()).await?;
         let closed = "delete from ops.credentials c using tenant_heads h where h.tenant_id = c.tenant_id and h.gate = 'deleted'";

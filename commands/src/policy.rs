@@ -22,7 +22,7 @@ use crate::error::CommandError;
 use crate::execute::{Executor, Outcome, Request};
 
 /// How long one that died keeps others waiting.
-const LEASE: Duration = Duration::from_secs(3);
+const LEASE: Duration = Duration::from_secs(5);
 /// How many tenants' events are answered at a time.
 const AT_A_TIME: usize = 32;
 

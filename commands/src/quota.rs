@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use chrono::{DateTime, Utc};
 use cqrs_es::Aggregate as _;
 use domain::TenantId;
-use domain::billing::meter::{Entitlement, Meter, Standing};
+use domain::billing::meter::{CLOSED, Entitlement, Meter, Standing};
 use domain::billing::period::Month;
 use domain::billing::quota::Included;
 use domain::billing::subscription::{self, Pinned, Subscription};
@@ -19,6 +19,13 @@ use crate::error::CommandError;
 pub async fn standing(store: &Store, tenant: TenantId, meter: Meter, month: Month) -> Result<Standing, CommandError> {
     let counters = store.counters(tenant, &Standing::counters(meter, month)).await.map_err(LoadError::from)?;
     Ok(Standing::read(meter, month, &counters))
+}
+
+/// Whether a month takes nothing in any more.
+pub(crate) async fn is_closed(store: &Store, tenant: TenantId, meter: Meter, month: Month) -> Result<bool, CommandError> {
+    let counter = meter.counter_in(month);
+    let counters = store.counters(tenant, &[counter]).await.map_err(LoadError::from)?;
+    Ok(counters.get(&counter).is_some_and(|(_, ceiling)| *ceiling == Some(CLOSED)))
 }
 
 /// How all meters stand in a month, at one moment.

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use chrono::{DateTime, Utc};
 use domain::billing::meter::{Exceeded, Meter};
 use domain::billing::period::Month;
-use domain::billing::usage::{self, Place, RecordUsage, Usage, UsageItem};
+use domain::billing::usage::{self, RecordUsage, Usage, UsageItem};
 use domain::{Actor, Precondition, StreamId, TenantId};
 use sha2::{Digest as _, Sha256};
 use store::{Key, Store};
@@ -103,8 +103,9 @@ impl Executor {
             request.traceparent.clone_from(&recording.traceparent);
             match self.execute(request).await {
                 Ok(outcome) => return Ok(Recorded { position: outcome.position, replayed: outcome.replayed }),
+                Err(CommandError::PeriodClosed(month)) if !closed.insert(month) => return Err(CommandError::Contended),
                 // What fitted there may not fit elsewhere: where it was chosen, it is chosen again.
-                Err(CommandError::PeriodClosed(month)) if closed.insert(month) && preconditions.is_empty() => {}
+                Err(CommandError::PeriodClosed(_)) if preconditions.is_empty() => {}
                 Err(error) => return Err(error),
             }
         }
@@ -170,7 +171,7 @@ impl Executor {
                     if turn.is_none() && matches!(error, CommandError::QuotaExceeded(_)) {
                         turn = Some(self.room(recording.tenant, recording.meter).lock().await);
                     }
-                    match Fitting::choose(store, recording, items, &wanted, &closed).await {
+                    match Fitting::choose(store, recording, items, &wanted, &mut closed).await {
                         Ok(chosen) => fitting = Some(chosen),
                         Err(error) => return refuse_all(answers, &error),
                     }
@@ -230,7 +231,7 @@ impl Fitting {
         recording: &Recording,
         items: &[UsageItem],
         of: &[usize],
-        closed: &BTreeSet<Month>,
+        closed: &mut BTreeSet<Month>,
     ) -> Result<Self, CommandError> {
         let (tenant, meter, now) = (recording.tenant, recording.meter, store.clock().now());
         let zone = lookup::time_zone(store, tenant).await?.unwrap_or_default();
@@ -238,7 +239,11 @@ impl Fitting {
         let mut fitting = Self { chosen: vec![], refused: vec![], preconditions: vec![] };
         for n in of {
             let at: DateTime<Utc> = items[*n].at.unwrap_or(now);
-            let Place { period, .. } = usage::place(meter, at, now, zone, |month| closed.contains(&month));
+            let mut period = usage::place(meter, at, now, zone, |month| closed.contains(&month)).period;
+            if !months.contains_key(&period) && quota::is_closed(store, tenant, meter, period).await? {
+                closed.insert(period);
+                period = usage::place(meter, at, now, zone, |month| closed.contains(&month)).period;
+            }
             if let Entry::Vacant(month) = months.entry(period) {
                 let standing = quota::standing(store, tenant, meter, period).await?;
                 let value = standing.used + standing.held;

@@ -26,13 +26,13 @@ pub(crate) struct Generation {
     pub(crate) serving: bool,
 }
 
-/// Folds a page of events into a generation. What belongs to a parked partition waits there; with `one_by_one`, so does what cannot be folded, and an error is not the
-/// fault of any event. The caller moves the checkpoint in the same transaction.
 /// Whether a read model has anything to do with an event, or something to forget because of it.
 pub(crate) fn concerns<M: ReadModel>(event: &RawEvent) -> bool {
     <M::Events as Source>::concerns(event) || (M::SUBJECT.is_some() && event.metadata.contains("\"erases\""))
 }
 
+/// Folds a page of events into a generation. What belongs to a parked partition waits there; with `one_by_one`, so does what cannot be folded, and an error is not the
+/// fault of any event. The caller moves the checkpoint in the same transaction.
 pub(crate) async fn advance<M: ReadModel>(
     store: &Store,
     connection: &mut PgConnection,

@@ -252,7 +252,7 @@ async fn check_quota(
         // Who asks again is told of the first one, as far as it holds still.
         let id = held.outcome.id;
         let until = store.current::<Usage>(StreamId::new(tenant, id)).await.map_err(commands::CommandError::from)?.state.held_until();
-        reservation = until.map(|expires_at| Reservation { id, expires_at });
+        reservation = until.filter(|until| store.clock().now() < *until).map(|expires_at| Reservation { id, expires_at });
     }
     let zone = lookup::calendar(&store, tenant).await?;
     let period = meter.month(store.clock().now(), zone);

@@ -4,6 +4,8 @@ use access::devices::{claim_code, claim_digest};
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
+use axum::http::header::ETAG;
+use axum::response::IntoResponse;
 use commands::Request;
 use commands::authorize::authorize;
 use domain::iot::device::{
@@ -27,7 +29,7 @@ use uuid::Uuid;
 
 use crate::app::App;
 use crate::extract::{
-    After, Body, Caller, Id, ListBody, Listed, Listing, Params, Query, Reflecting, Shown, Write, WrittenBody, paging, short,
+    After, Body, Caller, Id, ListBody, Listed, Listing, Params, Query, Reflecting, Shown, Write, WrittenBody, etag, paging, short,
 };
 use crate::problem::{Problem, code};
 use crate::routes::Refusals;
@@ -339,12 +341,13 @@ async fn get_device(
     query: Query,
     Id(id): Id,
     Params(p): Params<After>,
-) -> Result<Reflecting<Json<SeenDevice>>, Problem> {
+) -> Result<Reflecting<impl IntoResponse>, Problem> {
     may_see(&query.caller, id)?;
     let mut read = query.open(&[Devices::NAME], p.after).await?;
     // Whether it is heard of is no part of its version, so nobody is told that nothing has changed.
     let row = device::by_id(&mut read, id, app.executor.store().clock().now()).await?;
-    row.map(|row| Reflecting::of(&read, Json(row))).ok_or_else(Problem::not_found)
+    let shown = |row: SeenDevice| ([(ETAG, etag(row.device.version))], Json(row));
+    row.map(|row| Reflecting::of(&read, shown(row))).ok_or_else(Problem::not_found)
 }
 
 /// How a device should be, how it is, and what is between. A device asks for its own.
