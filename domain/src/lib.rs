@@ -60,3 +60,19 @@ macro_rules! for_each_aggregate {
         }
     };
 }
+
+macro_rules! types {
+    ($($aggregate:ty,)*) => { &[$(<$aggregate as cqrs_es::Aggregate>::TYPE),*] };
+}
+macro_rules! metered {
+    ($($aggregate:ty,)*) => { &[$(<$aggregate as Aggregate>::METERED),*] };
+}
+
+/// The types of all aggregates.
+pub const TYPES: &[&str] = for_each_aggregate!(types);
+
+/// The meter that an event uses more or less of, by the event's name, where that meter stands.
+pub fn metered(event_type: &str) -> Option<billing::meter::Meter> {
+    const METERED: &[&[(&str, billing::meter::Meter)]] = for_each_aggregate!(metered);
+    METERED.iter().flat_map(|of| of.iter()).find(|(name, _)| *name == event_type).map(|(_, meter)| *meter)
+}

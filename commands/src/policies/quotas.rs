@@ -36,24 +36,13 @@ fn touched(event: &RawEvent) -> Result<Vec<(Meter, Option<Month>)>, serde_json::
         | "subscription.quantity_changed"
         | "tenant.limit_overridden"
         | "tenant.limit_override_cleared" => Ok(Meter::ALL.map(|meter| (meter, None)).to_vec()),
-        name => Ok(METERED.iter().flat_map(|of| of.iter()).filter(|(of, _)| *of == name).map(|(_, meter)| (*meter, None)).collect()),
+        name => Ok(domain::metered(name).map(|meter| (meter, None)).into_iter().collect()),
     }
-}
-
-/// What aggregates say themselves of meters that stand.
-macro_rules! metered {
-    ($($aggregate:ty,)*) => { &[$(<$aggregate as domain::Aggregate>::METERED),*] };
-}
-const METERED: &[&[(&str, Meter)]] = domain::for_each_aggregate!(metered);
-
-/// The types of all aggregates.
-macro_rules! types {
-    ($($aggregate:ty,)*) => { &[$(<$aggregate as cqrs_es::Aggregate>::TYPE),*] };
 }
 
 impl Reaction for Quotas {
     const NAME: &'static str = "quotas";
-    const TYPES: &'static [&'static str] = domain::for_each_aggregate!(types);
+    const TYPES: &'static [&'static str] = domain::TYPES;
     const STEPS: usize = Meter::ALL.len();
 
     /// What is counted is read when it is looked at, so that the last of many events speaks for all of them.

@@ -93,25 +93,13 @@ async fn standing<A: Aggregate>(store: &Store, events: &[&RawEvent]) -> Result<V
     Ok(store.typed::<A>(&metered).await?.into_iter().map(changes).collect())
 }
 
-/// The types of all aggregates: which of them change what is used of a meter, they say themselves.
-macro_rules! types {
-    ($($aggregate:ty,)*) => { &[$(<$aggregate as cqrs_es::Aggregate>::TYPE),*] };
-}
-
-/// The events that change what is used of a meter that stands.
-macro_rules! metered {
-    ($($aggregate:ty,)*) => { &[$(<$aggregate as Aggregate>::METERED),*] };
-}
-const METERED: &[&[(&str, Meter)]] = domain::for_each_aggregate!(metered);
-
 impl Source for Metered {
-    const TYPES: &'static [&'static str] = domain::for_each_aggregate!(types);
+    const TYPES: &'static [&'static str] = domain::TYPES;
 
     type Event = Vec<Change>;
 
     fn concerns(event: &RawEvent) -> bool {
-        [Usage::TYPE, Quota::TYPE].contains(&event.aggregate_type.as_str())
-            || METERED.iter().any(|of| of.iter().any(|(name, _)| *name == event.event_type))
+        [Usage::TYPE, Quota::TYPE].contains(&event.aggregate_type.as_str()) || domain::metered(&event.event_type).is_some()
     }
 
     async fn typed(store: &Store, events: &[&RawEvent]) -> Result<Vec<Recorded<Vec<Change>>>, LoadError> {

@@ -73,29 +73,13 @@ crate::commands! { Device, "devices", Caller::stream:
     acknowledge_command(AcknowledgeCommand) post "/v1/devices/{id}/acknowledge-command" "application/json";
 }
 
-/// A device that is expected.
-#[derive(Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-struct ExpectedDevice {
-    /// Its id, if the client chooses one.
-    id: Option<Uuid>,
-    /// What its maker calls it.
-    serial: Serial,
-    /// What kind of device it is.
-    model: Model,
-    /// Whatever else is known of it.
-    #[serde(default)]
-    #[schema(value_type = Option<Object>)]
-    metadata: JsonObject,
-}
-
 /// Devices that are expected.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 #[schema(example = json!({"devices": [{"serial": "TH-2041-78", "model": "thermo-2", "metadata": {"batch": 7}}]}))]
 struct PreregisterDevices {
     /// 1 to 1 000.
-    devices: Vec<ExpectedDevice>,
+    devices: Vec<RegisterDevice>,
 }
 
 /// What came of one of them.
@@ -146,13 +130,13 @@ async fn preregister_devices(
     if !(1..=MAX_EXPECTED).contains(&devices.len()) {
         return Err(Problem::invalid("/devices".into(), "must be 1 to 1000 devices".into()));
     }
-    let one = |device: ExpectedDevice| {
+    let one = |device: RegisterDevice| {
         let (executor, caller) = (app.executor.clone(), caller.clone());
         async move {
             let (code, serial) = (claim_code(), device.serial.as_str().to_owned());
             let store = executor.store();
             let stream = Caller::stream(device.id.unwrap_or_else(|| store.fresh_id()), &caller);
-            let ExpectedDevice { id: _, serial: number, model, metadata } = device;
+            let RegisterDevice { id: _, serial: number, model, metadata } = device;
             let expected = PreregisterDevice { serial: number, model, metadata, claim_digest: claim_digest(&code) };
             let mut request = Request::<Device>::new(stream, expected, caller.actor, store.fresh_id());
             request.begins = true;

@@ -7,6 +7,7 @@ mod firm;
 mod texts;
 
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use chrono::{DateTime, NaiveTime, TimeDelta, Utc};
@@ -28,6 +29,9 @@ use crate::roles::{self, RoleName};
 use crate::site::Site;
 use crate::{terminal, up};
 use firm::Firm;
+
+/// Between two looks at how far the policies have come.
+const MOMENT: Duration = Duration::from_millis(5);
 
 /// How much of it.
 #[derive(Args)]
@@ -98,20 +102,17 @@ impl Town {
     /// Fires what is due, and waits until every policy has answered what has happened.
     async fn settle(&self) -> anyhow::Result<()> {
         let timers = TimerPoller::new(self.executor.clone());
+        let mut moved = self.store().watch_head();
         loop {
             while timers.fire_due().await? > 0 {}
             let head = self.store().head().await?.position;
             if policy::positions(self.store()).await?.iter().all(|(_, position)| *position >= head) && timers.fire_due().await? == 0 {
                 return Ok(());
             }
-            pause().await;
+            // Until the log goes on, or for a moment.
+            let _ = tokio::time::timeout(MOMENT, moved.changed()).await;
         }
     }
-}
-
-#[expect(clippy::disallowed_methods, reason = "between two looks at how far the policies have come")]
-async fn pause() {
-    tokio::time::sleep(std::time::Duration::from_millis(5)).await;
 }
 
 pub(crate) async fn run(dir: &Path, wanted: &Wanted) -> anyhow::Result<()> {
