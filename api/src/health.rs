@@ -61,15 +61,18 @@ pub(crate) async fn livez() -> &'static str {
 }
 
 /// Whether requests should be sent here: 503 when commands or queries do not work.
-#[utoipa::path(get, path = "/readyz", tag = "operations", responses((status = 200, description = "`ok` or `degraded`."), (status = 503, description = "`unavailable`.")), security(()))]
+#[utoipa::path(get, path = "/readyz", tag = "operations", responses((status = 200, description = "`ok`, or `degraded:` and the components at fault."), (status = 503, description = "`unavailable:` and the components at fault.")), security(()))]
 pub(crate) async fn readyz(State(app): State<App>) -> Response {
     let health = (app.probe)().await;
     let word = match health.status {
-        Level::Ok => "ok\n",
-        Level::Degraded => "degraded\n",
-        Level::Unavailable => "unavailable\n",
+        Level::Ok => "ok",
+        Level::Degraded => "degraded",
+        Level::Unavailable => "unavailable",
     };
-    with_status(health.status, word)
+    let at_fault: Vec<&str> =
+        health.components.iter().filter(|(_, component)| component.status != Level::Ok).map(|(name, _)| name.as_str()).collect();
+    let text = if at_fault.is_empty() { format!("{word}\n") } else { format!("{word}: {}\n", at_fault.join(", ")) };
+    with_status(health.status, text)
 }
 
 /// How each dependency and each read model fares.

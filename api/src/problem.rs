@@ -82,6 +82,7 @@ codes! {
     UNAVAILABLE SERVICE_UNAVAILABLE "unavailable";
     PARKED SERVICE_UNAVAILABLE "projection-parked";
     BEHIND GATEWAY_TIMEOUT "projection-behind";
+    DIVERGED SERVICE_UNAVAILABLE "projection-diverged";
 }
 
 /// The HTTP status of each kind of refusal.
@@ -274,6 +275,7 @@ impl From<QueryError> for Problem {
         let detail = error.to_string();
         match error {
             QueryError::Behind { .. } => Self::new(code::BEHIND, detail),
+            QueryError::Diverged => Self::new(code::DIVERGED, detail),
             QueryError::BadCursor => Self::new(code::BAD_CURSOR, detail),
             QueryError::Unavailable(sqlx) => {
                 // An error of the statement itself (SQLSTATE classes 22 data, 42 syntax and the like) is ours and does not pass.

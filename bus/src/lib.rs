@@ -3,18 +3,23 @@
 //! * [`relay`] extends the stream by what follows in the log, and by nothing else.
 //! * [`feed`] and [`subscription`] bring the stream to handlers inside Tenure: each event once, in order, contiguous, whatever the bus does.
 //! * [`envelope`] is the message format (CloudEvents 1.0, binary mode); `docs/SUBSCRIBING.md` tells outside subscribers how to use it.
-//! * [`mirror`] compares the stream with the log, and rebuilds it; [`replay`] publishes a part of the log for one integrator.
+//! * [`stream`] looks at the stream's configuration and ends; [`mirror`] compares all of it with the log, and rebuilds it.
+//! * [`permissions`] says which user of a NATS server may do what.
+//! * [`replay`] publishes a part of the log for one integrator.
 
 pub mod envelope;
 pub mod feed;
 pub mod mirror;
+pub mod permissions;
 pub mod relay;
 pub mod replay;
+pub mod stream;
 pub mod subscription;
 
 use std::time::Duration;
 
-use async_nats::jetstream::{self, stream};
+use async_nats::jetstream;
+use async_nats::jetstream::stream::{Config, RetentionPolicy, StorageType, Stream};
 use async_nats::{ConnectOptions, ServerAddr};
 use uuid::Uuid;
 
@@ -48,8 +53,12 @@ impl Bus {
     pub async fn connect(url: &str, prefix: &str, installation: Uuid) -> Result<Self, BusError> {
         let addresses: Vec<ServerAddr> =
             url.split(',').map(|address| address.trim().parse()).collect::<Result<_, _>>().map_err(BusError::from_error)?;
-        let mut options =
-            ConnectOptions::new().name("tenure").retry_on_initial_connect().connection_timeout(TIMEOUT).request_timeout(Some(TIMEOUT));
+        let mut options = ConnectOptions::new()
+            .name("tenure")
+            .custom_inbox_prefix(permissions::INBOX)
+            .retry_on_initial_connect()
+            .connection_timeout(TIMEOUT)
+            .request_timeout(Some(TIMEOUT));
         // The client itself overlooks credentials in the address.
         if let Some((user, password)) = addresses.iter().find_map(|address| Some((address.username()?, address.password()?))) {
             options = options.user_and_password(user.to_owned(), password.to_owned());
@@ -78,6 +87,16 @@ impl Bus {
         self.client.connection_state() == async_nats::connection::State::Connected
     }
 
+    /// Waits until a server is reached, for a while.
+    pub async fn connected(&self) -> Result<(), BusError> {
+        let reached = async {
+            while !self.is_connected() {
+                let _ = tokio::time::timeout(Duration::from_millis(20), std::future::pending::<()>()).await;
+            }
+        };
+        tokio::time::timeout(TIMEOUT, reached).await.map_err(|_| BusError("no server is reached".into()))
+    }
+
     /// The server's version, once one was reached.
     pub fn server_version(&self) -> Option<String> {
         Some(self.client.server_info().version).filter(|version| !version.is_empty())
@@ -103,6 +122,23 @@ impl Bus {
         format!("{}.hint.{}", self.prefix, self.installation)
     }
 
+    /// Publishes a signed checkpoint of the log to `<prefix>.checkpoints.<installation>`, a stream of its own that keeps the last 10 000 of them.
+    pub async fn publish_checkpoint(&self, checkpoint: &str) -> Result<(), BusError> {
+        let subject = format!("{}.checkpoints.{}", self.prefix, self.installation);
+        let config = Config {
+            name: format!("TENURE_CHECKPOINTS_{}", self.installation.simple()),
+            subjects: vec![subject.clone()],
+            description: Some("Signed checkpoints of Tenure's event log".into()),
+            storage: StorageType::File,
+            max_messages: 10_000,
+            num_replicas: self.replicas,
+            ..Default::default()
+        };
+        self.jetstream.get_or_create_stream(config).await.map_err(BusError::from_error)?;
+        let acknowledged = self.jetstream.publish(subject, checkpoint.to_owned().into()).await.map_err(BusError::from_error)?;
+        acknowledged.await.map(drop).map_err(BusError::from_error)
+    }
+
     /// The raw client, for tests and tools.
     pub fn client(&self) -> &async_nats::Client {
         &self.client
@@ -113,13 +149,13 @@ impl Bus {
         &self.jetstream
     }
 
-    fn stream_config(&self) -> stream::Config {
-        stream::Config {
+    fn stream_config(&self) -> Config {
+        Config {
             name: self.stream_name(),
             subjects: vec![format!("{}.events.>", self.prefix)],
             description: Some("Tenure's event log; sequence = position".into()),
-            storage: stream::StorageType::File,
-            retention: stream::RetentionPolicy::Limits,
+            storage: StorageType::File,
+            retention: RetentionPolicy::Limits,
             num_replicas: self.replicas,
             deny_delete: true,
             deny_purge: true,
@@ -130,24 +166,29 @@ impl Bus {
         }
     }
 
-    /// The stream, made if it does not exist, on as many servers as it should be.
-    pub async fn stream(&self) -> Result<stream::Stream, BusError> {
+    /// The stream, created if it does not exist. Settings that keep it from being a mirror of the log are corrected as far as the server allows; [`stream::inspect`] tells
+    /// what is left.
+    pub async fn stream(&self) -> Result<Stream, BusError> {
         if self.replicas > 1 && !self.client.is_server_compatible(2, 10, 0) {
             let Some(version) = self.server_version() else { return Err(BusError("no server is reached".into())) };
             return Err(BusError(format!("replicas need nats-server 2.10 or newer; this is {version}")));
         }
-        let stream = self.jetstream.get_or_create_stream(self.stream_config()).await.map_err(BusError::from_error)?;
-        let config = &stream.cached_info().config;
-        if config.num_replicas == self.replicas {
-            return Ok(stream);
+        let wanted = self.stream_config();
+        let found = self.jetstream.get_or_create_stream(&wanted).await.map_err(BusError::from_error)?;
+        let theirs = &found.cached_info().config;
+        let drifted = stream::drift(theirs, &wanted);
+        if drifted.is_empty() {
+            return Ok(found);
         }
-        let config = stream::Config { num_replicas: self.replicas, ..config.clone() };
-        self.jetstream.update_stream(config).await.map_err(BusError::from_error)?;
+        match self.jetstream.update_stream(stream::corrected(theirs, &wanted)).await {
+            Ok(_) => tracing::warn!(?drifted, "settings of the stream were corrected"),
+            Err(error) => tracing::error!(?drifted, %error, "settings of the stream cannot be corrected"),
+        }
         self.jetstream.get_stream(self.stream_name()).await.map_err(BusError::from_error)
     }
 
     /// The stream, if it exists.
-    pub async fn existing_stream(&self) -> Result<Option<stream::Stream>, BusError> {
+    pub async fn existing_stream(&self) -> Result<Option<Stream>, BusError> {
         use jetstream::ErrorCode;
         use jetstream::context::GetStreamErrorKind;
         match self.jetstream.get_stream(self.stream_name()).await {

@@ -1,7 +1,7 @@
 //! The relay: extends the stream by what follows it in the log.
 //!
-//! It first makes sure that the stream's last message *is* the log's event at that position, by id and chain hash; everything after it then is what the stream
-//! lacks, be that the newest event or all of them (nats-server acknowledges before it syncs, so a power loss forgets acknowledged messages). Each message is published with
+//! It first makes sure that the stream is a mirror of the log (see [`crate::stream`]): its configuration, its beginning, and that its last message *is* the log's event at
+//! that position, by id and chain hash. Everything after it then is what the stream lacks, be that the newest event or all of them (nats-server acknowledges before it syncs, so a power loss forgets acknowledged messages). Each message is published with
 //! the expected last sequence and the expected last message id, which fences a second relay and a foreign publisher. (The sequence alone would not do with a window in
 //! flight: where a foreign message takes position n, our n fails, but our n + 1 finds exactly the sequence it expects.) On any surprise everything in flight is drained and the last message is read
 //! again. What cannot be right (a foreign message, a log that was restored to an earlier state) halts the relay with the reason, until it is cured.
@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use async_nats::Subscriber;
 use async_nats::jetstream::message::PublishMessage;
 use async_nats::jetstream::publish::PublishAck;
-use async_nats::jetstream::stream::{LastRawMessageErrorKind, Stream};
+use async_nats::jetstream::stream::Stream;
 use futures::future::{BoxFuture, join_all};
 use futures::{FutureExt as _, StreamExt as _};
 use serde::Serialize;
@@ -22,6 +22,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use crate::stream::inspect;
 use crate::{Bus, BusError, envelope};
 
 /// Messages in flight at most.
@@ -146,6 +147,7 @@ impl Relay {
             #[expect(clippy::cast_precision_loss, reason = "a gauge")]
             metrics::gauge!("tenure_relay_position").set(position as f64);
         }
+        metrics::gauge!("tenure_relay_halted").set(f64::from(u8::from(matches!(status, Status::Halted { .. }))));
         self.status.send_replace(status);
     }
 
@@ -158,7 +160,7 @@ impl Relay {
         }
         let hints = self.bus.client.subscribe(self.bus.hint_subject()).await.map_err(BusError::from_error)?;
         let stream = self.bus.stream().await?;
-        let position = last_common(&self.store, &stream).await?;
+        let position = sound_end(&self.store, &self.bus, &stream).await?;
         self.set(Status::Running { position });
         let mut window = Window::default();
         let ended = self.extend(&stream, position, until, hints, &mut window).await;
@@ -181,7 +183,7 @@ impl Relay {
         window: &mut Window,
     ) -> Result<(), Stop> {
         let mut local = self.store.watch_head();
-        let mut renewed = Instant::now();
+        let (mut renewed, mut inspected) = (Instant::now(), Instant::now());
         loop {
             local.borrow_and_update();
             if until.is_none() && renewed.elapsed() > LEASE / 3 {
@@ -219,13 +221,15 @@ impl Relay {
             tokio::select! {
                 _ = local.changed() => {}
                 hint = hints.next() => if hint.is_none() { return Err(Stop::Surprise("the subscription to hints has ended".into())) },
-                () = pause(POLL) => {
-                    // A quiet log must not hide that the stream was deleted, rolled back or written to by somebody else.
-                    let info = stream.get_info().await.map_err(|e| Stop::Surprise(e.to_string()))?;
-                    if i64::try_from(info.state.last_sequence) != Ok(position) {
-                        return Err(Stop::Surprise(format!("the stream ends at {}, not at {position}", info.state.last_sequence)));
-                    }
+                () = pause(POLL) => {}
+            }
+            // Neither a quiet nor a busy log may hide that the stream was deleted, rolled back, limited, or written to by another party.
+            if inspected.elapsed() > POLL {
+                let last = sound_end(&self.store, &self.bus, stream).await?;
+                if last != position {
+                    return Err(Stop::Surprise(format!("the stream ends at {last}, not at {position}")));
                 }
+                inspected = Instant::now();
             }
         }
     }
@@ -236,37 +240,13 @@ async fn pause(time: Duration) {
     tokio::time::sleep(time).await;
 }
 
-/// Where the stream ends, after making sure that its last message is the log's event at that position.
-async fn last_common(store: &Store, stream: &Stream) -> Result<i64, Stop> {
-    let info = stream.get_info().await.map_err(|e| Stop::Surprise(e.to_string()))?;
-    let last = i64::try_from(info.state.last_sequence).unwrap_or(i64::MAX);
-    if last == 0 {
-        return Ok(0);
+/// Where the stream ends, once nothing keeps it from being extended there.
+async fn sound_end(store: &Store, bus: &Bus, stream: &Stream) -> Result<i64, Stop> {
+    let found = inspect(store, bus, stream).await?;
+    match found.faults.first() {
+        None => Ok(found.last),
+        Some(fault) => Err(Stop::Halt(fault.to_string())),
     }
-    let cure = "`tenure bus rebuild` deletes the stream and publishes the whole log again; outside durable consumers then start over";
-    let message = match stream.get_raw_message(info.state.last_sequence).await {
-        Ok(message) => message,
-        Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => {
-            return Err(Stop::Halt(format!("the stream's message {last} was removed; {cure}")));
-        }
-        Err(error) => return Err(Stop::Surprise(error.to_string())),
-    };
-    let Some(theirs) = envelope::decode(&message.headers, &message.payload) else {
-        return Err(Stop::Halt(format!("message {last} of the stream was not published by Tenure (subject {}); {cure}", message.subject)));
-    };
-    let Some(ours) = store.at(last).await? else {
-        let head = store.head().await?.position;
-        return Err(Stop::Halt(format!(
-            "the stream ends at {last}, beyond the log's end at {head}: the log was restored to an earlier state, or the stream belongs to another log; {cure}"
-        )));
-    };
-    if (theirs.event_id, theirs.log_hash) != (ours.event_id, ours.log_hash) {
-        return Err(Stop::Halt(format!(
-            "position {last} is event {} in the stream and event {} in the log: the log was restored to an earlier state, or somebody else publishes; {cure}",
-            theirs.event_id, ours.event_id
-        )));
-    }
-    Ok(last)
 }
 
 /// What is in flight, oldest first.

@@ -1,13 +1,17 @@
 //! The subscription runtime: brings the log to a handler, each event once and in order.
 //!
-//! A handler starts from its own checkpoint. New and far-lagging handlers read the log in short pages; one that has caught up takes events from the feed as long as each
-//! one is the next (position = checkpoint + 1, and its hash continues the chain), and goes back to the log whenever that is not so. A handler that fails is tried again with backoff.
+//! A handler starts from its own checkpoint, once the log has confirmed it. New and far-lagging handlers read the log in short pages; one that has caught up takes events from
+//! the feed as long as each one is the next (position = checkpoint + 1, and its hash continues the chain), and goes back to the log whenever that is not so. A handler that
+//! fails is tried again with backoff.
+//!
+//! A checkpoint that the log does not confirm (it is beyond the head, or has another hash, or the log does not continue it) stops the handler: it was made from events that are
+//! not in the log, and going on from there would mix two histories. The handler notes the fault where operators and queries find it, and is tried again every few seconds, so
+//! that it goes on by itself once `tenure log reconcile` has cured it.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use store::hash::log_link;
-use store::{Hash, RawEvent, Store};
+use store::{Disagreement, Head, RawEvent, Store};
 use tokio::sync::broadcast;
 use tokio::sync::broadcast::error::{RecvError, TryRecvError};
 use tokio_util::sync::CancellationToken;
@@ -22,15 +26,10 @@ const GATHER: Duration = Duration::from_millis(10);
 const CLOSELY: Duration = Duration::from_millis(50);
 /// Events handed over at a time.
 const BATCH: usize = 500;
-
-/// How far a handler has come.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Checkpoint {
-    /// Everything up to here is done.
-    pub position: i64,
-    /// The log's hash there.
-    pub log_hash: Hash,
-}
+/// The pause before a handler that has stopped is tried again.
+const STOPPED: Duration = Duration::from_secs(2);
+/// How the faults that this module reports are cured.
+const CURE: &str = "`tenure log reconcile` rebuilds what was made from it";
 
 /// Why a handler did not handle.
 #[derive(Debug, thiserror::Error)]
@@ -41,6 +40,9 @@ pub enum HandlerError {
     /// This binary cannot, another may: the lease is given up.
     #[error("{0}")]
     Unknown(String),
+    /// The log does not confirm the checkpoint.
+    #[error("{0}; {CURE}")]
+    Diverged(#[from] Disagreement),
 }
 
 /// What is done with events.
@@ -49,7 +51,10 @@ pub trait Handler: Send + 'static {
     fn name(&self) -> &'static str;
 
     /// Where it stands, if it is this process's turn: takes or renews the lease. `None` while another process has it.
-    fn begin(&mut self) -> impl Future<Output = Result<Option<Checkpoint>, HandlerError>> + Send;
+    fn begin(&mut self) -> impl Future<Output = Result<Option<Head>, HandlerError>> + Send;
+
+    /// Notes why the handler has stopped, or that it goes on, where operators and queries of all processes find it.
+    fn note(&mut self, fault: Option<&str>) -> impl Future<Output = Result<(), HandlerError>> + Send;
 
     /// Handles contiguous events that begin right after the checkpoint, and moves the checkpoint, in one transaction.
     fn handle(&mut self, events: &[Arc<RawEvent>]) -> impl Future<Output = Result<(), HandlerError>> + Send;
@@ -61,12 +66,14 @@ pub trait Handler: Send + 'static {
 /// Runs a handler until cancelled.
 pub async fn run<H: Handler>(mut handler: H, store: Store, feed: Feed, cancel: CancellationToken) {
     let mut pause = PAUSE;
+    let stopped = metrics::gauge!("tenure_handler_stopped", "handler" => handler.name());
     while !cancel.is_cancelled() {
         let ended = tokio::select! {
             // A batch is one transaction, so it may be dropped anywhere.
             () = cancel.cancelled() => break,
             ended = session(&mut handler, &store, &feed, &mut pause) => ended,
         };
+        stopped.set(f64::from(u8::from(matches!(ended, Err(HandlerError::Diverged(_))))));
         match ended {
             Ok(()) => pause = PAUSE,
             Err(HandlerError::Retry(reason)) => {
@@ -78,10 +85,22 @@ pub async fn run<H: Handler>(mut handler: H, store: Store, feed: Feed, cancel: C
                 handler.release().await;
                 pause = Duration::from_secs(5);
             }
+            Err(diverged @ HandlerError::Diverged(_)) => {
+                let fault = diverged.to_string();
+                tracing::error!(handler = handler.name(), %fault, "stopped");
+                if let Err(error) = handler.note(Some(&fault)).await {
+                    tracing::warn!(handler = handler.name(), %error, "the fault cannot be noted");
+                }
+                pause = STOPPED;
+            }
         }
         let _ = tokio::time::timeout(pause, cancel.cancelled()).await;
     }
     handler.release().await;
+}
+
+fn retry(error: impl std::fmt::Display) -> HandlerError {
+    HandlerError::Retry(error.to_string())
 }
 
 /// From taking the lease to losing it, or to a failure.
@@ -90,6 +109,8 @@ async fn session<H: Handler>(handler: &mut H, store: &Store, feed: &Feed, pause:
         let _ = tokio::time::timeout(SILENCE, std::future::pending::<()>()).await;
         return Ok(());
     };
+    store.confirm(checkpoint).await.map_err(retry)??;
+    handler.note(None).await?;
     let mut events = feed.subscribe();
     let mut renewed = std::time::Instant::now();
     let (mut behind, mut patience) = (true, SILENCE);
@@ -98,15 +119,14 @@ async fn session<H: Handler>(handler: &mut H, store: &Store, feed: &Feed, pause:
         if renewed.elapsed() > SILENCE {
             match handler.begin().await? {
                 Some(now) if now == checkpoint => renewed = std::time::Instant::now(),
-                // Somebody else moved it, or has taken over.
+                // Another process moved it, or has taken over.
                 Some(_) | None => return Ok(()),
             }
+            // The log may have been restored to an earlier state while nothing else showed it.
+            store.confirm(checkpoint).await.map_err(retry)??;
         }
         let batch = if behind {
-            let page = store
-                .read_from(checkpoint.position, i64::try_from(BATCH).unwrap_or(i64::MAX))
-                .await
-                .map_err(|e| HandlerError::Retry(e.to_string()))?;
+            let page = store.read_from(checkpoint.position, i64::try_from(BATCH).unwrap_or(i64::MAX)).await.map_err(retry)?;
             behind = page.len() == BATCH;
             page.into_iter().map(Arc::new).collect()
         } else {
@@ -121,19 +141,27 @@ async fn session<H: Handler>(handler: &mut H, store: &Store, feed: &Feed, pause:
                     continue;
                 }
                 Next::Silence => {
-                    behind = store.head().await.map_err(|e| HandlerError::Retry(e.to_string()))?.position > checkpoint.position;
+                    behind = store.head().await.map_err(retry)?.position > checkpoint.position;
                     // While the bus is away and the log goes on, the log is followed closely.
                     patience = if behind { CLOSELY } else { (patience * 2).min(SILENCE) };
                     continue;
                 }
             }
         };
-        if let Some(last) = batch.last() {
-            began = tokio::time::Instant::now();
-            handler.handle(&batch).await?;
-            *pause = PAUSE;
-            checkpoint = Checkpoint { position: last.position, log_hash: last.log_hash };
+        let Some(end) = batch.last().map(|last| Head { position: last.position, log_hash: last.log_hash }) else { continue };
+        if !batch[0].continues(checkpoint) {
+            // Told apart by the log itself; where it still confirms the checkpoint, its own chain is broken, which only an audit can explain.
+            store.confirm(checkpoint).await.map_err(retry)??;
+            let position = batch[0].position;
+            return Err(retry(format!(
+                "position {position} does not continue the chain at {}; run `tenure audit verify`",
+                checkpoint.position
+            )));
         }
+        began = tokio::time::Instant::now();
+        handler.handle(&batch).await?;
+        *pause = PAUSE;
+        checkpoint = end;
     }
 }
 
@@ -150,7 +178,7 @@ enum Next {
 }
 
 /// What the feed has, as far as it continues the checkpoint.
-async fn next(events: &mut broadcast::Receiver<Arc<RawEvent>>, mut checkpoint: Checkpoint, patience: Duration) -> Next {
+async fn next(events: &mut broadcast::Receiver<Arc<RawEvent>>, mut checkpoint: Head, patience: Duration) -> Next {
     let mut batch = Vec::new();
     // One limit for the whole: a feed that only repeats old events is as good as silent.
     let deadline = tokio::time::Instant::now() + patience;
@@ -159,9 +187,9 @@ async fn next(events: &mut broadcast::Receiver<Arc<RawEvent>>, mut checkpoint: C
             match tokio::time::timeout_at(deadline, events.recv()).await {
                 Ok(Ok(event)) => event,
                 Ok(Err(RecvError::Lagged(_))) => return Next::Gap,
+                // A feed without an end that listens: the log is all there is.
                 Ok(Err(RecvError::Closed)) => {
-                    // A silent feed; the log is all there is.
-                    let _ = tokio::time::timeout(patience, std::future::pending::<()>()).await;
+                    let _ = tokio::time::timeout_at(deadline, std::future::pending::<()>()).await;
                     return Next::Silence;
                 }
                 Err(_) => return Next::Silence,
@@ -174,17 +202,12 @@ async fn next(events: &mut broadcast::Receiver<Arc<RawEvent>>, mut checkpoint: C
             }
         };
         if event.position <= checkpoint.position {
-            if event.position == checkpoint.position && event.log_hash != checkpoint.log_hash {
-                tracing::error!(position = event.position, "the stream and the log differ; `tenure audit verify` tells more");
-            }
             continue;
         }
-        let continues =
-            event.position == checkpoint.position + 1 && log_link(checkpoint.log_hash, event.position, event.digest) == event.log_hash;
-        if !continues {
+        if !event.continues(checkpoint) {
             return if batch.is_empty() { Next::Gap } else { Next::Events(batch) };
         }
-        checkpoint = Checkpoint { position: event.position, log_hash: event.log_hash };
+        checkpoint = Head { position: event.position, log_hash: event.log_hash };
         batch.push(event);
         if batch.len() == BATCH {
             return Next::Events(batch);

@@ -1,5 +1,7 @@
 //! The `tenure` binary: everything in one process, any subset of it, and the tools of operators and auditors.
 
+mod checkpoint;
+mod private;
 mod roles;
 mod site;
 mod terminal;
@@ -14,6 +16,7 @@ use chrono::TimeDelta;
 use clap::{Parser, Subcommand};
 use domain::{Role, TenantId};
 
+use crate::private::{with_new_site, with_site};
 use crate::roles::RoleName;
 use crate::site::Site;
 
@@ -117,11 +120,9 @@ enum Admin {
 #[derive(Subcommand)]
 enum Audit {
     /// Check that the log is dense, its streams contiguous, its hash chains whole, its guards the fold of it, and JetStream its mirror.
-    Verify {
-        /// One JSON object per line.
-        #[arg(long)]
-        json: bool,
-    },
+    Verify(tools::audit::Verify),
+    /// Print the public key with which signed checkpoints are verified.
+    CheckpointKey,
     /// Write a tenant's events to a file that anybody can check without this installation.
     Export(tools::export::Export),
     /// Check an export and its manifest, offline: nothing in it was changed, and nothing between its first and its last event is missing.
@@ -138,6 +139,10 @@ enum Audit {
 enum Bus {
     /// Delete the stream and publish the whole log again. Outside durable consumers start over.
     Rebuild,
+    /// Print the users of a NATS server and their permissions, for a server of your own: only the relay may publish events.
+    Permissions,
+    /// Print the URL with which subscribers connect to the private server.
+    Url,
 }
 
 #[tokio::main]
@@ -159,28 +164,35 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Serve { roles, http } => {
             let cancel = terminal::cancelled_by_signals()?;
             let listener = if roles.contains(&RoleName::Api) { Some(tokio::net::TcpListener::bind(http).await?) } else { None };
+            private::ensure_running(&dir)?;
             roles::run(&Site::find(&dir)?, &roles, listener, cancel).await?;
         }
         Command::Seed(wanted) => Box::pin(tools::seed::run(&dir, &wanted)).await?,
-        Command::Migrate => Site::find(&dir)?.owner()?.migrate().await?,
-        Command::Admin(Admin::Create(wanted)) => tools::admin::create(&Site::find(&dir)?, wanted).await?,
-        Command::Keys(what) => tools::keys::run(&Site::find(&dir)?, what).await?,
+        Command::Migrate => with_new_site(&dir, async |site| Ok(site.owner()?.migrate().await?)).await?,
+        Command::Admin(Admin::Create(wanted)) => with_site(&dir, async |site| tools::admin::create(&site, wanted).await).await?,
+        Command::Keys(what) => with_site(&dir, async |site| tools::keys::run(&site, what).await).await?,
         Command::Import(what) => {
-            let all = tools::import::run(&Site::find(&dir)?, what).await?;
+            let all = with_site(&dir, async |site| tools::import::run(&site, what).await).await?;
             return Ok(if all { ExitCode::SUCCESS } else { ExitCode::FAILURE });
         }
-        Command::Deliveries(what) => tools::deliveries::run(&Site::find(&dir)?, what).await?,
-        Command::Policies(what) => tools::policies::run(&Site::find(&dir)?, what).await?,
+        Command::Deliveries(what) => with_site(&dir, async |site| tools::deliveries::run(&site, what).await).await?,
+        Command::Policies(what) => with_site(&dir, async |site| tools::policies::run(&site, what).await).await?,
         Command::DevToken { tenant, role, user, ttl } => println!("{}", tools::token::dev_token(&dir, tenant, role, &user, ttl)?),
-        Command::Events(what) => return tools::events::run(&Site::find(&dir)?, what).await,
-        Command::Audit(Audit::Verify { json }) => return tools::audit::verify(&Site::find(&dir)?, json).await,
-        Command::Audit(Audit::Export(wanted)) => return tools::export::export(&Site::find(&dir)?, &wanted).await,
+        Command::Events(what) => return with_site(&dir, async |site| tools::events::run(&site, what).await).await,
+        Command::Audit(Audit::Verify(wanted)) => return with_site(&dir, async |site| tools::audit::verify(&site, &wanted).await).await,
+        Command::Audit(Audit::CheckpointKey) => tools::audit::checkpoint_key(&dir)?,
+        Command::Audit(Audit::Export(wanted)) => return with_site(&dir, async |site| tools::export::export(&site, &wanted).await).await,
         Command::Audit(Audit::VerifyExport { file, json }) => return tools::export::verify(&file, json),
-        Command::Log(what) => return tools::log::run(&Site::find(&dir)?, what).await,
-        Command::Replay(wanted) => return tools::replay::run(&Site::find(&dir)?, wanted).await,
-        Command::Doctor { json } => return tools::doctor::run(&dir, &Site::find(&dir)?, json).await,
-        Command::Bus(Bus::Rebuild) => tools::bus::rebuild(&Site::find(&dir)?).await?,
-        Command::Projections(what) => return tools::projections::run(&Site::find(&dir)?, what).await,
+        Command::Log(what @ tools::log::Log::Import { .. }) => {
+            return with_new_site(&dir, async |site| tools::log::run(&site, what).await).await;
+        }
+        Command::Log(what) => return with_site(&dir, async |site| tools::log::run(&site, what).await).await,
+        Command::Replay(wanted) => return with_site(&dir, async |site| tools::replay::run(&site, wanted).await).await,
+        Command::Doctor { json } => return with_site(&dir, async |site| tools::doctor::run(&dir, &site, json).await).await,
+        Command::Bus(Bus::Rebuild) => with_site(&dir, async |site| tools::bus::rebuild(&site).await).await?,
+        Command::Bus(Bus::Permissions) => tools::bus::permissions(),
+        Command::Bus(Bus::Url) => tools::bus::url(&dir)?,
+        Command::Projections(what) => return with_site(&dir, async |site| tools::projections::run(&site, what).await).await,
     }
     Ok(ExitCode::SUCCESS)
 }

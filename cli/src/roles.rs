@@ -8,7 +8,7 @@ use access::Access;
 use api::health::{Component, Health, Level, Probe};
 use api::{App, Limits};
 use bus::Bus;
-use bus::feed::Feed;
+use bus::feed::{Feed, FeedState};
 use bus::relay::{Relay, Status, hint};
 use clap::ValueEnum;
 use commands::Executor;
@@ -21,7 +21,7 @@ use outbound::policy::MailPolicy;
 use outbound::worker::{Channel, Worker};
 use payments::channel::PaymentChannel;
 use payments::policy::PaymentsPolicy;
-use projections::{Progress, ReadSide, start_all};
+use projections::{ModelStatus, Progress, ReadSide, start_all};
 use serde_json::json;
 use store::{DbRole, Store};
 use tokio::net::TcpListener;
@@ -29,7 +29,8 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::site::Site;
+use crate::checkpoint::Signer;
+use crate::site::{Site, checkpoint_key};
 
 /// How long accepted requests may take to finish at a shutdown.
 const GRACE: Duration = Duration::from_secs(20);
@@ -65,6 +66,8 @@ impl RoleName {
 /// Runs the roles until cancelled, then finishes what was accepted.
 pub(crate) async fn run(site: &Site, roles: &[RoleName], listener: Option<TcpListener>, cancel: CancellationToken) -> anyhow::Result<()> {
     let has = |role| roles.contains(&role);
+    // Before anything else: a figure that is registered earlier is lost.
+    let metrics = api::app::recorder();
     let (store, mut writer) = site.store().await?;
     let bus = site.bus(&store).await?;
     let progress = Progress::default();
@@ -77,7 +80,13 @@ pub(crate) async fn run(site: &Site, roles: &[RoleName], listener: Option<TcpLis
     tasks.spawn(hint(store.clone(), bus.clone(), background.clone()));
     let mut relaying = None;
     if has(RoleName::Relay) {
-        let relay = Relay::new(store.clone(), bus.clone());
+        let publishing = site.relay_bus(&store).await?;
+        if let Some(key) = checkpoint_key(site.dir())? {
+            let (place, interval) = site.checkpoints()?;
+            let signer = Signer { store: store.clone(), bus: publishing.clone(), key, place, interval };
+            tasks.spawn(signer.run(background.clone()));
+        }
+        let relay = Relay::new(store.clone(), publishing);
         relaying = Some(relay.status());
         tasks.spawn(relay.run(background.clone()));
     }
@@ -110,13 +119,13 @@ pub(crate) async fn run(site: &Site, roles: &[RoleName], listener: Option<TcpLis
         tasks.spawn(TimerPoller::new(executor.clone()).run(background.clone()));
         tasks.spawn(housekeep(access.clone(), store.clone(), background.clone()));
     }
-    let metrics = api::app::recorder();
     tasks.spawn(upkeep(metrics.clone(), background.clone()));
     tracing::info!(?roles, position = *store.watch_head().borrow(), "running");
     let serving = async {
         if let Some(listener) = listener {
             let reads = ReadSide::new(&site.database()?, progress, site.cursor_key()?);
-            let probe = probe(store.clone(), bus, reads.clone(), relaying);
+            let feed = follows.then(|| feed.state());
+            let probe = probe(store.clone(), bus, reads.clone(), relaying, feed);
             let app = App { executor, reads, access, payments, dns: Arc::new(Site::dns()?), probe, metrics };
             api::app::serve(listener, api::router(app, Limits::default()), cancel.clone().cancelled_owned(), GRACE).await?;
         } else {
@@ -171,9 +180,15 @@ async fn upkeep(metrics: PrometheusHandle, cancel: CancellationToken) {
     }
 }
 
-fn probe(store: Store, bus: Bus, reads: ReadSide, relaying: Option<watch::Receiver<Status>>) -> Probe {
+fn probe(
+    store: Store,
+    bus: Bus,
+    reads: ReadSide,
+    relaying: Option<watch::Receiver<Status>>,
+    feed: Option<watch::Receiver<FeedState>>,
+) -> Probe {
     std::sync::Arc::new(move || {
-        let (store, bus, reads, relaying) = (store.clone(), bus.clone(), reads.clone(), relaying.clone());
+        let (store, bus, reads, relaying, feed) = (store.clone(), bus.clone(), reads.clone(), relaying.clone(), feed.clone());
         async move {
             let mut components = BTreeMap::new();
             let mut say = |name: &str, status, detail| components.insert(name.to_owned(), Component { status, detail });
@@ -185,6 +200,11 @@ fn probe(store: Store, bus: Bus, reads: ReadSide, relaying: Option<watch::Receiv
             match &head {
                 Ok(position) => say("log", Level::Ok, json!({"position": position, "waiting": store.queued()})),
                 Err(error) => say("log", Level::Unavailable, json!({"error": error})),
+            };
+            match tokio::time::timeout(PROBE, store.writable()).await {
+                Ok(Ok(())) => say("writes", Level::Ok, json!({})),
+                Ok(Err(error)) => say("writes", Level::Unavailable, json!({"error": error.to_string()})),
+                Err(_) => say("writes", Level::Unavailable, json!({"error": "no answer"})),
             };
             if bus.is_connected() {
                 say("bus", Level::Ok, json!({"version": bus.server_version()}));
@@ -199,12 +219,37 @@ fn probe(store: Store, bus: Bus, reads: ReadSide, relaying: Option<watch::Receiv
                 };
                 say("relay", level, json!(status));
             }
-            match tokio::time::timeout(PROBE, reads.positions()).await {
-                Ok(Ok(positions)) => {
-                    for (model, position, parked) in positions {
+            if let Some(state) = feed {
+                let state = state.borrow().clone();
+                let level = match &state {
+                    FeedState::Listening | FeedState::Waiting { .. } => Level::Ok,
+                    FeedState::Diverged { .. } => Level::Degraded,
+                };
+                say("feed", level, json!(state));
+            }
+            match tokio::time::timeout(PROBE, commands::policy::statuses(&store)).await {
+                Ok(Ok(policies)) => {
+                    for policy in policies.into_iter().filter(|policy| policy.fault.is_some()) {
+                        say(
+                            &format!("policy.{}", policy.name),
+                            Level::Degraded,
+                            json!({"position": policy.position, "fault": policy.fault}),
+                        );
+                    }
+                }
+                // Said of the log already.
+                Ok(Err(_)) | Err(_) => {}
+            }
+            match tokio::time::timeout(PROBE, reads.statuses()).await {
+                Ok(Ok(models)) => {
+                    for ModelStatus { name, position, parked, fault } in models {
                         let behind = head.as_ref().map_or(0, |head| head - position);
-                        let level = if behind > LAG || parked > 0 { Level::Degraded } else { Level::Ok };
-                        say(&format!("read_model.{model}"), level, json!({"position": position, "behind": behind, "parked": parked}));
+                        let level = if behind > LAG || parked > 0 || fault.is_some() { Level::Degraded } else { Level::Ok };
+                        let mut detail = json!({"position": position, "behind": behind, "parked": parked});
+                        if let Some(fault) = fault {
+                            detail["fault"] = json!(fault);
+                        }
+                        say(&format!("read_model.{name}"), level, detail);
                     }
                 }
                 Ok(Err(error)) => drop(say("read_models", Level::Unavailable, json!({"error": error.to_string()}))),

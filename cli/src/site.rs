@@ -2,12 +2,14 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use access::Access;
 use access::passwords::Hashing;
 use access::token::TokenKey;
 use anyhow::Context as _;
 use bus::Bus;
+use bus::permissions::FEED;
 use commands::Executor;
 use domain::{Clock, ManualClock, SystemClock};
 use outbound::dns::Dns;
@@ -20,20 +22,29 @@ use sha2::{Digest as _, Sha256};
 use store::{Config, Database, MasterKey, Store};
 use tokio::task::JoinHandle;
 
+use crate::checkpoint::{CheckpointKey, Place};
+use crate::terminal;
+
 /// An installation.
 pub(crate) struct Site {
     dir: PathBuf,
     database_url: String,
     owner_url: String,
     nats_url: Option<String>,
+    relay_url: Option<String>,
     prefix: String,
     replicas: usize,
     /// Tells the time, if the machine does not; then nothing is told to anybody outside either.
     simulated: Option<ManualClock>,
 }
 
-fn env(name: &str) -> Option<String> {
+pub(crate) fn env(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+/// The first word of the subjects.
+pub(crate) fn prefix() -> String {
+    env("TENURE_BUS_PREFIX").unwrap_or_else(|| "tenure".into())
 }
 
 /// What the environment says of the servers.
@@ -69,8 +80,11 @@ impl Site {
             dir: dir.to_owned(),
             database_url: named.database.map_or_else(private_database, Ok)?,
             owner_url,
-            nats_url: named.nats.or_else(|| private.map(Remembered::nats_url)),
-            prefix: env("TENURE_BUS_PREFIX").unwrap_or_else(|| "tenure".into()),
+            relay_url: env("TENURE_BUS_RELAY_URL").or_else(|| named.nats.clone()).or_else(|| private.map(Remembered::nats_url)),
+            nats_url: named
+                .nats
+                .or_else(|| private.and_then(|private| private.nats_url_as(FEED)).or_else(|| private.map(Remembered::nats_url))),
+            prefix: prefix(),
             simulated: None,
             replicas: env("TENURE_BUS_REPLICAS").map_or(Ok(1), |n| n.parse()).context("TENURE_BUS_REPLICAS must be a number")?,
         })
@@ -79,6 +93,11 @@ impl Site {
     /// The same at another time. Mails go into files, and no payment provider learns of anything.
     pub(crate) fn simulated(self, clock: ManualClock) -> Self {
         Self { simulated: Some(clock), ..self }
+    }
+
+    /// The data directory.
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
     }
 
     /// The database as services see it.
@@ -108,9 +127,18 @@ impl Site {
             .context("the database cannot be used: is it running (`tenure up`), and migrated (`tenure migrate`)?")
     }
 
-    /// Connects to the bus.
+    /// Connects to the bus as a feed does: it consumes the stream, and publishes no events.
     pub(crate) async fn bus(&self, store: &Store) -> anyhow::Result<Bus> {
-        let url = self.nats_url.as_deref().context("NATS_URL names no message bus")?;
+        self.connect(self.nats_url.as_deref(), store).await
+    }
+
+    /// Connects to the bus as the relay and the tools that look after the stream do: as the only user who may publish events.
+    pub(crate) async fn relay_bus(&self, store: &Store) -> anyhow::Result<Bus> {
+        self.connect(self.relay_url.as_deref(), store).await
+    }
+
+    async fn connect(&self, url: Option<&str>, store: &Store) -> anyhow::Result<Bus> {
+        let url = url.context("NATS_URL names no message bus")?;
         Ok(Bus::connect(url, &self.prefix, store.installation()).await?.with_replicas(self.replicas))
     }
 
@@ -150,6 +178,15 @@ impl Site {
         Ok(Some(Arc::new(stripe)))
     }
 
+    /// Where signed checkpoints of the log are kept, and how often they are made.
+    pub(crate) fn checkpoints(&self) -> anyhow::Result<(Place, Duration)> {
+        let place =
+            env("TENURE_AUDIT_CHECKPOINTS").map_or_else(|| Place::File(self.dir.join("checkpoints.jws")), |text| Place::parse(&text));
+        let interval = terminal::duration(&env("TENURE_AUDIT_CHECKPOINT_INTERVAL").unwrap_or_else(|| "1h".into()));
+        let interval = interval.map_err(|error| anyhow::anyhow!("TENURE_AUDIT_CHECKPOINT_INTERVAL: {error}"))?;
+        Ok((place, interval.to_std()?))
+    }
+
     /// Looks up domains: by the machine's own settings, or by the server of `TENURE_DNS_SERVER`.
     pub(crate) fn dns() -> anyhow::Result<Dns> {
         let server = env("TENURE_DNS_SERVER").map(|server| server.parse()).transpose();
@@ -163,18 +200,19 @@ impl Site {
 }
 
 /// A secret: in the environment, in a file that the environment names, or in the data directory.
-struct Secret {
-    variable: &'static str,
-    file: &'static str,
+pub(crate) struct Secret {
+    pub(crate) variable: &'static str,
+    pub(crate) file: &'static str,
 }
 
-const MASTER: &Secret = &Secret { variable: "TENURE_STORE_MASTER_KEY", file: "master.key" };
+pub(crate) const MASTER: &Secret = &Secret { variable: "TENURE_STORE_MASTER_KEY", file: "master.key" };
 const STRIPE_KEY: &Secret = &Secret { variable: "TENURE_BILLING_STRIPE_KEY", file: "stripe.key" };
 const STRIPE_WEBHOOK: &Secret = &Secret { variable: "TENURE_BILLING_STRIPE_WEBHOOK_SECRET", file: "stripe-webhook.secret" };
 const TOKEN: &Secret = &Secret { variable: "TENURE_API_TOKEN_KEY", file: "token.pem" };
+const CHECKPOINT: &Secret = &Secret { variable: "TENURE_AUDIT_CHECKPOINT_KEY", file: "checkpoint.pem" };
 
 /// Whether there is such a secret.
-fn has(dir: &Path, secret: &Secret) -> bool {
+pub(crate) fn has(dir: &Path, secret: &Secret) -> bool {
     env(secret.variable).is_some() || env(&format!("{}_FILE", secret.variable)).is_some() || dir.join(secret.file).exists()
 }
 
@@ -191,9 +229,19 @@ pub(crate) fn token_key(dir: &Path) -> anyhow::Result<TokenKey> {
     TokenKey::from_pem(&secret(dir, TOKEN)?).context(TOKEN.variable)
 }
 
+/// Signs checkpoints of the log, where there is a key for that.
+pub(crate) fn checkpoint_key(dir: &Path) -> anyhow::Result<Option<CheckpointKey>> {
+    if !has(dir, CHECKPOINT) {
+        return Ok(None);
+    }
+    CheckpointKey::from_pem(&secret(dir, CHECKPOINT)?).context(CHECKPOINT.variable).map(Some)
+}
+
 /// Makes the keys that the environment does not name and that are not in the data directory yet. One that is there is never replaced: what it has sealed would be lost.
 pub(crate) fn make_keys(dir: &Path) -> anyhow::Result<()> {
-    for (secret, make) in [(MASTER, MasterKey::generate as fn() -> String), (TOKEN, TokenKey::generate)] {
+    for (secret, make) in
+        [(MASTER, MasterKey::generate as fn() -> String), (TOKEN, TokenKey::generate), (CHECKPOINT, CheckpointKey::generate)]
+    {
         let named = env(secret.variable).or_else(|| env(&format!("{}_FILE", secret.variable)));
         let path = dir.join(secret.file);
         if named.is_none() && !path.try_exists()? {

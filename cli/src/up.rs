@@ -6,12 +6,12 @@ use std::path::Path;
 use anyhow::Context as _;
 use chrono::TimeDelta;
 use domain::{Clock as _, IdSource, Role, SystemClock, TenantId};
-use servers::{DataDir, Nats, Postgres};
+use servers::DataDir;
 use tokio::net::TcpListener;
-use tokio_util::sync::CancellationToken;
 
+use crate::private::with_servers;
 use crate::roles::{self, RoleName};
-use crate::site::{Named, Site, make_keys};
+use crate::site::Site;
 use crate::{terminal, tools};
 
 /// Where the API is unless something else is said.
@@ -26,43 +26,6 @@ pub(crate) async fn up(dir: &Path, http: Option<SocketAddr>) -> anyhow::Result<(
         roles::run(&site, &RoleName::ALL, Some(listener), cancel.clone()).await
     })
     .await
-}
-
-/// Does something with the site of a data directory, whose private servers run meanwhile, as far as the environment names no others; and with the schema of this version.
-pub(crate) async fn with_servers(
-    data: &DataDir,
-    cancel: &CancellationToken,
-    work: impl AsyncFnOnce(Site) -> anyhow::Result<()>,
-) -> anyhow::Result<()> {
-    make_keys(data.path())?;
-    data.stop_left_overs().await?;
-    let mut remembered = data.remembered()?;
-    let named = Named::from_env();
-    // Whatever fails from here on, dropping these stops them.
-    let mut nats = if named.nats.is_none() { Some(Nats::start(data, &remembered).await?) } else { None };
-    let mut postgres = if named.database.is_none() { Some(Postgres::start(data, &mut remembered, &[]).await?) } else { None };
-    let ended = async {
-        let site = Site::with(data.path(), Some(&remembered))?;
-        tokio::select! {
-            // A database that does not answer must not keep us from stopping.
-            () = cancel.cancelled() => return Ok(()),
-            migrated = async { site.owner()?.migrate().await.context("the database cannot be migrated") } => migrated?,
-        }
-        if postgres.is_some() {
-            // A private database was just started, so whoever held a lease is gone.
-            store::lease::expire_all(&site.database()?.pool(store::DbRole::Writer, 1)).await?;
-        }
-        work(site).await
-    }
-    .await;
-    if let Some(nats) = &mut nats {
-        nats.stop().await;
-    }
-    if let Some(postgres) = &mut postgres {
-        postgres.stop().await;
-    }
-    tracing::info!("stopped");
-    ended
 }
 
 async fn listen(http: Option<SocketAddr>) -> anyhow::Result<TcpListener> {

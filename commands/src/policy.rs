@@ -9,13 +9,13 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bus::subscription::{Checkpoint, Handler, HandlerError};
+use bus::subscription::{Handler, HandlerError};
 use domain::aggregate::Ask as _;
 use domain::{Actor, Aggregate, StreamId};
 use futures::{StreamExt as _, TryStreamExt as _};
 use sqlx::{FromRow, PgConnection};
 use store::load::LoadError;
-use store::{Hash, Key, RawEvent, Store, lease};
+use store::{Hash, Head, Key, RawEvent, Store, lease};
 use uuid::Uuid;
 
 use crate::error::CommandError;
@@ -79,7 +79,7 @@ impl<P: Policy> Handler for Runtime<P> {
         P::NAME
     }
 
-    async fn begin(&mut self) -> Result<Option<Checkpoint>, HandlerError> {
+    async fn begin(&mut self) -> Result<Option<Head>, HandlerError> {
         let pool = self.store.pool();
         let Some(lease) = lease::acquire(pool, &lease_name::<P>(), self.owner, LEASE).await.map_err(retry)? else { return Ok(None) };
         self.epoch = lease.epoch;
@@ -88,7 +88,12 @@ impl<P: Policy> Handler for Runtime<P> {
             .fetch_one(pool)
             .await
             .map_err(retry)?;
-        Ok(Some(Checkpoint { position, log_hash: Hash(log_hash) }))
+        Ok(Some(Head { position, log_hash: Hash(log_hash) }))
+    }
+
+    async fn note(&mut self, fault: Option<&str>) -> Result<(), HandlerError> {
+        let noted = sqlx::query("update ops.policies set fault = $2 where name = $1 and fault is distinct from $2");
+        noted.bind(P::NAME).bind(fault).execute(self.store.pool()).await.map(drop).map_err(retry)
     }
 
     async fn handle(&mut self, events: &[Arc<RawEvent>]) -> Result<(), HandlerError> {
@@ -213,8 +218,9 @@ impl<R: Reaction> Commands<R> {
                     tracing::warn!(policy = R::NAME, event.position, command = answer.name, %error, "refused");
                     let step = i32::try_from(n).unwrap_or(i32::MAX);
                     let (policy, command) = (R::NAME.to_owned(), answer.name);
-                    let (tenant_id, position, recorded_at) = (event.tenant_id, event.position, self.executor.store().clock().now());
-                    refusals.push(Refusal { policy, position, step, tenant_id, command, reason: error.to_string(), recorded_at });
+                    let (tenant_id, position, event_id) = (event.tenant_id, event.position, Some(event.event_id));
+                    let (reason, recorded_at) = (error.to_string(), self.executor.store().clock().now());
+                    refusals.push(Refusal { policy, position, step, event_id, tenant_id, command, reason, recorded_at });
                 }
             }
         }
@@ -231,6 +237,8 @@ pub struct Refusal {
     pub position: i64,
     /// Its place in the answer.
     pub step: i32,
+    /// The id of that event; none for refusals from before ids were kept.
+    pub event_id: Option<Uuid>,
     /// For whom.
     pub tenant_id: Uuid,
     /// Which command: `user.register`.
@@ -247,9 +255,55 @@ pub async fn refusals(store: &Store, limit: i64) -> Result<Vec<Refusal>, sqlx::E
     refusals.bind(limit).fetch_all(store.pool()).await
 }
 
-/// How far each policy has come.
-pub async fn positions(store: &Store) -> Result<Vec<(String, i64)>, sqlx::Error> {
-    sqlx::query_as("select name, position from ops.policies order by name").fetch_all(store.pool()).await
+/// The checkpoint of a policy.
+#[derive(Clone, Debug, PartialEq, Eq, FromRow)]
+pub struct PolicyStatus {
+    /// The name of the policy.
+    pub name: String,
+    /// Everything up to here was answered.
+    pub position: i64,
+    /// Why it has stopped, if it has.
+    pub fault: Option<String>,
+}
+
+/// The checkpoints of all policies.
+pub async fn statuses(store: &Store) -> Result<Vec<PolicyStatus>, sqlx::Error> {
+    sqlx::query_as("select name, position, fault from ops.policies order by name").fetch_all(store.pool()).await
+}
+
+/// Sets policies whose checkpoints the log does not confirm back to `agreed`, up to where what they answered is in the log, and forgets refusals of commands that answered
+/// other events. Returns the names of these policies, each with the position that it had. What was answered once is not answered again: the ids of commands and deliveries
+/// are made from the ids of events.
+pub async fn reconcile(store: &Store, agreed: Head) -> Result<Vec<(String, i64)>, sqlx::Error> {
+    let checkpoints: Vec<(String, i64, [u8; 32])> =
+        sqlx::query_as("select name, position, log_hash from ops.policies order by name").fetch_all(store.pool()).await?;
+    let mut reset = Vec::new();
+    for (name, position, log_hash) in checkpoints {
+        if store.confirm(Head { position, log_hash: Hash(log_hash) }).await?.is_ok() {
+            continue;
+        }
+        // Guarded by what was read: a policy that moved meanwhile was confirmed by its own process.
+        let moved = sqlx::query(
+            "update ops.policies set position = $3, log_hash = $4, fault = null where name = $1 and position = $2 and log_hash = $5",
+        )
+        .bind(&name)
+        .bind(position)
+        .bind(agreed.position)
+        .bind(agreed.log_hash.0)
+        .bind(log_hash)
+        .execute(store.pool())
+        .await?;
+        if moved.rows_affected() == 1 {
+            reset.push((name, position));
+        }
+    }
+    sqlx::query(
+        "delete from ops.policy_refusals r
+         where not exists (select from events e where e.position = r.position and (r.event_id is null or e.event_id = r.event_id))",
+    )
+    .execute(store.pool())
+    .await?;
+    Ok(reset)
 }
 
 impl<R: Reaction> Policy for Commands<R> {
@@ -277,8 +331,8 @@ impl<R: Reaction> Policy for Commands<R> {
     async fn write(&self, refusals: Vec<Refusal>, tx: &mut PgConnection) -> Result<(), sqlx::Error> {
         for refusal in refusals {
             sqlx::query(
-                "insert into ops.policy_refusals (policy, position, step, tenant_id, command, reason, recorded_at)
-                 values ($1, $2, $3, $4, $5, $6, $7) on conflict do nothing",
+                "insert into ops.policy_refusals (policy, position, step, tenant_id, command, reason, recorded_at, event_id)
+                 values ($1, $2, $3, $4, $5, $6, $7, $8) on conflict do nothing",
             )
             .bind(refusal.policy)
             .bind(refusal.position)
@@ -287,6 +341,7 @@ impl<R: Reaction> Policy for Commands<R> {
             .bind(refusal.command)
             .bind(refusal.reason)
             .bind(refusal.recorded_at)
+            .bind(refusal.event_id)
             .execute(&mut *tx)
             .await?;
         }

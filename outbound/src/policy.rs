@@ -93,6 +93,7 @@ impl MailPolicy {
             template: template.as_str(),
             intent,
             position: event.position,
+            event: Some(event.event_id),
             at: self.store.clock().now(),
         }
     }

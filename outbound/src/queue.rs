@@ -34,8 +34,10 @@ pub struct NewDelivery {
     pub template: &'static str,
     /// What it is made of when it is attempted.
     pub intent: Uuid,
-    /// The event that it answers.
+    /// The position of the event that it answers; 0 where it answers none.
     pub position: i64,
+    /// The id of that event. A delivery whose event is not in the log at that position is never attempted.
+    pub event: Option<Uuid>,
     /// When it was decided.
     pub at: DateTime<Utc>,
 }
@@ -44,8 +46,8 @@ pub struct NewDelivery {
 pub async fn add(tx: &mut PgConnection, deliveries: &[NewDelivery]) -> Result<(), sqlx::Error> {
     for delivery in deliveries {
         sqlx::query(
-            "insert into ops.deliveries (id, tenant_id, kind, subject_id, template, intent, position, next_attempt_at, created_at)
-             values ($1, $2, $3, $4, $5, $6, $7, $8, $8) on conflict (id) do nothing",
+            "insert into ops.deliveries (id, tenant_id, kind, subject_id, template, intent, position, event_id, next_attempt_at, created_at)
+             values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $9) on conflict (id) do nothing",
         )
         .bind(delivery.id)
         .bind(delivery.tenant.0)
@@ -54,11 +56,22 @@ pub async fn add(tx: &mut PgConnection, deliveries: &[NewDelivery]) -> Result<()
         .bind(delivery.template)
         .bind(delivery.intent)
         .bind(delivery.position)
+        .bind(delivery.event)
         .bind(delivery.at)
         .execute(&mut *tx)
         .await?;
     }
     Ok(())
+}
+
+/// Ends the deliveries whose events are not in the log: it was restored to an earlier state since they were queued. Returns how many.
+pub async fn drop_orphans(pool: &PgPool, now: DateTime<Utc>) -> Result<u64, sqlx::Error> {
+    let dropped = sqlx::query(
+        "update ops.deliveries d set state = 'dropped', ended_at = $1, reason = 'the event that it answers is not in the log', leased_by = null, leased_until = null
+         where state = 'pending' and position > 0
+           and not exists (select from events e where e.position = d.position and (d.event_id is null or e.event_id = d.event_id))",
+    );
+    Ok(dropped.bind(now).execute(pool).await?.rows_affected())
 }
 
 /// A delivery that somebody has to attempt.
@@ -163,6 +176,7 @@ pub(crate) async fn take(
     sqlx::query_as(
         "update ops.deliveries d set leased_by = $1, leased_until = now() + $4 * interval '1 second'
          from (select id from ops.deliveries p where state = 'pending' and kind = any($5) and next_attempt_at <= $2 and (leased_until is null or leased_until < now())
+                 and (position = 0 or exists (select from events e where e.position = p.position and (p.event_id is null or e.event_id = p.event_id)))
                  and (kind <> all($6) or not exists (select from ops.deliveries o where o.kind = p.kind and o.subject_id = p.subject_id
                    and o.id <> p.id
                    and o.state = 'pending' and ((o.position, o.id) < (p.position, p.id) or o.leased_until >= now())))

@@ -61,6 +61,11 @@ impl Worker {
                 Err(error) => tracing::warn!(%error, "deliveries cannot be read or recorded"),
             }
             let now = self.store.clock().now();
+            match queue::drop_orphans(self.store.pool(), now).await {
+                Ok(0) => {}
+                Ok(dropped) => tracing::warn!(dropped, "deliveries whose events are not in the log were dropped"),
+                Err(error) => tracing::warn!(%error, "deliveries cannot be compared with the log"),
+            }
             if now - kept >= TimeDelta::hours(1) {
                 kept = now;
                 if let Err(error) = queue::forget(self.store.pool(), now - KEPT).await {

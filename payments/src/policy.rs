@@ -78,6 +78,7 @@ impl Policy for PaymentsPolicy {
                 subject_id: event.stream.id,
                 intent: event.stream.id,
                 position: event.position,
+                event: Some(event.event_id),
                 at: self.store.clock().now(),
             })
         });
@@ -99,6 +100,7 @@ pub async fn introduce(store: &Store, subscription: StreamId) -> Result<(), sqlx
         template: Intent::Customer.as_str(),
         intent: subscription.id,
         position: 0,
+        event: None,
         at: store.clock().now(),
     };
     let mut tx = store.pool().begin().await?;

@@ -29,7 +29,7 @@ pub mod tools;
 
 pub use model::ReadModel;
 pub use projector::{Progress, start_all};
-pub use query::{QueryError, Read, ReadSide, View};
+pub use query::{ModelStatus, QueryError, Read, ReadSide, View};
 pub use tools::Tools;
 
 /// Calls a macro once with the list of all read models.

@@ -48,7 +48,8 @@ pub(crate) async fn advance<M: ReadModel>(
     // A generation that is being built comes across every erasure by itself.
     let (parked, discarded, copies): (Vec<String>, Vec<i64>, Vec<i32>) = sqlx::query_as(
         "select array(select partition from read.parked where name = $1 and generation = $2 and partition = any($3)),
-                array(select position from read.discarded where name = $1 and position = any($4)),
+                array(select d.position from read.discarded d join unnest($4::bigint[], $6::uuid[]) as e (position, id) on d.position = e.position and (d.event_id is null or d.event_id = e.id)
+                      where d.name = $1),
                 array(select generation from read.generations where $5 and name = $1 and generation <> $2
                       and (state <> 'building' or not exists (select from ops.leases where ops.leases.name = 'rebuild/' || $1 and until > now())))",
     )
@@ -57,6 +58,7 @@ pub(crate) async fn advance<M: ReadModel>(
     .bind(partitions.into_iter().collect::<Vec<_>>())
     .bind(events.iter().map(|event| event.position).collect::<Vec<_>>())
     .bind(generation.serving)
+    .bind(events.iter().map(|event| event.event_id).collect::<Vec<_>>())
     .fetch_one(&mut *connection)
     .await?;
     let mut parked: HashSet<String> = parked.into_iter().collect();
@@ -365,11 +367,12 @@ pub async fn discard<M: ReadModel>(
     position: i64,
     reason: &str,
 ) -> Result<Discarded, ParkingError> {
+    let event = store.at(position).await?.map(|event| event.event_id);
     let mut tx = pool.begin().await?;
     let generation = lock::<M>(&mut tx).await?;
     let discarded: Option<Discarded> = sqlx::query_as(
-        "insert into read.discarded (name, position, partition, tenant_id, failure, reason, discarded_at)
-         select name, position, partition, tenant_id, reason, $4, $5 from read.parked where name = $1 and generation = $2 and partition = $3 and position = $6
+        "insert into read.discarded (name, position, partition, tenant_id, failure, reason, discarded_at, event_id)
+         select name, position, partition, tenant_id, reason, $4, $5, $7 from read.parked where name = $1 and generation = $2 and partition = $3 and position = $6
          on conflict (name, position) do update set reason = excluded.reason
          returning name, position, partition, tenant_id, failure, reason, discarded_at",
     )
@@ -379,6 +382,7 @@ pub async fn discard<M: ReadModel>(
     .bind(reason)
     .bind(store.clock().now())
     .bind(position)
+    .bind(event)
     .fetch_optional(&mut *tx)
     .await?;
     let Some(discarded) = discarded else { return Err(ParkingError::NotParked(M::NAME, partition.to_owned())) };
@@ -390,6 +394,21 @@ pub async fn discard<M: ReadModel>(
         .await?;
     tx.commit().await?;
     Ok(discarded)
+}
+
+/// Forgets which events read models leave out, where these are not in the log: it was restored to an earlier state since. Returns how many.
+pub async fn forget_discards(store: &Store, pool: &PgPool) -> Result<u64, sqlx::Error> {
+    let discards: Vec<(String, i64, Option<Uuid>)> =
+        sqlx::query_as("select name, position, event_id from read.discarded").fetch_all(pool).await?;
+    let mut forgotten = 0;
+    for (name, position, event_id) in discards {
+        let there = store.at(position).await?.is_some_and(|event| event_id.is_none_or(|id| id == event.event_id));
+        if !there {
+            let gone = sqlx::query("delete from read.discarded where name = $1 and position = $2").bind(name).bind(position);
+            forgotten += gone.execute(pool).await?.rows_affected();
+        }
+    }
+    Ok(forgotten)
 }
 
 /// All events that read models leave out.

@@ -9,11 +9,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bus::feed::Feed;
-use bus::subscription::{Checkpoint, Handler, HandlerError, run};
+use bus::subscription::{Handler, HandlerError, run};
 use sqlx::PgPool;
 use sqlx::postgres::PgQueryResult;
 use store::load::LoadError;
-use store::{Hash, RawEvent, Store, lease};
+use store::{Hash, Head, RawEvent, Store, lease};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -141,7 +141,7 @@ impl<M: ReadModel> Handler for Projector<M> {
         M::NAME
     }
 
-    async fn begin(&mut self) -> Result<Option<Checkpoint>, HandlerError> {
+    async fn begin(&mut self) -> Result<Option<Head>, HandlerError> {
         let Some(lease) = lease::acquire(&self.pool, &self.lease, self.owner, LEASE).await.map_err(retry)? else { return Ok(None) };
         let (generation, position, log_hash): (i32, i64, [u8; 32]) =
             sqlx::query_as("select generation, position, log_hash from read.generations where name = $1 and state = 'serving'")
@@ -151,7 +151,18 @@ impl<M: ReadModel> Handler for Projector<M> {
                 .map_err(retry)?;
         self.turn = (lease.epoch, generation);
         self.progress.set(M::NAME, position);
-        Ok(Some(Checkpoint { position, log_hash: Hash(log_hash) }))
+        Ok(Some(Head { position, log_hash: Hash(log_hash) }))
+    }
+
+    async fn note(&mut self, fault: Option<&str>) -> Result<(), HandlerError> {
+        sqlx::query("update read.generations set fault = $3 where name = $1 and generation = $2 and fault is distinct from $3")
+            .bind(M::NAME)
+            .bind(self.turn.1)
+            .bind(fault)
+            .execute(&self.pool)
+            .await
+            .map_err(retry)?;
+        Ok(())
     }
 
     async fn handle(&mut self, events: &[Arc<RawEvent>]) -> Result<(), HandlerError> {

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use domain::{StreamId, TenantId};
 use futures::future::select_all;
-use sqlx::{PgConnection, PgPool, Postgres, Transaction};
+use sqlx::{FromRow, PgConnection, PgPool, Postgres, Transaction};
 use store::{Database, DbRole};
 use tokio::sync::watch;
 
@@ -36,12 +36,28 @@ pub enum QueryError {
         /// Where the caller wants it.
         wanted: i64,
     },
+    /// The read model was made from events that are not in the log, and waits for `tenure log reconcile`.
+    #[error("the read model was made from another log than this one")]
+    Diverged,
     /// The cursor was not made for this list, or was changed.
     #[error("the cursor is not valid for this list")]
     BadCursor,
     /// The database did not answer.
     #[error("the read models cannot be reached")]
     Unavailable(#[from] sqlx::Error),
+}
+
+/// The state of a read model.
+#[derive(Clone, Debug, PartialEq, Eq, FromRow)]
+pub struct ModelStatus {
+    /// Its name.
+    pub name: String,
+    /// Everything up to here is in its rows.
+    pub position: i64,
+    /// How many of its partitions are parked.
+    pub parked: i64,
+    /// Why it has stopped, and answers no queries.
+    pub fault: Option<String>,
 }
 
 /// The reading side of a process. Cheap to clone.
@@ -104,13 +120,16 @@ impl ReadSide {
             }
             let mut tx = pool.begin_with(begin.clone()).await?;
             // The position is read before the rows, so they are never older than it says.
-            let (position, parked): (i64, Option<i64>) = sqlx::query_as(
-                "select min(g.position), min((select min(p.position) from read.parked p where (p.name, p.generation) = (g.name, g.generation)))
+            let (position, parked, diverged): (i64, Option<i64>, bool) = sqlx::query_as(
+                "select min(g.position), min((select min(p.position) from read.parked p where (p.name, p.generation) = (g.name, g.generation))), bool_or(g.fault is not null)
                  from read.generations g where g.name = any($1) and g.state = 'serving'",
             )
             .bind(models)
             .fetch_one(&mut *tx)
             .await?;
+            if diverged {
+                return Err(QueryError::Diverged);
+            }
             match after {
                 Some(wanted) if position < wanted => {
                     tx.rollback().await?;
@@ -124,10 +143,10 @@ impl ReadSide {
         }
     }
 
-    /// Where each read model stands, and how many of its partitions are parked.
-    pub async fn positions(&self) -> Result<Vec<(String, i64, i64)>, sqlx::Error> {
+    /// The checkpoint of each read model that serves, how many of its partitions are parked, and why it has stopped, if it has.
+    pub async fn statuses(&self) -> Result<Vec<ModelStatus>, sqlx::Error> {
         sqlx::query_as(
-            "select g.name, g.position, (select count(*) from read.parked p where (p.name, p.generation) = (g.name, g.generation))
+            "select g.name, g.position, (select count(*) from read.parked p where (p.name, p.generation) = (g.name, g.generation)) as parked, g.fault
              from read.generations g where g.state = 'serving' order by g.name",
         )
         .fetch_all(&self.platform)

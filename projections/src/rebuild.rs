@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use serde_json::Value;
 use sqlx::{Connection as _, PgConnection, PgPool};
-use store::{Hash, RawEvent, Store, lease};
+use store::{Disagreement, Hash, Head, RawEvent, Store, lease};
 
 use crate::fold::FoldError;
 use crate::fold::table;
@@ -49,7 +49,8 @@ pub struct Rebuilt {
 pub enum Purpose {
     /// Build a generation, and switch to it if its rows equal those of the serving one.
     Switch,
-    /// Build a generation, and switch to it in any case: the serving rows are known to be wrong.
+    /// Build a generation up to the log's head, and switch to it in any case: the serving rows are known to be wrong. Serving rows that were made from another log are
+    /// neither compared nor kept for a way back.
     Replace,
     /// Build a generation, compare, then drop it.
     Verify,
@@ -63,6 +64,9 @@ pub enum RebuildError {
     /// Another one is going on.
     #[error("{0} is being rebuilt by another process, or was by one that died within the last 15 s")]
     Busy(&'static str),
+    /// The serving rows were made from another log than this one.
+    #[error("{0}: {1}; `tenure log reconcile` replaces it")]
+    Diverged(&'static str, Disagreement),
     /// No other generation has ever served.
     #[error("{0} has no earlier generation to go back to")]
     NoWayBack(&'static str),
@@ -75,6 +79,15 @@ pub enum RebuildError {
     /// The database did not do it.
     #[error(transparent)]
     Database(#[from] sqlx::Error),
+}
+
+/// How far a generation has to come before it may serve.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Goal {
+    /// To the position of the serving one.
+    Serving,
+    /// To the head of the log, since the position of the serving one means nothing.
+    Log,
 }
 
 /// Does it. `rate` bounds the events folded per second; `progress` hears the position reached and the one to reach.
@@ -92,6 +105,7 @@ pub async fn rebuild<M: ReadModel>(
         page: rate.map_or(PAGE, |rate| PAGE.min(i64::from(rate.get()))),
         generation: Generation { number: 0, serving: false },
         position: 0,
+        goal: Goal::Serving,
         progress,
         model: std::marker::PhantomData,
     };
@@ -121,12 +135,23 @@ struct Build<'a, M> {
     page: i64,
     generation: Generation,
     position: i64,
+    goal: Goal,
     progress: &'a (dyn Fn(i64, i64) + Send + Sync),
     model: std::marker::PhantomData<M>,
 }
 
 impl<M: ReadModel> Build<'_, M> {
     async fn run(&mut self, purpose: Purpose) -> Result<Rebuilt, RebuildError> {
+        match self.disagreement("serving").await? {
+            None => {}
+            Some(_) if purpose == Purpose::Replace => self.goal = Goal::Log,
+            Some(disagreement) => return Err(RebuildError::Diverged(M::NAME, disagreement)),
+        }
+        if purpose == Purpose::Back
+            && let Some(disagreement) = self.disagreement("retired").await?
+        {
+            return Err(RebuildError::Diverged(M::NAME, disagreement));
+        }
         (self.generation.number, self.position) = match purpose {
             Purpose::Switch | Purpose::Replace | Purpose::Verify => {
                 (sqlx::query_scalar("select read.new_generation($1)").bind(M::NAME).fetch_one(self.pool).await?, 0)
@@ -141,6 +166,7 @@ impl<M: ReadModel> Build<'_, M> {
         retry_all::<M>(self.store, self.pool, self.generation).await?;
         let (differences, samples) = match purpose {
             Purpose::Back => (None, vec![]),
+            Purpose::Replace if self.goal == Goal::Log => (None, vec![]),
             Purpose::Switch | Purpose::Replace | Purpose::Verify => {
                 let (mut differences, mut samples) = self.compare().await?;
                 // Of what has been erased, but not yet where the serving rows are, only these still know.
@@ -159,6 +185,26 @@ impl<M: ReadModel> Build<'_, M> {
         Ok(Rebuilt { generation: self.generation.number, position, differences, samples, switched })
     }
 
+    /// How the checkpoint of the generation in a state disagrees with the log, if it does.
+    async fn disagreement(&self, state: &str) -> Result<Option<Disagreement>, sqlx::Error> {
+        let checkpoint: Option<(i64, [u8; 32])> =
+            sqlx::query_as("select position, log_hash from read.generations where name = $1 and state = $2")
+                .bind(M::NAME)
+                .bind(state)
+                .fetch_optional(self.pool)
+                .await?;
+        let Some((position, log_hash)) = checkpoint else { return Ok(None) };
+        Ok(self.store.confirm(Head { position, log_hash: Hash(log_hash) }).await?.err())
+    }
+
+    /// Where this generation has to come before it may serve.
+    async fn end(&self) -> Result<i64, sqlx::Error> {
+        match self.goal {
+            Goal::Serving => Ok(self.serving().await?.1),
+            Goal::Log => Ok(self.store.head().await?.position),
+        }
+    }
+
     async fn serving(&self) -> Result<(i32, i64), sqlx::Error> {
         sqlx::query_as("select generation, position from read.generations where name = $1 and state = 'serving'")
             .bind(M::NAME)
@@ -166,19 +212,19 @@ impl<M: ReadModel> Build<'_, M> {
             .await
     }
 
-    /// Folds until less than a page is missing to the serving generation, and never past it.
+    /// Folds until less than a page is missing to the goal, and never past it.
     async fn follow(&mut self) -> Result<(), RebuildError> {
         loop {
-            let (_, serving) = self.serving().await?;
-            (self.progress)(self.position, serving);
-            if serving - self.position < self.page {
+            let end = self.end().await?;
+            (self.progress)(self.position, end);
+            if end - self.position < self.page {
                 return Ok(());
             }
             if let (Some(rate), Some(count)) = (&self.rate, u32::try_from(self.page).ok().and_then(NonZeroU32::new)) {
                 // More than fits at once it never is: a page is no larger than the rate.
                 let _ = rate.until_n_ready(count).await;
             }
-            self.catch_up(serving).await?;
+            self.catch_up(end).await?;
         }
     }
 
@@ -294,10 +340,14 @@ impl<M: ReadModel> Build<'_, M> {
     async fn switch(&mut self, patience: Duration) -> Result<i64, RebuildError> {
         let mut tx = self.pool.begin().await?;
         sqlx::query(&format!("set local lock_timeout = {}", patience.as_millis())).execute(&mut *tx).await?;
-        let end: i64 = sqlx::query_scalar("select position from read.generations where name = $1 and state = 'serving' for update")
-            .bind(M::NAME)
-            .fetch_one(&mut *tx)
-            .await?;
+        let (old, mut end): (i32, i64) =
+            sqlx::query_as("select generation, position from read.generations where name = $1 and state = 'serving' for update")
+                .bind(M::NAME)
+                .fetch_one(&mut *tx)
+                .await?;
+        if self.goal == Goal::Log {
+            end = self.end().await?;
+        }
         let start = self.position;
         let switched = async {
             while self.position < end {
@@ -305,6 +355,9 @@ impl<M: ReadModel> Build<'_, M> {
             }
             self.checkpoint(&mut tx, end, None).await?;
             sqlx::query("select read.serve($1, $2)").bind(M::NAME).bind(self.generation.number).execute(&mut *tx).await?;
+            if self.goal == Goal::Log {
+                sqlx::query("select read.drop_generation($1, $2)").bind(M::NAME).bind(old).execute(&mut *tx).await?;
+            }
             Ok(tx.commit().await?)
         }
         .await;

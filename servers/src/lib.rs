@@ -72,6 +72,11 @@ pub fn postgres_programs() -> Result<PathBuf, ServerError> {
     Ok(real.parent().map_or(dir, Path::to_path_buf))
 }
 
+/// The program `nats-server`.
+pub fn nats_program() -> Result<PathBuf, ServerError> {
+    find::nats()
+}
+
 pub(crate) fn io(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> ServerError {
     let what = what.into();
     |source| ServerError::Io { what, source }
@@ -88,10 +93,26 @@ pub struct Remembered {
     pub service_password: String,
     /// nats-server's port.
     pub nats_port: u16,
-    /// The password of its one user.
+    /// The password of its user `tenure`, who may do everything.
     pub nats_password: String,
+    /// Its other users.
+    #[serde(default)]
+    pub nats_users: Vec<NatsUser>,
     /// Where PostgreSQL's files are, if not in `postgres` under the data directory.
     pub postgres_dir: Option<PathBuf>,
+}
+
+/// A user of the private nats-server who may publish to and subscribe to some subjects only.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct NatsUser {
+    /// Their name.
+    pub name: String,
+    /// Their password.
+    pub password: String,
+    /// Subjects, with wildcards, that they may publish to.
+    pub publish: Vec<String>,
+    /// Subjects, with wildcards, that they may subscribe to.
+    pub subscribe: Vec<String>,
 }
 
 /// A data directory, held by this process alone.
@@ -134,6 +155,7 @@ impl DataDir {
             service_password: secret(),
             nats_port: b.1,
             nats_password: secret(),
+            nats_users: Vec::new(),
             postgres_dir: None,
         });
         drop((a.0, b.0));
@@ -173,9 +195,22 @@ impl Remembered {
         format!("postgres://tenure_service:{}@127.0.0.1:{}/tenure?sslmode=disable", self.service_password, self.postgres_port)
     }
 
-    /// The message bus.
+    /// The message bus, as the user who may do everything there.
     pub fn nats_url(&self) -> String {
         format!("nats://tenure:{}@127.0.0.1:{}", self.nats_password, self.nats_port)
+    }
+
+    /// The message bus, as one of its other users.
+    pub fn nats_url_as(&self, name: &str) -> Option<String> {
+        let user = self.nats_users.iter().find(|user| user.name == name)?;
+        Some(format!("nats://{name}:{}@127.0.0.1:{}", user.password, self.nats_port))
+    }
+
+    /// Lets a user of the bus publish to and subscribe to these subjects, and to no others, from the next start of the server on. A new user gets a generated password.
+    pub fn permit(&mut self, name: &str, publish: Vec<String>, subscribe: Vec<String>) {
+        let password = self.nats_users.iter().find(|user| user.name == name).map_or_else(secret, |user| user.password.clone());
+        self.nats_users.retain(|user| user.name != name);
+        self.nats_users.push(NatsUser { name: name.to_owned(), password, publish, subscribe });
     }
 }
 

@@ -49,11 +49,20 @@ async fn greets(port: u16) -> bool {
 
 fn configuration(remembered: &Remembered, store: &Path, pid_file: &Path) -> String {
     let quote = |path: &Path| serde_json::Value::from(path.display().to_string()).to_string();
+    let mut users = vec![serde_json::json!({"user": "tenure", "password": remembered.nats_password})];
+    users.extend(remembered.nats_users.iter().map(|user| {
+        serde_json::json!({
+            "user": user.name,
+            "password": user.password,
+            "permissions": {"publish": {"allow": user.publish}, "subscribe": {"allow": user.subscribe}},
+        })
+    }));
+    // A list of JSON objects is valid in nats-server's own format.
     format!(
-        "# Written at every start.\nhost: \"127.0.0.1\"\nport: {}\npid_file: {}\njetstream {{ store_dir: {} }}\nauthorization {{ user: \"tenure\", password: \"{}\" }}\n",
+        "# Written at every start.\nhost: \"127.0.0.1\"\nport: {}\npid_file: {}\njetstream {{ store_dir: {} }}\nauthorization {{ users: {} }}\n",
         remembered.nats_port,
         quote(pid_file),
         quote(store),
-        remembered.nats_password
+        serde_json::Value::from(users)
     )
 }

@@ -7,7 +7,8 @@ use serde_json::value::RawValue;
 use sqlx::FromRow;
 use uuid::Uuid;
 
-use crate::hash::{Digested, Hash, digest};
+use crate::Head;
+use crate::hash::{Digested, Hash, digest, log_link};
 
 /// One row of the log, its JSON as the exact text that was hashed.
 #[derive(Clone, Debug, PartialEq)]
@@ -137,6 +138,11 @@ impl<'de> Deserialize<'de> for RawEvent {
 }
 
 impl RawEvent {
+    /// Whether this is the event that follows `head` in a log: the next position, and chained to its hash. `digest` is taken as it stands.
+    pub fn continues(&self, head: Head) -> bool {
+        self.position == head.position + 1 && log_link(head.log_hash, self.position, self.digest) == self.log_hash
+    }
+
     /// The digest of what this event says now; equal to `digest` unless something was changed.
     pub fn computed_digest(&self) -> Hash {
         digest(&Digested {

@@ -11,6 +11,7 @@
 //! * [`claims`]: who holds what.
 //! * [`keys`]: how long idempotency keys are known.
 //! * [`lease`], [`timers`]: who may do what now.
+//! * [`writable`]: whether the log takes writes now.
 
 pub mod append;
 pub mod audit;
@@ -26,6 +27,7 @@ pub mod load;
 pub mod read;
 pub mod seal;
 pub mod timers;
+pub mod writable;
 
 use std::sync::Arc;
 
@@ -39,6 +41,7 @@ pub use append::{Append, AppendError, Appended, Expected, Key, NewEvent, StreamA
 pub use database::{Database, DbRole};
 pub use event::{Erases, Metadata, RawEvent, Recorded};
 pub use hash::Hash;
+pub use read::Disagreement;
 pub use seal::MasterKey;
 
 /// How a [`Store`] is opened.
@@ -71,9 +74,10 @@ pub struct Store {
 struct Inner {
     pool: PgPool,
     queue: Arc<append::queue::Queue>,
-    keyring: seal::Keyring,
-    cache: load::Cache,
+    keyring: Arc<seal::Keyring>,
+    cache: Arc<load::Cache>,
     head: watch::Sender<i64>,
+    last_write: Arc<writable::LastWrite>,
     installation: Uuid,
     clock: Arc<dyn Clock>,
     ids: IdSource,
@@ -110,17 +114,27 @@ impl Store {
         if check.0 != sqlx::query_scalar::<_, [u8; 32]>("select key_check from ops.master_key").fetch_one(&pool).await? {
             return Err(OpenError::WrongMasterKey);
         }
-        let keyring = seal::Keyring::new(config.master_key, pool.clone());
+        let keyring = Arc::new(seal::Keyring::new(config.master_key, pool.clone()));
+        let cache = Arc::new(load::Cache::new(config.cache));
         let queue = Arc::new(append::queue::Queue::new(config.queue, config.batch));
         let (head, _) = watch::channel(position);
-        let writer = append::writer::Writer::new(database.clone(), queue.clone(), config.clock.clone(), head.clone());
+        let last_write = Arc::new(writable::LastWrite::default());
+        let writer =
+            append::writer::Writer::new(database.clone(), queue.clone(), config.clock.clone(), head.clone(), last_write.clone(), {
+                let (keyring, cache) = (keyring.clone(), cache.clone());
+                Box::new(move || {
+                    keyring.forget_all();
+                    cache.clear();
+                })
+            });
         let handle = tokio::spawn(writer.run());
         let inner = Inner {
             keyring,
             pool,
             queue,
-            cache: load::Cache::new(config.cache),
+            cache,
             head,
+            last_write,
             installation,
             ids: IdSource::new(config.clock.clone()),
             clock: config.clock,

@@ -6,7 +6,30 @@ use sqlx::{PgConnection, QueryBuilder};
 use uuid::Uuid;
 
 use crate::event::{COLUMNS, Metadata, RawEvent};
-use crate::{Hash, Store};
+use crate::{Hash, Head, Store};
+
+/// How something that was made from the log disagrees with it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Disagreement {
+    /// It has come further than the log.
+    #[error(
+        "position {position} is beyond the head of the log at {head}: the log was restored to an earlier state, or this was made from another log"
+    )]
+    Ahead {
+        /// Its position.
+        position: i64,
+        /// The end of the log.
+        head: i64,
+    },
+    /// It was made from another event at its position.
+    #[error("position {} has hash {}, and {hash} in the log: the log was restored to an earlier state, or this was made from another log", .claimed.position, .claimed.log_hash)]
+    Differs {
+        /// Its position and hash.
+        claimed: Head,
+        /// The hash that the log has there.
+        hash: Hash,
+    },
+}
 
 /// Which events a listing shows; all that is given must hold.
 #[derive(Clone, Debug, Default)]
@@ -54,10 +77,11 @@ impl Store {
         self.list(position, limit, &Filter::default()).await
     }
 
-    /// Up to `limit` events after `position` that pass the filter, in order.
+    /// Up to `limit` events after `position` that pass the filter, in order. Rows beyond the head are no events yet: an import that is under way, or was cut off, left them.
     pub async fn list(&self, position: i64, limit: i64, filter: &Filter) -> Result<Vec<RawEvent>, sqlx::Error> {
-        let mut connection = self.inner.pool.acquire().await?;
-        page(&mut connection, position, limit, filter).await
+        let mut query = paged(position, filter);
+        query.push(" and position <= (select position from log_head) order by position limit ").push_bind(limit);
+        query.build_query_as().fetch_all(&self.inner.pool).await
     }
 
     /// All events of a stream, in order.
@@ -99,13 +123,44 @@ impl Store {
             .await
     }
 
+    /// The chain hash of the log at a position; `None` beyond the head that is committed. Position 0 has [`Hash::ZERO`].
+    pub async fn hash_at(&self, position: i64) -> Result<Option<Hash>, sqlx::Error> {
+        if position == 0 {
+            return Ok(Some(Hash::ZERO));
+        }
+        let hash: Option<[u8; 32]> =
+            sqlx::query_scalar("select log_hash from events where position = $1 and position <= (select position from log_head)")
+                .bind(position)
+                .fetch_optional(&self.inner.pool)
+                .await?;
+        Ok(hash.map(Hash))
+    }
+
+    /// Whether the log confirms that it once ended as `claimed` says: that position is not beyond its head, and has that hash. A checkpoint that the log does not confirm
+    /// was made from another log, or from one that was restored to an earlier state since.
+    pub async fn confirm(&self, claimed: Head) -> Result<Result<(), Disagreement>, sqlx::Error> {
+        Ok(match self.hash_at(claimed.position).await? {
+            Some(hash) if hash == claimed.log_hash => Ok(()),
+            Some(hash) => Err(Disagreement::Differs { claimed, hash }),
+            None => Err(Disagreement::Ahead { position: claimed.position, head: self.head().await?.position }),
+        })
+    }
+
     /// The event at a position.
     pub async fn at(&self, position: i64) -> Result<Option<RawEvent>, sqlx::Error> {
         sqlx::query_as(&format!("select {COLUMNS} from events where position = $1")).bind(position).fetch_optional(&self.inner.pool).await
     }
 }
 
+/// Up to `limit` rows after a position, also beyond the head: for an audit.
 pub(crate) async fn page(connection: &mut PgConnection, after: i64, limit: i64, filter: &Filter) -> Result<Vec<RawEvent>, sqlx::Error> {
+    let mut query = paged(after, filter);
+    query.push(" order by position limit ").push_bind(limit);
+    query.build_query_as().fetch_all(connection).await
+}
+
+/// The rows after a position that pass a filter, without their order.
+fn paged(after: i64, filter: &Filter) -> QueryBuilder<'_, sqlx::Postgres> {
     let mut query = QueryBuilder::new(format!("select {COLUMNS} from events where position > "));
     query.push_bind(after);
     if let Some(tenant) = filter.tenant {
@@ -134,6 +189,5 @@ pub(crate) async fn page(connection: &mut PgConnection, after: i64, limit: i64, 
     if let Some(until) = filter.until {
         query.push(" and recorded_at < ").push_bind(until);
     }
-    query.push(" order by position limit ").push_bind(limit);
-    query.build_query_as().fetch_all(connection).await
+    query
 }

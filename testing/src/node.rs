@@ -167,10 +167,10 @@ impl Node {
         eventually("everything is at the log's end", || async {
             let head = self.store.head().await.expect("the log").position;
             let relayed = matches!(*self.relay.borrow(), Status::Running { position } if position >= head);
-            let read = self.reads.positions().await.ok()?.iter().all(|(_, position, _)| *position >= head);
+            let read = self.reads.statuses().await.ok()?.iter().all(|model| model.position >= head);
             let runs = |name: &str| name == "mail" || (self.reacting.load(Ordering::Relaxed) && name != "payments");
-            let policies = commands::policy::positions(&self.store).await.ok()?;
-            let answered = policies.iter().filter(|(name, _)| runs(name)).all(|(_, position)| *position >= head);
+            let policies = commands::policy::statuses(&self.store).await.ok()?;
+            let answered = policies.iter().filter(|policy| runs(&policy.name)).all(|policy| policy.position >= head);
             (relayed && read && answered).then_some(())
         })
         .await;

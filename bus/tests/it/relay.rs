@@ -1,12 +1,18 @@
 //! The stream is the log, whatever happens.
 
 use std::path::Path;
+use std::time::Duration;
 
+use async_nats::jetstream::consumer::pull::OrderedConfig;
 use async_nats::jetstream::message::PublishMessage;
+use async_nats::jetstream::stream::Config;
 use bus::Bus;
+use bus::feed::{Feed, FeedState};
 use bus::mirror::{compare, rebuild};
+use bus::permissions::{self, Permissions};
 use bus::relay::{Relay, Status};
 use domain::{Effect, StreamId, TenantId};
+use futures::StreamExt as _;
 use serde_json::json;
 use store::{Append, Expected, Metadata, NewEvent, Store, StreamAppend};
 use testing::{Env, eventually, id};
@@ -38,6 +44,20 @@ pub async fn append(store: &Store, count: usize) {
         },
     };
     store.append(request).await.unwrap();
+}
+
+/// What came after a position has never happened, as in a backup that was restored.
+pub async fn roll_back(env: &Env, position: i64) {
+    sqlx::raw_sql(&format!(
+        "alter table events disable trigger all; delete from events where position > {position};
+         update log_head set position = {position}, log_hash = (select log_hash from events where position = {position});
+         update tenant_heads h set (position, tenant_hash) = (select e.position, e.tenant_hash from events e where e.tenant_id = h.tenant_id order by e.position desc limit 1)
+         where exists (select from events e where e.tenant_id = h.tenant_id);
+         delete from tenant_heads h where not exists (select from events e where e.tenant_id = h.tenant_id)"
+    ))
+    .execute(&env.owner)
+    .await
+    .unwrap();
 }
 
 fn start(store: &Store, bus: &Bus) -> (watch::Receiver<Status>, DropGuard) {
@@ -165,14 +185,7 @@ async fn a_log_restored_to_an_earlier_state_halts_the_relay_which_says_why() {
         append(&store, 10).await;
         assert_mirrored(&store, &bus).await;
     }
-    // As a restored backup would look: the last four events never happened.
-    sqlx::raw_sql(
-        "alter table events disable trigger all; delete from events where position > 6;
-         update log_head set position = 6, log_hash = (select log_hash from events where position = 6)",
-    )
-    .execute(&env.owner)
-    .await
-    .unwrap();
+    roll_back(&env, 6).await;
     let (mut status, _guard) = start(&store, &bus);
     let reason = halted(&mut status).await;
     assert!(reason.contains("ends at 10, beyond the log's end at 6"), "{reason}");
@@ -216,4 +229,112 @@ async fn a_jetstream_store_that_was_wiped_or_rolled_back_to_an_earlier_copy_is_r
     shell(format!("rm -rf {}", show(&directory)));
     servers.nats = servers::Nats::start(&servers.data, &servers.remembered).await.unwrap();
     assert_mirrored(&store, &bus).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn limits_that_another_party_sets_on_the_stream_are_taken_back_and_messages_that_are_gone_halt_the_relay() {
+    let env = Env::new().await;
+    let store = env.store().await;
+    let bus = env.bus(&store).await;
+    let (mut status, _guard) = start(&store, &bus);
+    append(&store, 20).await;
+    assert_mirrored(&store, &bus).await;
+    let config = |change: fn(&mut Config)| {
+        let mut config = Config {
+            name: bus.stream_name(),
+            subjects: vec![format!("{}.events.>", env.prefix)],
+            deny_delete: true,
+            deny_purge: true,
+            ..Config::default()
+        };
+        change(&mut config);
+        config
+    };
+    // Each of these loses nothing yet, and would.
+    for change in [
+        |c: &mut Config| c.max_messages = 1000,
+        |c: &mut Config| c.max_age = Duration::from_secs(3600),
+        |c: &mut Config| c.max_bytes = 1 << 20,
+        |c: &mut Config| c.max_message_size = 1024,
+    ] {
+        bus.jetstream().update_stream(config(change)).await.unwrap();
+        append(&store, 1).await;
+        eventually("the limit is gone", || async {
+            let config = bus.existing_stream().await.ok()??.get_info().await.ok()?.config;
+            (config.max_messages <= 0 && config.max_age.is_zero() && config.max_bytes <= 0 && config.max_message_size <= 0).then_some(())
+        })
+        .await;
+        assert_mirrored(&store, &bus).await;
+    }
+    bus.jetstream().update_stream(config(|config| config.max_messages = 10)).await.unwrap();
+    let reason = halted(&mut status).await;
+    assert!(reason.contains("the stream begins at 15") && reason.contains("tenure bus rebuild"), "{reason}");
+    rebuild(&store, &bus).await.unwrap();
+    assert_mirrored(&store, &bus).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_takes_only_messages_smaller_than_an_event_halts_the_relay_before_it_meets_one() {
+    let mut servers = testing::servers::Servers::start().await;
+    let env = testing::servers::Shared::prepare(servers.remembered.clone()).await.new_env().await;
+    let store = env.store().await;
+    append(&store, 3).await;
+    servers.nats.stop().await;
+    let config = servers.data.path().join("nats.conf");
+    let small = servers.data.path().join("small.conf");
+    std::fs::write(&small, format!("{}max_payload: 65536\n", std::fs::read_to_string(&config).unwrap())).unwrap();
+    let _server = tokio::process::Command::new(servers::nats_program().unwrap())
+        .arg("-c")
+        .arg(&small)
+        .stderr(std::process::Stdio::null())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let bus = env.bus(&store).await;
+    let (mut status, _guard) = start(&store, &bus);
+    let reason = halted(&mut status).await;
+    assert!(reason.contains("at most 65536 bytes") && reason.contains("max_payload"), "{reason}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_the_user_of_the_relay_may_publish_events_and_the_others_can_still_consume_them() {
+    let mut servers = testing::servers::Servers::start().await;
+    let env = testing::servers::Shared::prepare(servers.remembered.clone()).await.new_env().await;
+    servers.nats.stop().await;
+    for Permissions { name, publish, subscribe } in [permissions::feed(&env.prefix), permissions::subscriber(&env.prefix)] {
+        servers.remembered.permit(name, publish, subscribe);
+    }
+    servers.nats = servers::Nats::start(&servers.data, &servers.remembered).await.unwrap();
+    let store = env.store().await;
+    let relaying = env.bus(&store).await;
+    let (_, _guard) = start(&store, &relaying);
+    append(&store, 5).await;
+    assert_mirrored(&store, &relaying).await;
+    // The feed hears its events, and its hints reach the relay.
+    let feed_url = servers.remembered.nats_url_as(permissions::FEED).unwrap();
+    let feeding = Bus::connect(&feed_url, &env.prefix, store.installation()).await.unwrap();
+    let cancel = CancellationToken::new();
+    let _cancel = cancel.clone().drop_guard();
+    let mut state = Feed::start(store.clone(), feeding.clone(), cancel).state();
+    tokio::time::timeout(testing::PATIENCE, state.wait_for(|state| *state == FeedState::Listening)).await.expect("it listens").unwrap();
+    // A subscriber, by the client's own defaults.
+    let address: async_nats::ServerAddr = servers.remembered.nats_url_as(permissions::SUBSCRIBER).unwrap().parse().unwrap();
+    let options =
+        async_nats::ConnectOptions::new().user_and_password(address.username().unwrap().into(), address.password().unwrap().into());
+    let client = options.connect(address).await.unwrap();
+    let outside = async_nats::jetstream::new(client.clone());
+    let stream = outside.get_stream(relaying.stream_name()).await.unwrap();
+    let consumer = stream.create_consumer(OrderedConfig::default()).await.unwrap();
+    let messages: Vec<_> = consumer.messages().await.unwrap().take(5).collect().await;
+    assert!(messages.into_iter().all(|message| message.is_ok()), "it consumes");
+    let intruder = |bus: async_nats::jetstream::Context| {
+        let subject = format!("{}.events.x.y", env.prefix);
+        async move { bus.send_publish(subject, PublishMessage::build().payload("boo".into())).await.unwrap().await }
+    };
+    for (who, bus) in [("the subscriber", outside.clone()), ("the feed", feeding.jetstream().clone())] {
+        assert!(intruder(bus).await.is_err(), "{who} published an event");
+    }
+    assert!(outside.delete_stream(relaying.stream_name()).await.is_err(), "nor may it delete the stream");
+    append(&store, 5).await;
+    assert_mirrored(&store, &relaying).await;
 }

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use bus::stream::inspect;
 use chrono::{DateTime, TimeDelta, Utc};
 use comfy_table::{Table, presets};
 use domain::{Clock as _, SystemClock};
@@ -11,7 +12,7 @@ use projections::parking::parked;
 use projections::status::generations;
 use serde::Serialize;
 use sqlx::PgPool;
-use store::{DbRole, Store};
+use store::{DbRole, Hash, Head, Store};
 
 use crate::site::Site;
 use crate::terminal::print;
@@ -144,13 +145,14 @@ async fn installation(report: &mut Report, site: &Site, store: &Store) -> anyhow
         report.say(
             format!("read model {}", generation.name),
             behind <= LAG && (generation.owner.is_some() || behind == 0),
-            format!(
-                "position {}, {behind} behind, {}",
-                generation.position,
-                generation.owner.map_or("projected by nobody", |_| "projected")
-            ),
+            format!("position {}, {behind} behind, {}", generation.position, generation.owner.map_or("no projector", |_| "projected")),
             "run a process with the role `projector`, and look at its log; `tenure projections status` tells more",
         );
+    }
+    agreement(report, store, &projector).await?;
+    match store.writable().await {
+        Ok(()) => report.say("writes", true, "the database takes them", ""),
+        Err(error) => report.say("writes", false, error.to_string(), "make room on its disk, or name the primary in DATABASE_URL"),
     }
     let waiting = parked(&projector).await?;
     report.say(
@@ -159,13 +161,8 @@ async fn installation(report: &mut Report, site: &Site, store: &Store) -> anyhow
         if waiting.is_empty() { "none".to_owned() } else { waiting.len().to_string() },
         "`tenure projections parked` says why; mend the cause, then `tenure projections retry`",
     );
-    let bus = site.bus(store).await?;
-    let connected = async {
-        while !bus.is_connected() {
-            let _ = tokio::time::timeout(Duration::from_millis(20), std::future::pending::<()>()).await;
-        }
-    };
-    if tokio::time::timeout(PATIENCE, connected).await.is_err() {
+    let bus = site.relay_bus(store).await?;
+    if bus.connected().await.is_err() {
         report.say(
             "NATS",
             false,
@@ -177,18 +174,48 @@ async fn installation(report: &mut Report, site: &Site, store: &Store) -> anyhow
     report.say("NATS", true, bus.server_version().unwrap_or_default(), "");
     match bus.existing_stream().await {
         Ok(Some(stream)) => {
-            let last = i64::try_from(stream.get_info().await?.state.last_sequence).unwrap_or(i64::MAX);
-            let behind = head - last;
+            let found = inspect(store, &bus, &stream).await?;
+            let behind = head - found.last;
             report.say(
                 "relay",
-                (0..=LAG).contains(&behind),
-                format!("{} ends at {last}, {behind} behind", bus.stream_name()),
-                "run a process with the role `relay`; where it has halted, /health says why, and `tenure bus rebuild` cures a stream that is not the log's",
+                behind <= LAG,
+                format!("{} ends at {}, {behind} behind", bus.stream_name(), found.last),
+                "run a process with the role `relay`, and look at its log",
+            );
+            let faults: Vec<String> = found.faults.iter().map(ToString::to_string).collect();
+            report.say(
+                "stream",
+                faults.is_empty(),
+                if faults.is_empty() { "a mirror of the log".to_owned() } else { faults.join("; ") },
+                "`tenure log reconcile` after a restore, `tenure bus rebuild` otherwise; both delete the stream and publish the log again",
             );
         }
         Ok(None) => report.say("relay", head == 0, "there is no stream", "run a process with the role `relay`"),
         Err(error) => report.say("relay", false, error.to_string(), "JetStream has to be enabled, and its account allowed to use it"),
     }
+    Ok(())
+}
+
+/// Whether everything that was made from the log was made from this one.
+async fn agreement(report: &mut Report, store: &Store, projector: &PgPool) -> anyhow::Result<()> {
+    let models: Vec<(String, i64, [u8; 32])> =
+        sqlx::query_as("select 'read model ' || name, position, log_hash from read.generations where state = 'serving'")
+            .fetch_all(projector)
+            .await?;
+    let policies: Vec<(String, i64, [u8; 32])> =
+        sqlx::query_as("select 'policy ' || name, position, log_hash from ops.policies").fetch_all(store.pool()).await?;
+    let mut faults = Vec::new();
+    for (what, position, log_hash) in models.into_iter().chain(policies) {
+        if let Err(disagreement) = store.confirm(Head { position, log_hash: Hash(log_hash) }).await? {
+            faults.push(format!("{what}: {disagreement}"));
+        }
+    }
+    report.say(
+        "checkpoints",
+        faults.is_empty(),
+        if faults.is_empty() { "all confirmed by the log".to_owned() } else { faults.join("; ") },
+        "`tenure log reconcile` rebuilds what was made from another log",
+    );
     Ok(())
 }
 

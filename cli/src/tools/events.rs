@@ -2,17 +2,18 @@
 
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context as _;
 use bus::feed::Feed;
-use bus::subscription::{Checkpoint, Handler, HandlerError, run as follow};
+use bus::subscription::{Handler, HandlerError, run as follow};
 use chrono::{DateTime, Utc};
 use clap::{Args, Subcommand};
 use comfy_table::{Table, presets};
 use domain::{Aggregate, StreamId, TenantId};
 use serde_json::{Value, json};
 use store::read::Filter;
-use store::{RawEvent, Store};
+use store::{Head, RawEvent, Store};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -173,10 +174,12 @@ struct Tail {
     store: Store,
     filter: Filter,
     json: bool,
-    checkpoint: Option<Checkpoint>,
+    checkpoint: Option<Head>,
     after: Option<i64>,
-    /// Nobody reads any more, or all that was asked for has been printed.
+    /// The output is closed, or all that was asked for has been printed.
     done: CancellationToken,
+    /// The log no longer has what was printed.
+    diverged: Arc<AtomicBool>,
 }
 
 impl Handler for Tail {
@@ -184,19 +187,25 @@ impl Handler for Tail {
         "tail"
     }
 
-    async fn begin(&mut self) -> Result<Option<Checkpoint>, HandlerError> {
+    async fn begin(&mut self) -> Result<Option<Head>, HandlerError> {
         let retry = |error: sqlx::Error| HandlerError::Retry(error.to_string());
         if self.checkpoint.is_none() {
             let head = self.store.head().await.map_err(retry)?;
-            self.checkpoint = Some(match self.after.filter(|after| *after < head.position) {
-                None => Checkpoint { position: head.position, log_hash: head.log_hash },
-                Some(after) => {
-                    let event = self.store.at(after).await.map_err(retry)?;
-                    Checkpoint { position: after.max(0), log_hash: event.map_or(store::Hash::ZERO, |event| event.log_hash) }
-                }
+            self.checkpoint = Some(match self.after {
+                None => head,
+                Some(position) => Head { position, log_hash: self.store.hash_at(position).await.map_err(retry)?.unwrap_or_default() },
             });
         }
         Ok(self.checkpoint)
+    }
+
+    async fn note(&mut self, fault: Option<&str>) -> Result<(), HandlerError> {
+        if fault.is_some() {
+            // The log tells the fault to standard error.
+            self.diverged.store(true, Ordering::SeqCst);
+            self.done.cancel();
+        }
+        Ok(())
     }
 
     async fn handle(&mut self, events: &[Arc<RawEvent>]) -> Result<(), HandlerError> {
@@ -215,7 +224,7 @@ impl Handler for Tail {
             if self.filter.to.is_some_and(|to| event.position >= to) {
                 self.done.cancel();
             }
-            self.checkpoint = Some(Checkpoint { position: event.position, log_hash: event.log_hash });
+            self.checkpoint = Some(Head { position: event.position, log_hash: event.log_hash });
         }
         Ok(())
     }
@@ -230,8 +239,15 @@ async fn tail(site: &Site, store: &Store, which: Which, after: Option<i64>) -> a
         Ok(bus) => Feed::start(store.clone(), bus, done.clone()),
         Err(_) => Feed::silent(),
     };
-    let tail = Tail { store: store.clone(), filter: which.filter(), json: which.json, checkpoint: None, after, done: done.clone() };
+    if let Some(after) = after {
+        let head = store.head().await?.position;
+        anyhow::ensure!((0..=head).contains(&after), "--after must be a position of the log, 0 to {head}");
+    }
+    let diverged = Arc::new(AtomicBool::new(false));
+    let (filter, json) = (which.filter(), which.json);
+    let tail = Tail { store: store.clone(), filter, json, checkpoint: None, after, done: done.clone(), diverged: diverged.clone() };
     follow(tail, store.clone(), feed, done).await;
+    anyhow::ensure!(!diverged.load(Ordering::SeqCst), "the log was restored to an earlier state, and no longer has what was printed");
     Ok(())
 }
 

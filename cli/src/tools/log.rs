@@ -12,7 +12,8 @@ use serde_json::json;
 use store::Store;
 use store::backup::{BackupError, Content, End, Import, LEFT_OUT, Reader, Writer};
 
-use crate::site::Site;
+use super::reconcile::{self, Reconcile};
+use crate::site::{MASTER, Site};
 use crate::terminal::{advance, print, progress};
 
 #[derive(Subcommand)]
@@ -29,7 +30,10 @@ pub(crate) enum Log {
         #[arg(long)]
         json: bool,
     },
-    /// Start an empty installation from such a file: the same positions, ids and hashes. Goes on where an import was interrupted.
+    /// Rebuild whatever does not agree with the log, after it was restored to an earlier state: read models, policies, deliveries and the stream.
+    Reconcile(Reconcile),
+    /// Start an empty installation from such a file: the same positions, ids and hashes. Goes on where an import was interrupted. In a new data directory the private servers
+    /// are made and started for as long as it takes; the original's master key has to be there.
     Import {
         /// The file.
         file: PathBuf,
@@ -44,6 +48,7 @@ pub(crate) enum Log {
 
 pub(crate) async fn run(site: &Site, what: Log) -> anyhow::Result<ExitCode> {
     let (done, end, json) = match what {
+        Log::Reconcile(wanted) => return reconcile::run(site, wanted).await,
         Log::Export { file, keys, json } => ("exported", export(site, &file, keys.as_deref()).await?, json),
         Log::Import { file, keys, json } => ("imported", import(site, &file, keys.as_deref()).await?, json),
     };
@@ -134,7 +139,16 @@ fn finish(writer: Writer<BufWriter<File>>, draft: &Path, file: &Path) -> anyhow:
 async fn import(site: &Site, file: &Path, keys: Option<&Path>) -> anyhow::Result<End> {
     let log = Reader::open(open(file)?).with_context(|| file.display().to_string())?;
     let keys = keys.map(|keys| anyhow::Ok(Reader::open(open(keys)?)?)).transpose().context("the file of keys")?;
-    let import = Import::begin(&site.owner()?, &site.master_key()?, log.header()).await?;
+    let import = match Import::begin(&site.owner()?, &site.master_key()?, log.header()).await {
+        Err(BackupError::WrongMasterKey) => anyhow::bail!(
+            "the backup was made with another master key, which reads the personal data in it: copy the original's file `{}` over the one in {}, or name that key in {} or {}_FILE",
+            MASTER.file,
+            site.dir().display(),
+            MASTER.variable,
+            MASTER.variable
+        ),
+        begun => begun?,
+    };
     let bar = progress("importing", 0);
     let end = import.run(log, keys, &mut |position| advance(&bar, position)).await?;
     bar.finish_and_clear();

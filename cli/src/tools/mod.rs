@@ -12,6 +12,7 @@ pub(crate) mod keys;
 pub(crate) mod log;
 pub(crate) mod policies;
 pub(crate) mod projections;
+pub(crate) mod reconcile;
 pub(crate) mod replay;
 pub(crate) mod seed;
 pub(crate) mod token;

@@ -1,7 +1,7 @@
 //! `tenure policies`.
 
 use clap::Subcommand;
-use commands::policy;
+use commands::policy::{self, PolicyStatus};
 
 use crate::site::Site;
 use crate::terminal;
@@ -20,8 +20,9 @@ pub(crate) async fn run(site: &Site, what: Policies) -> anyhow::Result<()> {
     match what {
         Policies::List => {
             let head = store.head().await?.position;
-            for (name, position) in policy::positions(&store).await? {
-                if !terminal::print(&format!("{name:<14} at position {position}, {} behind", head - position))? {
+            for PolicyStatus { name, position, fault } in policy::statuses(&store).await? {
+                let stopped = fault.map_or(String::new(), |fault| format!("; stopped: {fault}"));
+                if !terminal::print(&format!("{name:<14} at position {position}, {} behind{stopped}", head - position))? {
                     break;
                 }
             }

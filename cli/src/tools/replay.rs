@@ -47,7 +47,7 @@ pub(crate) async fn run(site: &Site, wanted: Wanted) -> anyhow::Result<ExitCode>
     let (store, _) = site.store().await?;
     let head = store.head().await?.position;
     anyhow::ensure!(wanted.to_position <= head, "the log ends at {head}");
-    let bus = site.bus(&store).await?;
+    let bus = site.relay_bus(&store).await?;
     let filter =
         Filter { tenant: wanted.tenant.map(|tenant| tenant.0), kind: wanted.kind, to: Some(wanted.to_position), ..Filter::default() };
     let bar = progress("replaying", wanted.to_position);

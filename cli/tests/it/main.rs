@@ -7,6 +7,7 @@ mod crowd;
 mod faults;
 mod process;
 mod projections;
+mod restore;
 mod secrets;
 mod seed;
 mod serve;

@@ -108,3 +108,28 @@ async fn outside_subscribers_survive_restarts_redelivery_and_a_refilled_stream_a
     }
     println!("{} events in both copies, as in the log", log.len());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn outside_subscribers_stop_and_say_so_where_the_log_was_restored_to_an_earlier_state() {
+    let mut chaos = Chaos::start().await;
+    let mut subscribers = Subscribers::start(&chaos).await;
+    chaos.load.progress(100).await;
+    subscribers.reach(head(&chaos).await).await;
+    let before = subscribers.copies().await;
+    chaos.inflict(Fault::RestoreEarlier).await;
+    chaos.load.progress(500).await;
+    for (n, who) in ["Python", "Rust"].into_iter().enumerate() {
+        let ended = tokio::time::timeout(testing::PATIENCE, subscribers.children[n].wait()).await.expect(who).unwrap();
+        assert_eq!(ended.code(), Some(3), "{who}");
+    }
+    let log: Copy =
+        sqlx::query_as("select position, event_id::text, event_type from events order by position").fetch_all(&chaos.owner).await.unwrap();
+    for (who, copy) in ["Python", "Rust"].into_iter().zip(subscribers.copies().await) {
+        let common = copy.iter().zip(&log).take_while(|(ours, theirs)| ours == theirs).count();
+        assert!(
+            copy.len() > common && before.iter().any(|before| before.starts_with(&copy[..common])),
+            "{who} holds what was lost, and nothing after it"
+        );
+    }
+    chaos.settle().await;
+}

@@ -96,7 +96,7 @@ async fn provisioning_killed_after_every_step_twice_at_each_ends_provisioned_onc
     }
     let position = |name: &'static str| {
         let store = node.store.clone();
-        async move { policy::positions(&store).await.unwrap().into_iter().find(|(of, _)| of == name).unwrap().1 }
+        async move { policy::statuses(&store).await.unwrap().into_iter().find(|policy| policy.name == name).unwrap().position }
     };
     assert_eq!(position("provisioning").await, 0, "none of them came to its checkpoint");
     node.react().await;

@@ -88,8 +88,8 @@ impl Shop {
         eventually("everything has been told", || async {
             self.node.settled().await;
             let head = self.node.store.head().await.unwrap().position;
-            let policies = commands::policy::positions(&self.node.store).await.unwrap();
-            let decided = policies.iter().any(|(name, position)| name == "payments" && *position >= head);
+            let policies = commands::policy::statuses(&self.node.store).await.unwrap();
+            let decided = policies.iter().any(|policy| policy.name == "payments" && policy.position >= head);
             let attempted = worker.deliver_due().await.unwrap();
             let pending: i64 = sqlx::query_scalar("select count(*) from ops.deliveries where kind = 'payment' and state = 'pending'")
                 .fetch_one(&self.env.owner)
@@ -204,10 +204,10 @@ async fn what_is_cancelled_while_stripe_makes_it_does_not_live_on_there() {
     // The subscription is made there, the answer is lost, and meanwhile it is cancelled here.
     assert_eq!(shop.tells(SET_UP, "evt_setup", 0).await, "applied");
     shop.node.settled().await;
-    let policies = || async { commands::policy::positions(&shop.node.store).await.unwrap() };
+    let policies = || async { commands::policy::statuses(&shop.node.store).await.unwrap() };
     let head = shop.node.store.head().await.unwrap().position;
     eventually("it is decided upon", || async {
-        policies().await.iter().any(|(name, position)| name == "payments" && *position >= head).then_some(())
+        policies().await.iter().any(|policy| policy.name == "payments" && policy.position >= head).then_some(())
     })
     .await;
     // The list and the product are answered, the subscription is made, and that answer is lost.

@@ -236,8 +236,8 @@ async fn an_event_that_this_binary_does_not_know_is_never_parked_and_the_lease_i
     })
     .await;
     assert_eq!(shelf.parked().await, []);
-    let positions = shelf.node.reads.positions().await.unwrap();
-    let at = |model: &str| positions.iter().find(|(name, ..)| name == model).unwrap().1;
+    let positions = shelf.node.reads.statuses().await.unwrap();
+    let at = |model: &str| positions.iter().find(|status| status.name == model).unwrap().position;
     assert_eq!(at("things_v1"), position - 1, "it waits for a newer process");
 }
 

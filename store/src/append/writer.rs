@@ -27,7 +27,9 @@ use super::queue::Queue;
 use super::snapshot::read;
 use super::statement::{Verdict, assuming, was_written, write};
 use super::{AppendError, Outcome, Prepared};
+use crate::Head;
 use crate::database::{Database, DbRole};
+use crate::writable::LastWrite;
 
 /// A stuck writer, ours or another, may stall the log for no longer than this.
 const STALL: &str = "2s";
@@ -43,6 +45,11 @@ pub(crate) struct Writer {
     queue: Arc<Queue>,
     clock: Arc<dyn Clock>,
     head: watch::Sender<i64>,
+    last_write: Arc<LastWrite>,
+    /// Forgets everything that this process remembers of the log.
+    forget: Box<dyn Fn() + Send>,
+    /// Where the log ended after the last batch of this process: proven again whenever a connection is made, since another database may answer then.
+    written: Option<Head>,
     connection: Option<PgConnection>,
     lock_first: u32,
     memory: Memory,
@@ -105,8 +112,15 @@ impl Drop for Writer {
 }
 
 impl Writer {
-    pub(crate) fn new(database: Database, queue: Arc<Queue>, clock: Arc<dyn Clock>, head: watch::Sender<i64>) -> Self {
-        Self { database, queue, clock, head, connection: None, lock_first: 0, memory: Memory::default() }
+    pub(crate) fn new(
+        database: Database,
+        queue: Arc<Queue>,
+        clock: Arc<dyn Clock>,
+        head: watch::Sender<i64>,
+        last_write: Arc<LastWrite>,
+        forget: Box<dyn Fn() + Send>,
+    ) -> Self {
+        Self { database, queue, clock, head, last_write, forget, written: None, connection: None, lock_first: 0, memory: Memory::default() }
     }
 
     /// While one batch is being written, the next one is decided request by request as they come; the lock and the disk are never waited for with nothing else to do.
@@ -219,10 +233,14 @@ impl Writer {
         let mut reachable = match &failure {
             Failure::Connection(error) => {
                 tracing::warn!(%error, requests = batch.len(), "the log cannot be reached");
+                self.last_write.failed(error.to_string());
                 false
             }
             Failure::Database(error) => {
                 tracing::warn!(%error, requests = batch.len(), "a batch failed");
+                if is_transient(error) {
+                    self.last_write.failed(error.to_string());
+                }
                 !is_transient(error)
             }
         };
@@ -232,7 +250,8 @@ impl Writer {
                 match self.commit(&[&request], Doubts::new()).await {
                     Ok(mut one) => one.pop().unwrap_or(Err(AppendError::Unavailable)),
                     Err(Failure::Database(error)) if !is_transient(&error) => Err(AppendError::Failed(error.to_string())),
-                    Err(Failure::Database(_) | Failure::Connection(_)) => {
+                    Err(Failure::Database(error) | Failure::Connection(error)) => {
+                        self.last_write.failed(error.to_string());
                         reachable = false;
                         Err(AppendError::Unavailable)
                     }
@@ -272,10 +291,12 @@ impl Writer {
 
     async fn attempt(&mut self, batch: &[&Prepared], doubts: &mut Doubts) -> Result<Vec<Outcome>, Failure> {
         let now = self.clock.now();
-        let connection = match &mut self.connection {
-            Some(connection) => connection,
-            None => self.connection.insert(connect(&self.database).await.map_err(Failure::Connection)?),
-        };
+        if self.connection.is_none() {
+            let mut connection = connect(&self.database).await.map_err(Failure::Connection)?;
+            self.recognise(&mut connection).await?;
+            self.connection = Some(connection);
+        }
+        let Some(connection) = &mut self.connection else { return Err(Failure::lost("no connection")) };
         if doubts.is_empty() && self.lock_first == 0 {
             let snapshot = read(connection, batch).await?;
             self.memory.confirm(snapshot.head);
@@ -325,10 +346,37 @@ impl Writer {
         Ok(self.done(doubts))
     }
 
+    /// Makes sure that the log behind a new connection still has what this process wrote last. A standby that had not received everything, or a database that was restored, has
+    /// not: then nothing that is remembered holds any more, neither states of aggregates nor keys of data subjects.
+    async fn recognise(&mut self, connection: &mut PgConnection) -> Result<(), Failure> {
+        let Some(written) = self.written else { return Ok(()) };
+        let (head, hash): (i64, Option<[u8; 32]>) = sqlx::query_as(
+            "select position, (select log_hash from events where position = $1 and position <= log_head.position) from log_head",
+        )
+        .bind(written.position)
+        .fetch_one(connection)
+        .await?;
+        if hash == Some(written.log_hash.0) {
+            return Ok(());
+        }
+        tracing::error!(
+            written = written.position,
+            head,
+            "the log no longer has what this process wrote: it was restored to an earlier state"
+        );
+        self.memory.forget();
+        self.written = None;
+        (self.forget)();
+        self.head.send_replace(head);
+        Ok(())
+    }
+
     /// The last of the plans is written, and so none of the others ever will be.
     fn done(&mut self, doubts: &mut Doubts) -> Vec<Outcome> {
         let Some(plan) = doubts.pop() else { return vec![] };
         doubts.clear();
+        self.last_write.succeeded();
+        self.written = Some(plan.after);
         metrics::histogram!("tenure_append_batch_requests").record(u32::try_from(plan.answers.len()).unwrap_or(u32::MAX));
         metrics::counter!("tenure_events_appended_total").increment(plan.rows.len() as u64);
         self.head.send_if_modified(|head| {

@@ -23,7 +23,7 @@ impl Import {
             return Err(BackupError::Refused("this file holds keys and no log".into()));
         }
         if master_key.check(header.installation) != header.key_check {
-            return Err(BackupError::Refused("the backup was made with another master key: its personal data could not be read".into()));
+            return Err(BackupError::WrongMasterKey);
         }
         let mut connection = PgConnection::connect_with(owner.options()).await?;
         require_empty(&mut connection).await?;
@@ -128,7 +128,13 @@ impl Import {
 /// Locks the head, and makes sure that nothing was ever appended.
 async fn require_empty(connection: &mut PgConnection) -> Result<(), BackupError> {
     let position: i64 = sqlx::query_scalar("select position from log_head for update").fetch_one(connection).await?;
-    if position == 0 { Ok(()) } else { Err(BackupError::Refused(format!("this installation is not empty: its log ends at {position}"))) }
+    if position == 0 {
+        Ok(())
+    } else {
+        Err(BackupError::Refused(format!(
+            "this installation is not empty: its log ends at {position}; import into a new database or data directory"
+        )))
+    }
 }
 
 /// Inserts `line` and all other rows up to the file's end.

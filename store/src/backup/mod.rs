@@ -64,6 +64,9 @@ pub enum BackupError {
     /// The file ends before its end.
     #[error("the file ends after line {0}, before its end: let `tenure log export` finish it")]
     Unfinished(u64),
+    /// The master key is not the one that the backup was made with, so its personal data could not be read.
+    #[error("the backup was made with another master key")]
+    WrongMasterKey,
     /// The installation is not one that this could be done with.
     #[error("{0}")]
     Refused(String),

@@ -27,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::roles::{self, RoleName};
 use crate::site::Site;
-use crate::{terminal, up};
+use crate::{private, terminal, up};
 use firm::Firm;
 
 /// Between two looks at how far the policies have come.
@@ -106,7 +106,7 @@ impl Town {
         loop {
             while timers.fire_due().await? > 0 {}
             let head = self.store().head().await?.position;
-            if policy::positions(self.store()).await?.iter().all(|(_, position)| *position >= head) && timers.fire_due().await? == 0 {
+            if policy::statuses(self.store()).await?.iter().all(|policy| policy.position >= head) && timers.fire_due().await? == 0 {
                 return Ok(());
             }
             // Until the log goes on, or for a moment.
@@ -118,7 +118,7 @@ impl Town {
 pub(crate) async fn run(dir: &Path, wanted: &Wanted) -> anyhow::Result<()> {
     let cancel = terminal::cancelled_by_signals()?;
     let data = DataDir::open(dir).context("stop the installation first: this needs it for itself")?;
-    up::with_servers(&data, &cancel, async |site| {
+    private::with_servers(&data, &cancel, async |site| {
         if up::has_tenants(&site).await? {
             anyhow::ensure!(
                 wanted.if_empty,

@@ -43,10 +43,12 @@ pub enum Fault {
     ExhaustConnections,
     /// The clocks of the processes jump forth and back.
     JumpClocks,
+    /// The database is restored to an earlier state beside a bus that has what came after.
+    RestoreEarlier,
 }
 
 impl Fault {
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::KillApi,
         Self::KillRelay,
         Self::KillProjector,
@@ -58,6 +60,7 @@ impl Fault {
         Self::StallWriter,
         Self::ExhaustConnections,
         Self::JumpClocks,
+        Self::RestoreEarlier,
     ];
 }
 
@@ -167,6 +170,11 @@ impl Chaos {
                     self.load.progress(50).await;
                 }
             }
+            // Below, since every process is replaced by it.
+            Fault::RestoreEarlier => {}
+        }
+        if fault == Fault::RestoreEarlier {
+            self.restore_earlier().await;
         }
         self.load.progress(50).await;
         *self.done.entry(fault).or_default() += 1;
@@ -195,6 +203,51 @@ impl Chaos {
         std::fs::remove_dir_all(&files).unwrap();
         std::fs::rename(&copy, &files).unwrap();
         self.start_nats().await;
+    }
+
+    /// A copy of the database from before some of the load takes its place, as after a restore or a failover to a standby that lagged; then `log reconcile` cures what is ahead.
+    async fn restore_earlier(&mut self) {
+        let programs = servers::postgres_programs().unwrap();
+        let dump = self.site.dir().join("earlier.dump");
+        let url = self.site.servers.remembered.owner_url();
+        let run = async |program: &str, arguments: &[&str]| {
+            let output = tokio::process::Command::new(programs.join(program)).args(arguments).output().await.unwrap();
+            assert!(output.status.success(), "{program}: {}", text(&output.stderr));
+        };
+        let file = dump.to_str().unwrap();
+        run("pg_dump", &["--format=custom", "--file", file, &url]).await;
+        self.load.progress(200).await;
+        let lost: i64 = sqlx::query_scalar("select position from log_head").fetch_one(&self.owner).await.unwrap();
+        eventually("the bus has what will be lost", || async { (self.stream_end().await >= lost).then_some(()) }).await;
+        for process in self.apis.iter_mut().chain(&mut self.relays).chain(&mut self.projectors) {
+            process.signal(Signal::SIGKILL);
+            process.child.wait().await.unwrap();
+        }
+        (self.apis, self.relays, self.projectors) = (vec![], vec![], vec![]);
+        self.point();
+        self.owner.close().await;
+        let maintenance = url.replace("/tenure?", "/postgres?");
+        let other = PgPool::connect(&maintenance).await.unwrap();
+        sqlx::query("drop database tenure with (force)").execute(&other).await.unwrap();
+        sqlx::query("create database tenure").execute(&other).await.unwrap();
+        run("pg_restore", &["--dbname", &url, file]).await;
+        self.owner = sqlx::postgres::PgPoolOptions::new().max_connections(2).connect_lazy(&url).unwrap();
+        let head: i64 = sqlx::query_scalar("select position from log_head").fetch_one(&self.owner).await.unwrap();
+        assert!(head < lost, "{head} of {lost}");
+        self.load.restored(head);
+        self.apis = vec![self.site.serve("api,timers"), self.site.serve("api,timers")];
+        self.relays = vec![self.site.serve("relay"), self.site.serve("relay")];
+        self.projectors = vec![self.site.serve("projector"), self.site.serve("projector")];
+        self.point();
+        self.load.progress(50).await;
+        // The relays see it, whoever asks says so, and nothing that was lost comes back from the bus.
+        eventually("the doctor names the stream", || async {
+            let (sound, checks) = self.site.doctor().await;
+            let named = checks.iter().any(|check| check["what"] == "stream" && check["ok"] == false);
+            (!sound && named).then_some(())
+        })
+        .await;
+        self.site.out(&["log", "reconcile"]).await;
     }
 
     /// Gives nats-server a disk of its own, empty and small.

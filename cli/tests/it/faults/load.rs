@@ -38,7 +38,10 @@ enum Fate {
 struct Shared {
     /// Where the processes are that answer commands.
     apis: Mutex<Vec<String>>,
-    fates: Mutex<HashMap<String, Fate>>,
+    /// With the number of restores before the try that was answered.
+    fates: Mutex<HashMap<String, (Fate, usize)>>,
+    /// Where the log ended after each restore to an earlier state.
+    restored: Mutex<Vec<i64>>,
     wrong: Mutex<Vec<String>>,
     acknowledged: AtomicUsize,
     again: AtomicUsize,
@@ -80,8 +83,15 @@ impl Load {
         let (stop, mut callers) = (CancellationToken::new(), JoinSet::new());
         let http = Client::builder().timeout(ANSWER).build().unwrap();
         for number in 0..CALLERS {
-            let caller =
-                Caller { shared: shared.clone(), http: http.clone(), token: token.to_owned(), stop: stop.clone(), number, sent: 0 };
+            let caller = Caller {
+                shared: shared.clone(),
+                http: http.clone(),
+                token: token.to_owned(),
+                stop: stop.clone(),
+                number,
+                sent: 0,
+                restores: 0,
+            };
             callers.spawn(caller.work());
         }
         Self { shared, stop, callers }
@@ -90,6 +100,11 @@ impl Load {
     /// Where the commands go from now on.
     pub fn to(&self, apis: Vec<String>) {
         *self.shared.apis.lock().unwrap() = apis;
+    }
+
+    /// The log was restored to an earlier state, and ends here now. No process that answered before is there any more.
+    pub fn restored(&self, head: i64) {
+        self.shared.restored.lock().unwrap().push(head);
     }
 
     /// How many queries were answered with what had been written.
@@ -144,8 +159,17 @@ impl Load {
             };
             found.entry(mark).or_default().push(position);
         }
-        let fates = self.shared.fates.lock().unwrap();
-        for (mark, fate) in fates.iter() {
+        let mut fates: HashMap<String, Fate> = HashMap::new();
+        let restored = self.shared.restored.lock().unwrap().clone();
+        for (mark, (fate, restores)) in self.shared.fates.lock().unwrap().iter() {
+            // What a restore has taken back was acknowledged before it, beyond the end that the log had after it.
+            let taken_back = |position: i64| restored[*restores..].iter().any(|head| position > *head);
+            match fate {
+                Fate::Acknowledged(position) if taken_back(*position) => {}
+                Fate::Acknowledged(_) | Fate::Refused | Fate::Unknown => drop(fates.insert(mark.clone(), *fate)),
+            }
+        }
+        for (mark, fate) in &fates {
             let there = found.remove(mark).unwrap_or_default();
             match fate {
                 Fate::Acknowledged(position) => assert_eq!(there, [*position], "{mark} was acknowledged at {position}"),
@@ -188,12 +212,15 @@ struct Caller {
     stop: CancellationToken,
     number: usize,
     sent: usize,
+    /// How often the log had been restored when the present ticket was begun.
+    restores: usize,
 }
 
 impl Caller {
     async fn work(mut self) {
         while !self.stop.is_cancelled() {
             let ticket = id();
+            self.restores = self.restores();
             let opening = json!({"id": ticket, "subject": "It broke", "body": "again"});
             if !matches!(self.ask(&ticket.to_string(), "/v1/tickets", &opening).await, Fate::Acknowledged(_)) {
                 continue;
@@ -201,9 +228,15 @@ impl Caller {
             let (path, mut tagged) = (format!("/v1/tickets/{ticket}/tag"), None);
             for n in 0..TAGS {
                 let mark = format!("t-{}-{}-{n}", self.number, self.sent);
+                if self.restores() > self.restores {
+                    break;
+                }
                 if let Fate::Acknowledged(position) = self.ask(&mark, &path, &json!({"tag": mark})).await {
                     tagged = Some((mark, position));
                 }
+            }
+            if self.restores() > self.restores {
+                continue;
             }
             // Unlike the others, this would be done again if it came again.
             let path = format!("/v1/tickets/{ticket}/comments");
@@ -222,11 +255,12 @@ impl Caller {
     async fn ask(&mut self, mark: &str, path: &str, body: &Value) -> Fate {
         self.sent += 1;
         let (key, gives_up) = (id().to_string(), self.sent.is_multiple_of(3));
-        let mut tries = 0;
+        let (mut tries, mut restores) = (0, self.restores());
         let fate = loop {
             if tries > 0 && gives_up {
                 break Fate::Unknown;
             }
+            restores = self.restores();
             if let Some(fate) = self.try_once(mark, path, &key, body, tries).await {
                 break fate;
             }
@@ -234,7 +268,7 @@ impl Caller {
             self.shared.again.fetch_add(1, Ordering::Relaxed);
             pause().await;
         };
-        self.shared.fates.lock().unwrap().insert(mark.to_owned(), fate);
+        self.shared.fates.lock().unwrap().insert(mark.to_owned(), (fate, restores));
         fate
     }
 
@@ -247,9 +281,14 @@ impl Caller {
         let Ok(body) = answer.json::<Value>().await else { return };
         if status == StatusCode::OK && body["tags"].as_array().is_some_and(|tags| tags.contains(&json!(mark))) {
             self.shared.read.fetch_add(1, Ordering::Relaxed);
-        } else if !matches!(status, StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT) {
+        } else if !matches!(status, StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT) && self.restores() == self.restores {
             self.shared.wrong.lock().unwrap().push(format!("{ticket} at {position}: {status} {body}"));
         }
+    }
+
+    /// How often the log has been restored to an earlier state.
+    fn restores(&self) -> usize {
+        self.shared.restored.lock().unwrap().len()
     }
 
     /// Which process to ask at the n-th try.
@@ -269,7 +308,8 @@ impl Caller {
                 self.shared.acknowledged.fetch_add(1, Ordering::Relaxed);
                 Some(Fate::Acknowledged(body["position"].as_i64()?))
             }
-            StatusCode::NOT_FOUND if mark.starts_with("t-refused") => Some(Fate::Refused),
+            // Nothing is there, or not any more.
+            StatusCode::NOT_FOUND if mark.starts_with("t-refused") || self.restores() > self.restores => Some(Fate::Refused),
             status if status.is_server_error() && body["code"] != "internal" => None,
             status => {
                 self.shared.wrong.lock().unwrap().push(format!("{path}: {status} {body}"));

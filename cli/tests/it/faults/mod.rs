@@ -119,11 +119,11 @@ async fn an_older_version_and_a_newer_one_work_side_by_side_on_the_newer_schema(
     chaos.load.settle(&chaos.owner).await;
     let head = node.store.head().await.unwrap().position;
     let positions = eventually("the read models are at the log's end", || async {
-        let positions = node.reads.positions().await.ok()?;
-        positions.iter().all(|(_, position, _)| *position == head).then_some(positions)
+        let positions = node.reads.statuses().await.ok()?;
+        positions.iter().all(|model| model.position == head).then_some(positions)
     })
     .await;
-    assert!(positions.iter().any(|(name, ..)| name == Things::NAME), "the newer read model too");
+    assert!(positions.iter().any(|model| model.name == Things::NAME), "the newer read model too");
     chaos.site.out(&["projections", "verify"]).await;
     // All that the older tools find is what they cannot know.
     eventually("the bus has all", || async {
@@ -132,6 +132,11 @@ async fn an_older_version_and_a_newer_one_work_side_by_side_on_the_newer_schema(
         (unknown && said.lines().filter(|line| line.contains("WRONG")).all(|line| line.contains("thing"))).then_some(())
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_restored_beside_a_newer_bus_ends_with_the_content_of_its_log_everywhere() {
+    survives(&[Fault::RestoreEarlier]).await;
 }
 
 /// As many seconds as `TENURE_SOAK` says; one fault without it. `make soak` runs it and shows what it prints.
