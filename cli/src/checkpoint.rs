@@ -53,7 +53,7 @@ impl CheckpointKey {
         let key = SigningKey::from_pkcs8_pem(pem).context("not an Ed25519 private key in PKCS #8 PEM")?;
         let public = key.verifying_key();
         Ok(Self {
-            kid: hex(&Sha256::digest(public.to_bytes())[..8]),
+            kid: hex::encode(&Sha256::digest(public.to_bytes())[..8]),
             public: public.to_public_key_pem(LineEnding::LF).context("the public key")?,
             encoding: EncodingKey::from_ed_pem(pem.as_bytes())?,
         })
@@ -77,10 +77,6 @@ impl CheckpointKey {
             Statement { iss: source(store), position: head.position, log_hash: head.log_hash, iat: store.clock().now().timestamp() };
         Ok(jsonwebtoken::encode(&header, &statement, &self.encoding)?)
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn source(store: &Store) -> String {

@@ -13,7 +13,7 @@ use bus::relay::{Relay, Status, hint};
 use clap::ValueEnum;
 use commands::Executor;
 use commands::policies::catalogue;
-use commands::policy::Commands;
+use commands::policy::{Commands, PolicyStatus};
 use commands::timers::TimerPoller;
 use futures::FutureExt as _;
 use metrics_exporter_prometheus::PrometheusHandle;
@@ -227,18 +227,11 @@ fn probe(
                 };
                 say("feed", level, json!(state));
             }
-            match tokio::time::timeout(PROBE, commands::policy::statuses(&store)).await {
-                Ok(Ok(policies)) => {
-                    for policy in policies.into_iter().filter(|policy| policy.fault.is_some()) {
-                        say(
-                            &format!("policy.{}", policy.name),
-                            Level::Degraded,
-                            json!({"position": policy.position, "fault": policy.fault}),
-                        );
-                    }
+            // Where it does not answer, the log is said to be unavailable already.
+            if let Ok(Ok(policies)) = tokio::time::timeout(PROBE, commands::policy::statuses(&store)).await {
+                for PolicyStatus { name, position, fault } in policies.into_iter().filter(|policy| policy.fault.is_some()) {
+                    say(&format!("policy.{name}"), Level::Degraded, json!({"position": position, "fault": fault}));
                 }
-                // Said of the log already.
-                Ok(Err(_)) | Err(_) => {}
             }
             match tokio::time::timeout(PROBE, reads.statuses()).await {
                 Ok(Ok(models)) => {
