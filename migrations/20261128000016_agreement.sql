@@ -12,7 +12,7 @@ update ops.deliveries d set event_id = e.event_id from events e where e.position
 update ops.policy_refusals r set event_id = e.event_id from events e where e.position = r.position;
 update read.discarded d set event_id = e.event_id from events e where e.position = d.position;
 
--- One row that the health check rewrites, to learn whether the database takes writes while nobody appends.
+-- One row that the health check rewrites, to learn whether the database takes writes while no event is appended.
 create table ops.write_probe (
   one        boolean     primary key default true check (one),
   written_at timestamptz not null default now()

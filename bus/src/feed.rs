@@ -40,12 +40,12 @@ pub enum FeedState {
     Listening,
     /// The bus or the log does not answer; handlers read the log meanwhile.
     Waiting {
-        /// What is missing.
+        /// The cause.
         reason: String,
     },
     /// The stream disagrees with the log. Nothing of it is handed on; handlers read the log.
     Diverged {
-        /// Where and how.
+        /// The position and the kind of disagreement.
         reason: String,
     },
 }
@@ -150,7 +150,7 @@ impl Feed {
                     }
                     self.set(FeedState::Listening);
                     for event in batch {
-                        // Nobody listening is fine.
+                        // No handler may be listening.
                         let _ = self.events.send(event);
                     }
                 }

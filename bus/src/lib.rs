@@ -166,8 +166,8 @@ impl Bus {
         }
     }
 
-    /// The stream, created if it does not exist. Settings that keep it from being a mirror of the log are corrected as far as the server allows; [`stream::inspect`] tells
-    /// what is left.
+    /// The stream, created if it does not exist. Settings that keep it from being a mirror of the log are corrected as far as the server allows; [`stream::inspect`]
+    /// reports the others.
     pub async fn stream(&self) -> Result<Stream, BusError> {
         if self.replicas > 1 && !self.client.is_server_compatible(2, 10, 0) {
             let Some(version) = self.server_version() else { return Err(BusError("no server is reached".into())) };

@@ -1,4 +1,4 @@
-//! Permissions of the users of a NATS server: only the relay publishes events, whoever else may connect.
+//! Permissions of the users of a NATS server: only the relay may publish events.
 //!
 //! The private server of `tenure up` has these users; `tenure bus permissions` prints them for a server of your own.
 
@@ -22,7 +22,7 @@ pub const SUBSCRIBER: &str = "subscriber";
 /// The prefix of the inboxes of Tenure's own connections, which no subscriber may listen to.
 pub const INBOX: &str = "_INBOX_TENURE";
 
-/// What a consumer of a stream needs from the server, and no more: looking at streams, making and asking consumers, acknowledging.
+/// Subjects that a consumer of a stream has to publish to: stream information, creating and polling consumers, acknowledgements.
 const CONSUMING: [&str; 11] = [
     "$JS.API.INFO",
     "$JS.API.STREAM.NAMES",

@@ -240,7 +240,7 @@ async fn pause(time: Duration) {
     tokio::time::sleep(time).await;
 }
 
-/// Where the stream ends, once nothing keeps it from being extended there.
+/// The last sequence of the stream; halts where the stream cannot be extended.
 async fn sound_end(store: &Store, bus: &Bus, stream: &Stream) -> Result<i64, Stop> {
     let found = inspect(store, bus, stream).await?;
     match found.faults.first() {

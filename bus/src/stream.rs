@@ -73,7 +73,7 @@ const REBUILD: &str =
 pub struct Inspection {
     /// The sequence of its last message; 0 when it has none.
     pub last: i64,
-    /// What keeps it from being extended, the most telling first.
+    /// Reasons why it cannot be extended, the most specific first.
     pub faults: Vec<Fault>,
 }
 

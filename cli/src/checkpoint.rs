@@ -26,7 +26,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// The `typ` of checkpoints, so that no other token is taken for one.
 const TYPE: &str = "tenure-checkpoint+jwt";
 
-/// What a checkpoint states.
+/// Claims of a checkpoint.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Statement {
     /// The installation: `/tenure/<id>`, as in `ce-source`.
@@ -83,7 +83,7 @@ fn source(store: &Store) -> String {
     format!("/tenure/{}", store.installation())
 }
 
-/// What a checkpoint states, if the key with this public part signed it for this installation.
+/// Returns the claims of a checkpoint that the key with this public part signed for this installation.
 pub(crate) fn verify(store: &Store, public: &str, checkpoint: &str) -> anyhow::Result<Statement> {
     let header = jsonwebtoken::decode_header(checkpoint).context("not a JSON Web Signature")?;
     anyhow::ensure!(header.typ.as_deref() == Some(TYPE), "not a checkpoint");
@@ -139,7 +139,7 @@ impl Place {
     }
 }
 
-/// What signing needs.
+/// Signs the head of the log at an interval.
 pub(crate) struct Signer {
     pub(crate) store: Store,
     pub(crate) bus: Bus,

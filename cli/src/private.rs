@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use crate::site::{MASTER, Named, Site, has, make_keys, prefix};
 use crate::terminal;
 
-/// The servers of a data directory that the environment does not name; dropped, they are told to stop.
+/// Running private servers of a data directory, for those that the environment does not name. Dropping them stops them.
 struct Private {
     remembered: Remembered,
     nats: Option<Nats>,
@@ -41,7 +41,7 @@ impl Private {
     }
 }
 
-/// Does something with the site of a data directory whose private servers run meanwhile, with the keys and the schema of this version.
+/// Runs `work` on the site of a data directory while its private servers run, with the keys and the schema of this version.
 pub(crate) async fn with_servers(
     data: &DataDir,
     cancel: &CancellationToken,
@@ -68,7 +68,7 @@ pub(crate) async fn with_servers(
     ended
 }
 
-/// Refuses to go on where the environment names no servers and nobody runs the private ones.
+/// Fails where the environment names no servers and no process runs the private ones.
 pub(crate) fn ensure_running(dir: &Path) -> anyhow::Result<()> {
     let named = Named::from_env();
     if (named.database.is_some() && named.nats.is_some()) || servers::remembered(dir)?.is_none() {
@@ -84,7 +84,7 @@ pub(crate) fn ensure_running(dir: &Path) -> anyhow::Result<()> {
     }
 }
 
-/// Does something with the site of a data directory. Where the environment names no servers and nobody runs the private ones, they are started for as long as it takes.
+/// Runs `work` on the site of a data directory. Where the environment names no servers and no process runs the private ones, they are started for as long as it takes.
 pub(crate) async fn with_site<T>(dir: &Path, work: impl AsyncFnOnce(Site) -> anyhow::Result<T>) -> anyhow::Result<T> {
     let named = Named::from_env();
     if (named.database.is_some() && named.nats.is_some()) || servers::remembered(dir)?.is_none() {
@@ -111,7 +111,7 @@ pub(crate) async fn with_site<T>(dir: &Path, work: impl AsyncFnOnce(Site) -> any
     ended
 }
 
-/// The same for a command that may make the installation: a new data directory gets private servers and the schema. The master key is never made here, since what is to be
+/// [`with_site`] for a command that may create the installation: a new data directory gets private servers and the schema. The master key is never made here, since what is to be
 /// imported was sealed with another one.
 pub(crate) async fn with_new_site<T>(dir: &Path, work: impl AsyncFnOnce(Site) -> anyhow::Result<T>) -> anyhow::Result<T> {
     if Named::from_env().database.is_some() || servers::remembered(dir)?.is_some() {

@@ -227,7 +227,7 @@ fn probe(
                 };
                 say("feed", level, json!(state));
             }
-            // Where it does not answer, the log is said to be unavailable already.
+            // A failure is reported as that of the log already.
             if let Ok(Ok(policies)) = tokio::time::timeout(PROBE, commands::policy::statuses(&store)).await {
                 for PolicyStatus { name, position, fault } in policies.into_iter().filter(|policy| policy.fault.is_some()) {
                     say(&format!("policy.{name}"), Level::Degraded, json!({"position": position, "fault": fault}));

@@ -178,7 +178,7 @@ impl Site {
         Ok(Some(Arc::new(stripe)))
     }
 
-    /// Where signed checkpoints of the log are kept, and how often they are made.
+    /// The place that keeps signed checkpoints of the log, and the interval between two of them.
     pub(crate) fn checkpoints(&self) -> anyhow::Result<(Place, Duration)> {
         let place =
             env("TENURE_AUDIT_CHECKPOINTS").map_or_else(|| Place::File(self.dir.join("checkpoints.jws")), |text| Place::parse(&text));

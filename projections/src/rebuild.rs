@@ -197,7 +197,7 @@ impl<M: ReadModel> Build<'_, M> {
         Ok(self.store.confirm(Head { position, log_hash: Hash(log_hash) }).await?.err())
     }
 
-    /// Where this generation has to come before it may serve.
+    /// The position that this generation has to reach before it may serve.
     async fn end(&self) -> Result<i64, sqlx::Error> {
         match self.goal {
             Goal::Serving => Ok(self.serving().await?.1),

@@ -95,7 +95,7 @@ async fn without_any_bus_a_handler_still_gets_everything_from_the_log() {
     assert!(since.elapsed() < Duration::from_secs(5));
 }
 
-/// An event that nobody appended, with the digest and the chain hash that it would have after `last`.
+/// A forged event with the digest and the chain hash that a genuine one would have after `last`.
 fn forged_after(last: &RawEvent) -> RawEvent {
     let mut event = RawEvent { position: last.position + 1, sequence: last.sequence + 1, event_id: testing::id(), ..last.clone() };
     event.payload = r#"{"n":0,"text":"forged"}"#.into();

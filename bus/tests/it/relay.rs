@@ -46,7 +46,7 @@ pub async fn append(store: &Store, count: usize) {
     store.append(request).await.unwrap();
 }
 
-/// What came after a position has never happened, as in a backup that was restored.
+/// Removes all events after a position, as a restored backup lacks them.
 pub async fn roll_back(env: &Env, position: i64) {
     sqlx::raw_sql(&format!(
         "alter table events disable trigger all; delete from events where position > {position};

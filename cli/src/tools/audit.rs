@@ -35,7 +35,7 @@ pub(crate) fn checkpoint_key(dir: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What the log does not share with checkpoints that were signed of it, and the last position that one covers.
+/// Compares the log with signed checkpoints. Returns the differences, and the last position that a checkpoint confirms.
 async fn compare(store: &Store, site: &Site, wanted: &Verify) -> anyhow::Result<(Vec<Finding>, i64)> {
     let public = match &wanted.public_key {
         Some(path) => std::fs::read_to_string(path).with_context(|| path.display().to_string())?,

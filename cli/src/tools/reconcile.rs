@@ -28,7 +28,7 @@ pub(crate) struct Reconcile {
     policies_from: Option<i64>,
 }
 
-/// What disagrees with the log.
+/// Parts of the installation that disagree with the log.
 struct Found {
     models: Vec<(String, String)>,
     policies: Vec<(String, String)>,
@@ -45,7 +45,7 @@ impl Found {
 pub(crate) async fn run(site: &Site, wanted: Reconcile) -> anyhow::Result<ExitCode> {
     let (store, _writer) = site.store().await?;
     let bus = site.relay_bus(&store).await?;
-    bus.connected().await.context("the bus does not answer; without it nobody knows where the stream and the log part")?;
+    bus.connected().await.context("the bus does not answer; the position up to which stream and log agree is read from it")?;
     let pool = site.database()?.pool(DbRole::Projector, 4);
     let found = look(&store, &bus, &pool).await?;
     tell(&found)?;

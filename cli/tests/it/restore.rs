@@ -245,7 +245,7 @@ async fn a_database_owner_who_rewrites_history_and_both_chains_is_found_by_audit
     assert!(found.contains("WRONG  checkpoints at position 4") && found.contains("history was rewritten"), "{found}");
     assert!(found.contains("cover the log up to position 1"), "what was signed before the change still is as it was: {found}");
 
-    // Checkpoints that somebody else signed prove nothing, and are named.
+    // Checkpoints with another signature prove nothing, and are named.
     let line = std::fs::read_to_string(&file).unwrap().lines().next().unwrap().to_owned();
     let forged = site.dir().join("forged.jws");
     std::fs::write(&forged, format!("{}\n", &line[..line.len() - 6])).unwrap();

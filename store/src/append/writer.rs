@@ -48,7 +48,7 @@ pub(crate) struct Writer {
     last_write: Arc<LastWrite>,
     /// Forgets everything that this process remembers of the log.
     forget: Box<dyn Fn() + Send>,
-    /// Where the log ended after the last batch of this process: proven again whenever a connection is made, since another database may answer then.
+    /// Head of the log after the last batch of this process: confirmed again on every new connection, since another database may answer.
     written: Option<Head>,
     connection: Option<PgConnection>,
     lock_first: u32,

@@ -240,7 +240,7 @@ impl Chaos {
         self.projectors = vec![self.site.serve("projector"), self.site.serve("projector")];
         self.point();
         self.load.progress(50).await;
-        // The relays see it, whoever asks says so, and nothing that was lost comes back from the bus.
+        // The relays halt, and `doctor` names the stream.
         eventually("the doctor names the stream", || async {
             let (sound, checks) = self.site.doctor().await;
             let named = checks.iter().any(|check| check["what"] == "stream" && check["ok"] == false);

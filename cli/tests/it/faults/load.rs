@@ -40,7 +40,7 @@ struct Shared {
     apis: Mutex<Vec<String>>,
     /// With the number of restores before the try that was answered.
     fates: Mutex<HashMap<String, (Fate, usize)>>,
-    /// Where the log ended after each restore to an earlier state.
+    /// The head of the log after each restore to an earlier state.
     restored: Mutex<Vec<i64>>,
     wrong: Mutex<Vec<String>>,
     acknowledged: AtomicUsize,
@@ -162,7 +162,7 @@ impl Load {
         let mut fates: HashMap<String, Fate> = HashMap::new();
         let restored = self.shared.restored.lock().unwrap().clone();
         for (mark, (fate, restores)) in self.shared.fates.lock().unwrap().iter() {
-            // What a restore has taken back was acknowledged before it, beyond the end that the log had after it.
+            // A restore takes back commands that were acknowledged before it at positions beyond the restored head.
             let taken_back = |position: i64| restored[*restores..].iter().any(|head| position > *head);
             match fate {
                 Fate::Acknowledged(position) if taken_back(*position) => {}
