@@ -1,12 +1,14 @@
 //! What people do with their accounts and with links from mails: where a command needs a secret besides.
 
+use std::time::Instant;
+
 use commands::{CommandError, Outcome, Request};
 use domain::identity::user::{
     AcceptInvitation, ChangeEmail, DeclineInvitation, Details, EMAIL, Error, RequestPasswordReset, ResetPassword, SetPassword, User,
     VerifyEmail, fold_email,
 };
 use domain::text::{DisplayName, Email};
-use domain::{Actor, StreamId};
+use domain::{Actor, StreamId, TenantId};
 use uuid::Uuid;
 
 use crate::links::{self, Purpose};
@@ -91,11 +93,19 @@ impl Access {
         self.system_request(user, VerifyEmail { token }).await
     }
 
-    /// Has a link sent to whoever has this address in this tenant, if anybody does. Nobody is told whether.
+    /// Has a link sent to whoever has this address in this tenant, if anybody does. Nobody is told whether, nor by how long it takes.
     pub async fn request_password_reset(&self, tenant: &str, email: &str) -> Result<(), AccessError> {
-        let Some(tenant) = self.tenant(tenant).await? else { return Ok(()) };
-        let Some(user) = self.store().holder(&EMAIL, tenant, &fold_email(email)).await? else { return Ok(()) };
-        // Answering waits for nothing, so that how long it takes does not tell either.
+        let began = Instant::now();
+        let answer = self.begin_reset(tenant, email).await;
+        self.at_a_fixed_moment(began).await;
+        answer
+    }
+
+    async fn begin_reset(&self, tenant: &str, email: &str) -> Result<(), AccessError> {
+        let tenant = self.tenant(tenant).await?;
+        // Of a tenant that does not exist as much is asked as of one that does.
+        let user = self.store().holder(&EMAIL, tenant.unwrap_or(TenantId::SYSTEM), &fold_email(email)).await?;
+        let (Some(_), Some(user)) = (tenant, user) else { return Ok(()) };
         // More than a few at a time are not wanted by people who have forgotten something.
         let Ok(permit) = self.inner.resets.clone().try_acquire_owned() else { return Ok(()) };
         let access = self.clone();

@@ -27,6 +27,8 @@ const USE: TimeDelta = TimeDelta::minutes(1);
 
 /// A secret that was drawn for a key, and is kept nowhere.
 pub struct Drawn {
+    /// Whose it is.
+    pub tenant: TenantId,
     /// Where its hash is.
     pub credential: Uuid,
     /// The key, to be shown once.
@@ -51,12 +53,13 @@ impl Access {
         let text = format!("{beginning}{}.{}", BASE64.encode(&which), BASE64.encode(random));
         let credential = self.keep_for(owner, key, hex::encode(Sha256::digest(random))).await?;
         let prefix = text.chars().take(SHOWN).collect();
-        Ok(Drawn { credential, key: text, prefix })
+        Ok(Drawn { tenant: key.tenant, credential, key: text, prefix })
     }
 
-    /// Forgets a hash that no event names after all.
-    pub async fn discard(&self, credential: Uuid) -> Result<(), AccessError> {
-        sqlx::query("delete from ops.credentials where id = $1").bind(credential).execute(self.store().pool()).await?;
+    /// Forgets a hash of this tenant that no event names after all.
+    pub async fn discard(&self, tenant: TenantId, credential: Uuid) -> Result<(), AccessError> {
+        let gone = sqlx::query("delete from ops.credentials where tenant_id = $1 and id = $2").bind(tenant.0).bind(credential);
+        gone.execute(self.store().pool()).await?;
         Ok(())
     }
 
@@ -137,15 +140,15 @@ impl Access {
 
     /// Notes now and then that a key is used, without anybody waiting for it.
     fn note_use(&self, key: StreamId, now: DateTime<Utc>) {
-        if self.inner.used.get(&key.id).is_some_and(|last| now - last < USE) {
+        if self.inner.used.get(&key).is_some_and(|last| now - last < USE) {
             return;
         }
-        self.inner.used.insert(key.id, now);
+        self.inner.used.insert(key, now);
         let pool = self.store().pool().clone();
         tokio::spawn(async move {
             let noted = sqlx::query(
                 "insert into ops.api_key_use (key_id, tenant_id, last_used_at) values ($1, $2, $3)
-                 on conflict (key_id) do update set last_used_at = greatest(api_key_use.last_used_at, excluded.last_used_at)",
+                 on conflict (tenant_id, key_id) do update set last_used_at = greatest(api_key_use.last_used_at, excluded.last_used_at)",
             );
             if let Err(error) = noted.bind(key.id).bind(key.tenant.0).bind(now).execute(&pool).await {
                 tracing::warn!(%error, "that a key was used could not be noted");

@@ -24,7 +24,7 @@ impl Access {
                select tenant_id, aggregate_type, split_part(aggregate_id, '/', 2)::uuid as id from events
                where event_type in ('user.deleted', 'api_key.revoked', 'device.decommissioned')
              ), sessions as (delete from ops.sessions s using gone g where g.aggregate_type = 'user' and s.tenant_id = g.tenant_id and s.user_id = g.id),
-             used as (delete from ops.api_key_use u using gone g where g.aggregate_type = 'api_key' and u.key_id = g.id),
+             used as (delete from ops.api_key_use u using gone g where g.aggregate_type = 'api_key' and u.tenant_id = g.tenant_id and u.key_id = g.id),
              heard as (delete from ops.device_heartbeats h using gone g where g.aggregate_type = 'device' and h.tenant_id = g.tenant_id and h.device_id = g.id)
              delete from ops.credentials c using gone g
              where c.tenant_id = g.tenant_id and c.owner_id = g.id and c.created_at < $1

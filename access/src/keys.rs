@@ -87,7 +87,7 @@ impl SigningKeys {
         if let Some(key) = known.iter().find(|key| key.kid() == kid) {
             return Ok(SigningKey { key: key.key.clone(), signs_from, verifies_until });
         }
-        let pem = self.store.unwrap(USE, &wrapped).and_then(|pem| String::from_utf8(pem).ok());
+        let pem = self.store.unwrap(USE, &[&kid], &wrapped).and_then(|pem| String::from_utf8(pem).ok());
         let pem = pem.ok_or_else(|| AccessError::Internal("a signing key cannot be read with this master key".into()))?;
         let key = TokenKey::from_pem(&pem).map_err(|e| AccessError::Internal(e.to_string()))?;
         Ok(SigningKey { key, signs_from, verifies_until })
@@ -130,7 +130,10 @@ impl SigningKeys {
     async fn make(&self, now: DateTime<Utc>, lead: TimeDelta, first: bool) -> Result<String, AccessError> {
         let pem = TokenKey::generate();
         let key = TokenKey::from_pem(&pem).map_err(|e| AccessError::Internal(e.to_string()))?;
-        let wrapped = self.store.wrap(USE, pem.as_bytes()).ok_or_else(|| AccessError::Internal("a key could not be encrypted".into()))?;
+        let wrapped = self
+            .store
+            .wrap(USE, &[key.kid()], pem.as_bytes())
+            .ok_or_else(|| AccessError::Internal("a key could not be encrypted".into()))?;
         let until = now + lead + ACCESS_TTL + TimeDelta::minutes(1);
         let mut tx = self.store.pool().begin().await?;
         // One at a time: of many who find that there is none, one makes it.

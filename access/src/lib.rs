@@ -31,7 +31,7 @@ use std::time::{Duration, Instant};
 use chrono::TimeDelta;
 use commands::{CommandError, Executor};
 use domain::identity::tenant::SLUG;
-use domain::{Actor, TenantId};
+use domain::{Actor, StreamId, TenantId};
 use quick_cache::sync::Cache;
 use rand::RngCore as _;
 use store::Store;
@@ -73,6 +73,9 @@ pub enum AccessError {
     /// The token's time has passed.
     #[error("the token has expired")]
     Expired,
+    /// The token is of a type that is not revoked here.
+    #[error("API keys, credentials of devices and operators' tokens are not revoked by this operation")]
+    UnsupportedTokenType,
     /// The password will not do.
     #[error("the password {0}")]
     WeakPassword(String),
@@ -111,10 +114,10 @@ struct Inner {
     sessions: Cache<Uuid, (Option<Arc<Standing>>, Instant)>,
     api_keys: Cache<[u8; 32], (Option<Arc<KeyStanding>>, Instant)>,
     devices: Cache<[u8; 32], (Option<Actor>, Instant)>,
-    used: Cache<Uuid, chrono::DateTime<chrono::Utc>>,
+    used: Cache<StreamId, chrono::DateTime<chrono::Utc>>,
     records: Records,
-    /// When a login is refused, counted from its beginning.
-    refused_after: Duration,
+    /// When a login is refused, and whatever else must not tell who exists is answered, counted from its beginning.
+    answered_after: Duration,
     /// Links that are being asked for by people who have forgotten their password.
     resets: Arc<Semaphore>,
 }
@@ -132,7 +135,7 @@ impl Access {
             devices: Cache::new(REMEMBERED),
             used: Cache::new(REMEMBERED),
             records: Records::default(),
-            refused_after: hashing.refused_after,
+            answered_after: hashing.refused_after,
             resets: Arc::new(Semaphore::new(RESETS)),
             executor,
         };
@@ -155,6 +158,16 @@ impl Access {
         }
         let holder = self.store().holder(&SLUG, TenantId::SYSTEM, text).await?;
         Ok(holder.map(|stream| stream.tenant))
+    }
+
+    /// Waits until one of a few moments after `began`, so that how long something took tells nothing of what there is.
+    pub(crate) async fn at_a_fixed_moment(&self, began: Instant) {
+        let step = self.inner.answered_after.max(Duration::from_millis(1));
+        let mut moment = began + step;
+        while moment < Instant::now() {
+            moment += step;
+        }
+        tokio::time::sleep_until(moment.into()).await;
     }
 
     fn system() -> Actor {

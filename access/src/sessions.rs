@@ -4,7 +4,7 @@
 //! next generation. A client whose answer was lost may ask again for a moment, and gets the same tokens; an older one proves that two parties have it, and ends the session
 //! (RFC 9700 section 4.14.2).
 
-use std::time::Duration;
+use std::time::Instant;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD as BASE64;
@@ -18,8 +18,8 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use crate::passwords::{Checked, Password};
-use crate::token::Claims;
-use crate::{ACCESS_TTL, Access, AccessError, SESSION_TTL, same};
+use crate::token::{Claims, TokenError};
+use crate::{ACCESS_TTL, Access, AccessError, SESSION_TTL, api_keys, devices, same};
 
 /// How long after a refresh the token before it is answered the same again.
 pub const RETRY: TimeDelta = TimeDelta::seconds(10);
@@ -114,14 +114,10 @@ impl Row {
 impl Access {
     /// Begins a session for whoever knows the password. That somebody does not exist is told by nothing, nor by how long it takes.
     pub async fn login(&self, login: Login<'_>, password: Password) -> Result<Tokens, AccessError> {
-        let mut refused_at = tokio::time::Instant::now() + self.inner.refused_after;
+        let began = Instant::now();
         let answer = self.attempt(login, password).await;
         if matches!(answer, Err(AccessError::InvalidCredentials)) {
-            // At one of a few moments, however long it took.
-            while refused_at < tokio::time::Instant::now() {
-                refused_at += self.inner.refused_after.max(Duration::from_millis(1));
-            }
-            tokio::time::sleep_until(refused_at).await;
+            self.at_a_fixed_moment(began).await;
         }
         answer
     }
@@ -142,7 +138,7 @@ impl Access {
         let asked = stream.unwrap_or_else(|| StreamId::new(tenant.unwrap_or(TenantId::SYSTEM), self.store().fresh_id()));
         let loaded = self.store().current::<User>(asked).await?;
         let user = loaded.state.details().filter(|_| stream.is_some());
-        let stored = self.hash_of(user.and_then(|user| user.credential)).await?;
+        let stored = self.hash_of(asked.tenant, user.and_then(|user| user.credential)).await?;
         match (self.inner.hasher.check(password, stored).await?, user) {
             (Checked::Right { better }, Some(user)) => self.entered(asked, user, better, &login).await,
             (Checked::Wrong, Some(_)) => {
@@ -168,7 +164,8 @@ impl Access {
             Status::Invited | Status::Suspended | Status::Deactivated | Status::Deleted => return Err(AccessError::NotActive),
         }
         if let (Some(hash), Some(credential)) = (better, user.credential) {
-            sqlx::query("update ops.credentials set hash = $2 where id = $1")
+            sqlx::query("update ops.credentials set hash = $3 where tenant_id = $1 and id = $2")
+                .bind(stream.tenant.0)
                 .bind(credential)
                 .bind(hash)
                 .execute(self.store().pool())
@@ -178,8 +175,9 @@ impl Access {
         self.begin(stream, user, begun).await
     }
 
-    async fn hash_of(&self, credential: Option<Uuid>) -> Result<Option<String>, AccessError> {
-        Ok(sqlx::query_scalar("select hash from ops.credentials where id = $1")
+    async fn hash_of(&self, tenant: TenantId, credential: Option<Uuid>) -> Result<Option<String>, AccessError> {
+        Ok(sqlx::query_scalar("select hash from ops.credentials where tenant_id = $1 and id = $2")
+            .bind(tenant.0)
             .bind(credential)
             .fetch_optional(self.store().pool())
             .await?)
@@ -196,7 +194,7 @@ impl Access {
     /// Whether somebody who is in knows the password; a wrong one counts, as at a login.
     pub async fn knows(&self, stream: StreamId, password: Password) -> Result<bool, AccessError> {
         let Some(user) = self.details(stream).await? else { return Ok(false) };
-        let stored = self.hash_of(user.credential).await?;
+        let stored = self.hash_of(stream.tenant, user.credential).await?;
         let right = self.inner.hasher.check(password, stored).await? != Checked::Wrong;
         if !right {
             self.failed(stream).await;
@@ -358,8 +356,18 @@ impl Access {
         Ok(ended.len() as u64)
     }
 
-    /// Ends the session of a token, access or refresh; a token that is nobody's ends nothing (RFC 7009 section 2.2).
+    /// Ends the session of a token, access or refresh; a token that is nobody's ends nothing (RFC 7009 section 2.2). One of a type that has no session is refused, whether it
+    /// is good or not (section 2.2.1): whoever asked must not believe that it opens nothing any more.
     pub async fn revoke(&self, token: &str) -> Result<(), AccessError> {
+        let operator = || {
+            self.inner
+                .operator
+                .as_ref()
+                .is_some_and(|key| !matches!(key.verify(token, self.store().clock().now()), Err(TokenError::Invalid)))
+        };
+        if token.starts_with(api_keys::PREFIX) || token.starts_with(devices::PREFIX) || operator() {
+            return Err(AccessError::UnsupportedTokenType);
+        }
         let session = match self.decoded(REFRESH, token).or_else(|| self.decoded(OPAQUE, token)) {
             Some((session, _)) => Some(session),
             None => self.inner.keys.verify(token).await?.and_then(Result::ok).and_then(|claims| claims.sid),
@@ -412,8 +420,24 @@ impl Access {
     }
 
     /// Begins a session in another tenant for somebody who has a user there too: with the same address, shown to be theirs on both sides. Here they have set their password
-    /// themselves, so that nobody who runs this tenant can be them in another.
+    /// themselves, so that nobody who runs this tenant can be them in another. Whether the other tenant exists is told by nothing.
     pub async fn switch_tenant(
+        &self,
+        from: StreamId,
+        session: Uuid,
+        to: &str,
+        opaque: bool,
+        user_agent: Option<&str>,
+    ) -> Result<Tokens, AccessError> {
+        let began = Instant::now();
+        let answer = self.switched(from, session, to, opaque, user_agent).await;
+        if matches!(answer, Err(AccessError::InvalidCredentials)) {
+            self.at_a_fixed_moment(began).await;
+        }
+        answer
+    }
+
+    async fn switched(
         &self,
         from: StreamId,
         session: Uuid,

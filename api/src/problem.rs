@@ -59,6 +59,7 @@ codes! {
     NO_ACCOUNT FORBIDDEN "auth.no_account";
     NOT_ACTIVE FORBIDDEN "auth.not_active";
     WRONG_PASSWORD FORBIDDEN "auth.wrong_password";
+    UNSUPPORTED_TOKEN_TYPE BAD_REQUEST "auth.unsupported_token_type";
     WEAK_PASSWORD UNPROCESSABLE_ENTITY "auth.weak_password";
     BAD_SIGNATURE BAD_REQUEST "billing.bad_signature";
     NO_PROVIDER CONFLICT "billing.no_provider";
@@ -133,6 +134,10 @@ pub struct Problem {
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     #[schema(ignore)]
     exceeded: Option<Box<Exceeded>>,
+    /// What the OAuth documents call it, where they have a name for it (RFC 6749 section 5.2, RFC 7009 section 2.2.1).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(ignore)]
+    error: Option<&'static str>,
     #[serde(skip)]
     headers: HeaderMap,
 }
@@ -175,6 +180,7 @@ impl Problem {
             errors: vec![],
             current_version: None,
             exceeded: None,
+            error: None,
             headers: HeaderMap::new(),
         }
     }
@@ -255,6 +261,9 @@ impl From<AccessError> for Problem {
                 Self::new(code::INVALID_CREDENTIALS, detail).header(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"tenure\""))
             }
             AccessError::NotActive => Self::new(code::NOT_ACTIVE, detail),
+            AccessError::UnsupportedTokenType => {
+                Self { error: Some("unsupported_token_type"), ..Self::new(code::UNSUPPORTED_TOKEN_TYPE, detail) }
+            }
             AccessError::WeakPassword(why) => {
                 let errors = vec![FieldError { pointer: "/password".into(), detail: why }];
                 Self { errors, ..Self::new(code::WEAK_PASSWORD, "the password will not do") }

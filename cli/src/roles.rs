@@ -17,6 +17,7 @@ use commands::policy::{Commands, PolicyStatus};
 use commands::timers::TimerPoller;
 use futures::FutureExt as _;
 use metrics_exporter_prometheus::PrometheusHandle;
+use outbound::erasure::ErasurePolicy;
 use outbound::policy::MailPolicy;
 use outbound::worker::{Channel, Worker};
 use payments::channel::PaymentChannel;
@@ -97,6 +98,14 @@ pub(crate) async fn run(site: &Site, roles: &[RoleName], listener: Option<TcpLis
         start_all(&mut tasks, &store, &pool, &feed, &progress, &background);
     }
     if has(RoleName::Policies) {
+        let mailer = site.mailer(&store)?;
+        let files = mailer.written_to();
+        if let Some(files) = &files {
+            // Of people who were erased while this process did not run.
+            files.forget_erased(&store).await?;
+        }
+        let erasure = ErasurePolicy::runtime(&store, files);
+        tasks.spawn(bus::subscription::run(erasure, store.clone(), feed.clone(), background.clone()));
         tasks.spawn(bus::subscription::run(MailPolicy::runtime(&store), store.clone(), feed.clone(), background.clone()));
         tasks.spawn(bus::subscription::run(
             PaymentsPolicy::runtime(&store, payments.clone()),
@@ -111,7 +120,7 @@ pub(crate) async fn run(site: &Site, roles: &[RoleName], listener: Option<TcpLis
         }
         commands::for_each_reaction!(reactions);
         tokio::spawn(install_plans(executor.clone(), background.clone()));
-        let mut channels: Vec<Arc<dyn Channel>> = vec![Arc::new(site.mailer(&store)?)];
+        let mut channels: Vec<Arc<dyn Channel>> = vec![Arc::new(mailer)];
         channels.extend(payments.clone().map(|provider| Arc::new(PaymentChannel::new(executor.clone(), provider)) as Arc<dyn Channel>));
         tasks.spawn(Worker::new(store.clone(), channels).run(background.clone()));
     }

@@ -15,12 +15,12 @@ use domain::{StreamId, TenantId};
 use futures::future::BoxFuture;
 use lettre::message::header::{ContentTransferEncoding, ContentType};
 use lettre::message::{Body, Mailbox};
-use lettre::transport::file::AsyncFileTransport;
 use lettre::{AsyncSmtpTransport, AsyncTransport as _, Message, Tokio1Executor};
 use minijinja::{Environment, context};
 use store::Store;
 
-use crate::queue::{Attempt, Due};
+use crate::files::MailFiles;
+use crate::queue::{Attempt, Due, MAIL};
 use crate::worker::Channel;
 
 /// What a mail says.
@@ -37,9 +37,6 @@ pub enum Template {
     /// That much of a quota is used.
     QuotaWarning,
 }
-
-/// What the queue calls mails.
-pub(crate) const KIND: &str = "mail";
 
 impl Template {
     /// All of them.
@@ -86,7 +83,7 @@ impl Template {
 #[derive(Clone)]
 enum Transport {
     Smtp(AsyncSmtpTransport<Tokio1Executor>),
-    File(AsyncFileTransport<Tokio1Executor>),
+    File(MailFiles),
 }
 
 /// Sends mails.
@@ -112,10 +109,18 @@ impl Mailer {
         Self::with(store, Transport::Smtp(transport), from, base)
     }
 
-    /// Into files of a directory, for development: each mail as an `.eml` file.
+    /// Into files of a directory, for development: each mail as an `.eml` file, which only its owner can read.
     pub fn files(store: &Store, directory: &Path, from: &str, base: &str) -> Result<Self, MailError> {
-        std::fs::create_dir_all(directory).map_err(|e| MailError(e.to_string()))?;
-        Self::with(store, Transport::File(AsyncFileTransport::new(directory)), from, base)
+        let files = MailFiles::open(directory).map_err(|e| MailError(e.to_string()))?;
+        Self::with(store, Transport::File(files), from, base)
+    }
+
+    /// The files that mails are written into, if they are.
+    pub fn written_to(&self) -> Option<MailFiles> {
+        match &self.transport {
+            Transport::Smtp(_) => None,
+            Transport::File(files) => Some(files.clone()),
+        }
     }
 
     fn with(store: &Store, transport: Transport, from: &str, base: &str) -> Result<Self, MailError> {
@@ -142,10 +147,17 @@ impl Mailer {
                     }
                 }
             },
-            Transport::File(transport) => match transport.send(message).await {
-                Ok(_) => Attempt::Delivered,
-                Err(_) => Attempt::Failed("the file could not be written".into()),
-            },
+            Transport::File(files) => {
+                let written = files.write(due, &message.formatted()).await;
+                if written.is_err() {
+                    return Attempt::Failed("the file could not be written".into());
+                }
+                // Of a person who was erased just now there was no file yet that could be removed.
+                match files.forget_erased(&self.store).await {
+                    Ok(()) => Attempt::Delivered,
+                    Err(_) => Attempt::Failed("the files of erased people could not be removed".into()),
+                }
+            }
         }
     }
 
@@ -226,7 +238,7 @@ impl Mailer {
 
 impl Channel for Mailer {
     fn kind(&self) -> &'static str {
-        KIND
+        MAIL
     }
 
     fn attempt<'a>(&'a self, due: &'a Due) -> BoxFuture<'a, Attempt> {

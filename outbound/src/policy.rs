@@ -14,8 +14,8 @@ use sqlx::PgConnection;
 use store::{RawEvent, Recorded, Store};
 use uuid::Uuid;
 
-use crate::mail::{KIND, Template};
-use crate::queue::{self, NewDelivery};
+use crate::mail::Template;
+use crate::queue::{self, MAIL, NewDelivery};
 
 /// Which mail an event asks for, and what its link is made of.
 fn answer(event: &Event) -> Option<(Template, Uuid)> {
@@ -88,7 +88,7 @@ impl MailPolicy {
         NewDelivery {
             id: Uuid::new_v5(&event.event_id, format!("{} {} {which}", Self::NAME, event.position).as_bytes()),
             tenant: event.stream.tenant,
-            kind: KIND,
+            kind: MAIL,
             subject_id,
             template: template.as_str(),
             intent,

@@ -10,6 +10,9 @@ use sqlx::{FromRow, PgConnection, PgPool};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
+/// The kind of mails.
+pub(crate) const MAIL: &str = "mail";
+
 /// After this many attempts, over some two days, a delivery is a dead letter.
 pub const MAX_ATTEMPTS: i32 = 16;
 /// The pause after the first attempt …
@@ -42,12 +45,14 @@ pub struct NewDelivery {
     pub at: DateTime<Utc>,
 }
 
-/// Queues deliveries, with whatever else the transaction does.
+/// Queues deliveries, with whatever else the transaction does. A person who was erased meanwhile gets no mail.
 pub async fn add(tx: &mut PgConnection, deliveries: &[NewDelivery]) -> Result<(), sqlx::Error> {
     for delivery in deliveries {
         sqlx::query(
             "insert into ops.deliveries (id, tenant_id, kind, subject_id, template, intent, position, event_id, next_attempt_at, created_at)
-             values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $9) on conflict (id) do nothing",
+             select $1, $2, $3, $4, $5, $6, $7, $8, $9, $9
+             where not exists (select from ops.subject_keys k where k.tenant_id = $2 and k.subject_id = $4 and k.wrapped_key is null and $3 = $10)
+             on conflict (tenant_id, id) do nothing",
         )
         .bind(delivery.id)
         .bind(delivery.tenant.0)
@@ -58,6 +63,7 @@ pub async fn add(tx: &mut PgConnection, deliveries: &[NewDelivery]) -> Result<()
         .bind(delivery.position)
         .bind(delivery.event)
         .bind(delivery.at)
+        .bind(MAIL)
         .execute(&mut *tx)
         .await?;
     }
@@ -175,13 +181,13 @@ pub(crate) async fn take(
 ) -> Result<Vec<Due>, sqlx::Error> {
     sqlx::query_as(
         "update ops.deliveries d set leased_by = $1, leased_until = now() + $4 * interval '1 second'
-         from (select id from ops.deliveries p where state = 'pending' and kind = any($5) and next_attempt_at <= $2 and (leased_until is null or leased_until < now())
+         from (select tenant_id, id from ops.deliveries p where state = 'pending' and kind = any($5) and next_attempt_at <= $2 and (leased_until is null or leased_until < now())
                  and (position = 0 or exists (select from events e where e.position = p.position and (p.event_id is null or e.event_id = p.event_id)))
-                 and (kind <> all($6) or not exists (select from ops.deliveries o where o.kind = p.kind and o.subject_id = p.subject_id
+                 and (kind <> all($6) or not exists (select from ops.deliveries o where o.tenant_id = p.tenant_id and o.kind = p.kind and o.subject_id = p.subject_id
                    and o.id <> p.id
                    and o.state = 'pending' and ((o.position, o.id) < (p.position, p.id) or o.leased_until >= now())))
                order by next_attempt_at limit $3 for update skip locked) due
-         where d.id = due.id returning d.id, d.tenant_id, d.kind, d.subject_id, d.template, d.intent, d.position, d.attempts",
+         where d.tenant_id = due.tenant_id and d.id = due.id returning d.id, d.tenant_id, d.kind, d.subject_id, d.template, d.intent, d.position, d.attempts",
     )
     .bind(owner)
     .bind(now)
@@ -220,7 +226,7 @@ pub(crate) async fn record(
     let mut tx = pool.begin().await?;
     let recorded = sqlx::query(
         "update ops.deliveries set state = $3, attempts = attempts + $4, next_attempt_at = $5, ended_at = $6, reason = $7, leased_by = null, leased_until = null
-         where id = $1 and leased_by = $2 and state = 'pending'",
+         where id = $1 and leased_by = $2 and state = 'pending' and tenant_id = $8",
     )
     .bind(due.id)
     .bind(owner)
@@ -229,19 +235,21 @@ pub(crate) async fn record(
     .bind(ended + pause(due.attempts))
     .bind((state != State::Pending).then_some(ended))
     .bind(reason)
+    .bind(due.tenant_id)
     .execute(&mut *tx)
     .await?;
     if let (1, Some(outcome)) = (recorded.rows_affected(), outcome) {
         // A dead letter that is retried has been attempted before.
         sqlx::query(
-            "insert into ops.delivery_attempts (delivery_id, attempt, began_at, ended_at, outcome, reason)
-             select $1, coalesce(max(attempt), 0) + 1, $2, $3, $4, $5 from ops.delivery_attempts where delivery_id = $1",
+            "insert into ops.delivery_attempts (tenant_id, delivery_id, attempt, began_at, ended_at, outcome, reason)
+             select $6, $1, coalesce(max(attempt), 0) + 1, $2, $3, $4, $5 from ops.delivery_attempts where tenant_id = $6 and delivery_id = $1",
         )
         .bind(due.id)
         .bind(began)
         .bind(ended)
         .bind(outcome)
         .bind(reason)
+        .bind(due.tenant_id)
         .execute(&mut *tx)
         .await?;
     }
@@ -291,8 +299,7 @@ pub struct Attempted {
 /// The attempts of a tenant's delivery.
 pub async fn attempts(pool: &PgPool, tenant: TenantId, delivery: Uuid) -> Result<Vec<Attempted>, sqlx::Error> {
     sqlx::query_as(
-        "select a.attempt, a.began_at, a.ended_at, a.outcome, a.reason from ops.delivery_attempts a join ops.deliveries d on d.id = a.delivery_id
-         where d.tenant_id = $1 and d.id = $2 order by a.attempt",
+        "select attempt, began_at, ended_at, outcome, reason from ops.delivery_attempts where tenant_id = $1 and delivery_id = $2 order by attempt",
     )
     .bind(tenant.0)
     .bind(delivery)

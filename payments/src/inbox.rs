@@ -105,7 +105,7 @@ pub async fn reconsider(executor: &Executor, provider: &dyn PaymentProvider, cus
     .await
     .map_err(unavailable)?;
     for (id, body) in waiting {
-        let Some(body) = body.and_then(|body| store.unwrap(BODY, &body)) else { continue };
+        let Some(body) = body.and_then(|body| store.unwrap(BODY, &[provider.name(), &id], &body)) else { continue };
         match provider.reread(&body) {
             Ok(message) => drop(take_in(executor, provider, &message, &body).await?),
             Err(error) => tracing::error!(event = id, %error, "a message that was kept cannot be read any more"),
@@ -156,7 +156,7 @@ async fn keep(
 ) -> Result<(), sqlx::Error> {
     sqlx::query(
         "insert into ops.provider_events as e (provider, event_id, event_type, occurred_at, received_at, customer, tenant_id, subscription_id, outcome, body)
-         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
+         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, case when not exists (select from tenant_heads where tenant_id = $7 and gate = 'deleted') then $10::bytea end)
          on conflict (provider, event_id) do update set tenant_id = excluded.tenant_id, subscription_id = excluded.subscription_id, outcome = excluded.outcome
            where e.outcome = 'waiting'",
     )
@@ -169,7 +169,7 @@ async fn keep(
     .bind(stream.map(|stream| stream.tenant.0))
     .bind(stream.map(|stream| stream.id))
     .bind(outcome.as_str())
-    .bind(store.wrap(BODY, body))
+    .bind(store.wrap(BODY, &[provider, &message.id], body))
     .execute(store.pool())
     .await
     .map(drop)

@@ -3,11 +3,10 @@
 use std::collections::{HashMap, HashSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use serde::Deserialize;
 use serde_json::Value;
 use sqlx::types::Json;
 use sqlx::{PgConnection, QueryBuilder};
-use store::load::{LoadError, unknown_metadata};
+use store::load::LoadError;
 use store::{Erases, RawEvent, Store};
 use uuid::Uuid;
 
@@ -102,7 +101,7 @@ pub(crate) async fn fold<M: ReadModel>(
             mine.push(event);
         }
         if let Some(column) = M::SUBJECT
-            && let Some(erases) = erases(event)?
+            && let Some(erases) = event.erases()?
         {
             fold_rows::<M>(store, connection, &own, &mine).await?;
             mine.clear();
@@ -115,15 +114,6 @@ pub(crate) async fn fold<M: ReadModel>(
         }
     }
     fold_rows::<M>(store, connection, &own, &mine).await
-}
-
-/// What an event erases, by its metadata.
-fn erases(event: &RawEvent) -> Result<Option<Erases>, LoadError> {
-    #[derive(Deserialize)]
-    struct Metadata {
-        erases: Option<Erases>,
-    }
-    Ok(serde_json::from_str::<Metadata>(&event.metadata).map_err(|_| unknown_metadata(event))?.erases)
 }
 
 /// Forgets what the rows of a generation say about data subjects.

@@ -1,7 +1,7 @@
 //! Events as they are stored, and as rules and folds see them.
 
 use chrono::{DateTime, Utc};
-use domain::{Actor, Effect, StreamId, SubjectId};
+use domain::{Actor, Effect, StreamId, SubjectId, TenantId};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use sqlx::FromRow;
@@ -9,6 +9,8 @@ use uuid::Uuid;
 
 use crate::Head;
 use crate::hash::{Digested, Hash, digest, log_link};
+use crate::load::{LoadError, unknown_metadata};
+use crate::seal::Place;
 
 /// One row of the log, its JSON as the exact text that was hashed.
 #[derive(Clone, Debug, PartialEq)]
@@ -141,6 +143,20 @@ impl RawEvent {
     /// Whether this is the event that follows `head` in a log: the next position, and chained to its hash. `digest` is taken as it stands.
     pub fn continues(&self, head: Head) -> bool {
         self.position == head.position + 1 && log_link(head.log_hash, self.position, self.digest) == self.log_hash
+    }
+
+    /// Whose personal data it erased, if it did.
+    pub fn erases(&self) -> Result<Option<Erases>, LoadError> {
+        #[derive(Deserialize)]
+        struct Part {
+            erases: Option<Erases>,
+        }
+        Ok(serde_json::from_str::<Part>(&self.metadata).map_err(|_| unknown_metadata(self))?.erases)
+    }
+
+    /// What its sealed values are bound to.
+    pub(crate) fn place(&self) -> Place<'_> {
+        Place { tenant: TenantId(self.tenant_id), aggregate: &self.aggregate_type, stream: &self.aggregate_id, event_id: self.event_id }
     }
 
     /// The digest of what this event says now; equal to `digest` unless something was changed.

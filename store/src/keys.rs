@@ -1,4 +1,4 @@
-//! Forgetting old idempotency keys.
+//! Idempotency keys: what is kept of them, and for how long.
 
 use chrono::TimeDelta;
 

@@ -9,6 +9,7 @@
 //! * [`backup`]: the whole log as a file, and back.
 //! * [`export`]: a tenant's events for somebody who checks them without us.
 //! * [`claims`]: who holds what.
+//! * [`privacy`]: what the log knows of a person.
 //! * [`keys`]: how long idempotency keys are known.
 //! * [`lease`], [`timers`]: who may do what now.
 //! * [`writable`]: whether the log takes writes now.
@@ -24,6 +25,7 @@ pub mod hash;
 pub mod keys;
 pub mod lease;
 pub mod load;
+pub mod privacy;
 pub mod read;
 pub mod seal;
 pub mod timers;
@@ -188,14 +190,14 @@ impl Store {
         self.inner.keyring.master().keyed(domain, parts)
     }
 
-    /// Encrypts a secret of the installation under the master key, for one use only.
-    pub fn wrap(&self, domain: &'static str, secret: &[u8]) -> Option<Vec<u8>> {
-        self.inner.keyring.master().wrap(domain, secret)
+    /// Encrypts a secret of the installation under the master key, for one use and one row only, which is named by its key.
+    pub fn wrap(&self, domain: &'static str, row: &[&str], secret: &[u8]) -> Option<Vec<u8>> {
+        self.inner.keyring.master().wrap(domain, row, secret)
     }
 
-    /// What [`Store::wrap`] was given for this use; `None` when it was not this, or not by this key.
-    pub fn unwrap(&self, domain: &'static str, wrapped: &[u8]) -> Option<Vec<u8>> {
-        self.inner.keyring.master().unwrap(domain, wrapped)
+    /// What [`Store::wrap`] was given for this use and this row; `None` when it was for another one, or not by this key.
+    pub fn unwrap(&self, domain: &'static str, row: &[&str], wrapped: &[u8]) -> Option<Vec<u8>> {
+        self.inner.keyring.master().unwrap(domain, row, wrapped)
     }
 
     /// How many appends wait for the writer.

@@ -8,17 +8,18 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use cqrs_es::persist::PersistedEventRepository as _;
-use domain::{Aggregate, StreamId, TenantId};
+use domain::{Aggregate, StreamId};
 use postgres_es::PostgresEventRepository;
 use serde_json::Value;
 use sqlx::types::Json;
+use uuid::Uuid;
 
 use crate::Store;
 use crate::append::decide::{KeyRecord, replay};
 use crate::append::snapshot::KeyRow;
 use crate::append::{AppendError, Appended, Key};
 use crate::event::{Metadata, RawEvent, Recorded};
-use crate::seal::UnsealError;
+use crate::seal::{Place, UnsealError};
 
 /// The longest a state is used without a fresh look at its stream: it may hold personal data that another process has erased meanwhile.
 const STATE_TTL: Duration = Duration::from_secs(60);
@@ -122,15 +123,24 @@ impl Store {
 
     /// The aggregate, from its events.
     pub async fn reload<A: Aggregate>(&self, stream: StreamId) -> Result<Loaded<A>, LoadError> {
+        // The repository knows nothing of event ids; this view of the log has them as metadata.
         let events = PostgresEventRepository::new(self.inner.pool.clone())
+            .with_tables("event_streams", "snapshots")
             .get_events::<A>(&stream.to_string())
             .await
             .map_err(|error| LoadError::Unavailable(Box::new(error)))?;
         let version = events.last().map_or(0, |e| i64::try_from(e.sequence).unwrap_or(i64::MAX));
-        let mut payloads: Vec<_> = events.into_iter().map(|e| (e.event_type, e.event_version, e.payload)).collect();
-        self.inner.keyring.unseal(payloads.iter_mut().map(|p| (stream.tenant, &mut p.2))).await?;
+        let mut payloads = Vec::with_capacity(events.len());
+        for event in events {
+            let id = event.metadata["event_id"].as_str().and_then(|id| id.parse::<Uuid>().ok());
+            let without = || LoadError::Corrupt { event_type: event.event_type.clone(), reason: "it has no id".into() };
+            payloads.push((id.ok_or_else(without)?, event.event_type, event.event_version, event.payload));
+        }
+        let of = stream.to_string();
+        let place = |event_id| Place { tenant: stream.tenant, aggregate: A::TYPE, stream: &of, event_id };
+        self.inner.keyring.unseal(payloads.iter_mut().map(|p| (place(p.0), &mut p.3))).await?;
         let mut loaded = Loaded { state: A::default(), version, since: Instant::now() };
-        for (event_type, event_version, payload) in payloads {
+        for (_, event_type, event_version, payload) in payloads {
             loaded.state.apply(decode::<A>(0, &event_type, &event_version, payload)?);
         }
         if version > 0 {
@@ -199,7 +209,7 @@ impl Store {
         for event in events {
             let payload: Value = serde_json::from_str(&event.payload)
                 .map_err(|e| LoadError::Corrupt { event_type: event.event_type.clone(), reason: e.to_string() })?;
-            payloads.push((TenantId(event.tenant_id), payload));
+            payloads.push((event.place(), payload));
         }
         self.inner.keyring.unseal(payloads.iter_mut().map(|p| (p.0, &mut p.1))).await?;
         events

@@ -1,8 +1,11 @@
 //! Sealing personal data.
 //!
 //! Each data subject of a tenant has a random key, stored wrapped by the installation's master key. A value is sealed with XChaCha20-Poly1305 (draft-irtf-cfrg-xchacha-03;
-//! 192-bit random nonces never repeat in practice) under its subject's key, bound to the tenant and the subject. Erasing a subject destroys its wrapped key; what was sealed
-//! stays in the log and its hashes stay valid, but nobody can read it again. (Backups of the key table made earlier have to be destroyed with it.)
+//! 192-bit random nonces never repeat in practice) under its subject's key, bound to the one place that it is made for ([`Place`] and the field's path): the same bytes in another
+//! field, event or stream, or under another subject, do not open. Erasing a subject destroys its wrapped key; what was sealed stays in the log and its hashes stay valid, but
+//! nobody can read it again. (Backups of the key table made earlier have to be destroyed with it.)
+//!
+//! Values of the first version are bound to the tenant and the subject alone and have no `v`. They stay readable for ever; none is made any more.
 
 use std::time::{Duration, Instant};
 
@@ -10,7 +13,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD_NO_PAD as BASE64;
 use chacha20poly1305::aead::rand_core::RngCore as _;
 use chacha20poly1305::aead::{Aead as _, AeadCore as _, KeyInit as _, OsRng, Payload};
-use chacha20poly1305::{Key, XChaCha20Poly1305, XNonce};
+use chacha20poly1305::{XChaCha20Poly1305, XNonce};
 use domain::personal::{ERASED, PERSONAL, SEALED};
 use domain::{Claim, Refusal, SubjectId, TenantId};
 use hmac::{Hmac, Mac as _};
@@ -19,8 +22,8 @@ use sha2::Sha256;
 use sqlx::PgPool;
 use uuid::Uuid;
 
-use crate::append::AppendError;
 use crate::append::guards::scope_of;
+use crate::append::{AppendError, Key};
 use crate::hash::Hash;
 
 /// How long an unwrapped key may be used without asking the database again: the longest that another process may still read what was erased.
@@ -44,7 +47,7 @@ impl MasterKey {
     }
 
     fn cipher(&self) -> XChaCha20Poly1305 {
-        XChaCha20Poly1305::new(Key::from_slice(&self.0))
+        XChaCha20Poly1305::new((&self.0).into())
     }
 
     /// Tells one master key from another without telling what it is.
@@ -52,14 +55,17 @@ impl MasterKey {
         Hash(self.keyed("key check", &[installation.as_bytes()]))
     }
 
-    /// Encrypts a secret of the installation for one use.
-    pub(crate) fn wrap(&self, domain: &str, secret: &[u8]) -> Option<Vec<u8>> {
-        encrypt(&self.cipher(), installation(domain), secret).ok()
+    /// Encrypts a secret of the installation for one use and one row.
+    pub(crate) fn wrap(&self, domain: &str, row: &[&str], secret: &[u8]) -> Option<Vec<u8>> {
+        let sealed = encrypt(&self.cipher(), &bound_to_row(domain, row), secret).ok()?;
+        Some([WRAPPED, &sealed].concat())
     }
 
-    /// What was wrapped for this use.
-    pub(crate) fn unwrap(&self, domain: &str, wrapped: &[u8]) -> Option<Vec<u8>> {
-        decrypt(&self.cipher(), installation(domain), wrapped)
+    /// What was wrapped for this use and this row. Secrets of the first version are bound to their use alone.
+    pub(crate) fn unwrap(&self, domain: &str, row: &[&str], wrapped: &[u8]) -> Option<Vec<u8>> {
+        let second = wrapped.strip_prefix(WRAPPED).and_then(|sealed| decrypt(&self.cipher(), &bound_to_row(domain, row), sealed));
+        // A secret of the first version begins with a random nonce, which may happen to begin like one of the second.
+        second.or_else(|| decrypt(&self.cipher(), &bound_to(installation(domain)), wrapped))
     }
 
     /// HMAC-SHA-256 under the master key; each use has its own domain, and each part its length before it.
@@ -85,6 +91,31 @@ pub enum UnsealError {
 }
 
 type Name = (TenantId, SubjectId);
+
+/// The version of sealed values that are made now.
+const VERSION: u64 = 2;
+
+/// How wrapped secrets of the second version begin.
+const WRAPPED: &[u8] = b"tnr\x02";
+
+/// The event that a sealed value belongs to.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Place<'a> {
+    pub(crate) tenant: TenantId,
+    pub(crate) aggregate: &'a str,
+    /// `<tenant>/<id>`.
+    pub(crate) stream: &'a str,
+    pub(crate) event_id: Uuid,
+}
+
+impl Place<'_> {
+    /// The associated data of a subject's value at a path of this event. Each part of variable length has its length before it.
+    fn bound(&self, subject: SubjectId, path: &str) -> Vec<u8> {
+        let ids = [self.tenant.0, subject.0, self.event_id].map(Uuid::into_bytes).concat();
+        let parts = [self.aggregate, self.stream, path];
+        [b"tenure sealed 2".as_slice(), &ids, &lengths_and(&parts)].concat()
+    }
+}
 
 /// The keys of data subjects, unwrapped on demand and kept for a short time.
 pub(crate) struct Keyring {
@@ -117,22 +148,31 @@ impl Keyring {
         self.master.keyed("fingerprint", &[fingerprint])
     }
 
-    /// Replaces every personal value in `payload` by its sealed form.
-    pub(crate) async fn seal(&self, tenant: TenantId, payload: &mut Value) -> Result<(), AppendError> {
+    /// A keyed hash of an idempotency key's text.
+    pub(crate) fn idempotency_key(&self, key: &Key) -> String {
+        hex::encode(self.master.keyed("idempotency key", &[key.tenant.0.as_bytes(), key.scope.as_bytes(), key.key.as_bytes()]))
+    }
+
+    /// Replaces every personal value in the payload of an event by its sealed form.
+    pub(crate) async fn seal(&self, place: Place<'_>, payload: &mut Value) -> Result<(), AppendError> {
         let mut subjects = Vec::new();
-        marked(payload, PERSONAL, &mut |map| subjects.extend(subject_of(&map[PERSONAL])));
+        marked(payload, PERSONAL, &mut |_, map| subjects.extend(subject_of(&map[PERSONAL])));
         for subject in subjects {
-            let name = (tenant, subject);
+            let name = (place.tenant, subject);
             let key = match self.find(&[name]).await.map_err(|_| AppendError::Unavailable)?.pop() {
                 Some((_, key)) => key,
                 None => self.create(name).await.map_err(|_| AppendError::Unavailable)?,
             };
             let Some(key) = key else { return Err(Refusal::SubjectErased { subject }.into()) };
             let mut result = Ok(());
-            marked(payload, PERSONAL, &mut |map| {
+            marked(payload, PERSONAL, &mut |path, map| {
                 if subject_of(&map[PERSONAL]) == Some(subject) {
-                    match encrypt(&XChaCha20Poly1305::new(Key::from_slice(&key)), name, map[PERSONAL]["value"].to_string().as_bytes()) {
-                        Ok(data) => *map = Map::from_iter([(SEALED.to_owned(), json!({"subject": subject, "data": BASE64.encode(data)}))]),
+                    let cipher = XChaCha20Poly1305::new((&key).into());
+                    match encrypt(&cipher, &place.bound(subject, path), map[PERSONAL]["value"].to_string().as_bytes()) {
+                        Ok(data) => {
+                            let sealed = json!({"subject": subject, "v": VERSION, "data": BASE64.encode(data)});
+                            *map = Map::from_iter([(SEALED.to_owned(), sealed)]);
+                        }
                         Err(error) => result = Err(AppendError::Failed(error.to_string())),
                     }
                 }
@@ -143,14 +183,14 @@ impl Keyring {
     }
 
     /// Replaces every sealed value in the payloads by what it says, or by its absence when its subject was erased.
-    pub(crate) async fn unseal<'a>(&self, payloads: impl IntoIterator<Item = (TenantId, &'a mut Value)>) -> Result<(), UnsealError> {
+    pub(crate) async fn unseal<'a>(&self, payloads: impl IntoIterator<Item = (Place<'a>, &'a mut Value)>) -> Result<(), UnsealError> {
         let mut sealed = Vec::new();
         let mut names = Vec::new();
-        for (tenant, payload) in payloads {
+        for (place, payload) in payloads {
             let before = names.len();
-            marked(payload, SEALED, &mut |map| names.extend(subject_of(&map[SEALED]).map(|s| (tenant, s))));
+            marked(payload, SEALED, &mut |_, map| names.extend(subject_of(&map[SEALED]).map(|s| (place.tenant, s))));
             if names.len() > before {
-                sealed.push((tenant, payload));
+                sealed.push((place, payload));
             }
         }
         if sealed.is_empty() {
@@ -159,19 +199,24 @@ impl Keyring {
         names.sort_unstable();
         names.dedup();
         let keys: std::collections::HashMap<Name, _> = self.find(&names).await?.into_iter().collect();
-        for (tenant, payload) in sealed {
+        for (place, payload) in sealed {
             let mut result = Ok(());
-            marked(payload, SEALED, &mut |map| {
+            marked(payload, SEALED, &mut |path, map| {
                 let Some(subject) = subject_of(&map[SEALED]) else { return };
                 // A key that was never there, as after an import of the log without its keys, is as good as destroyed.
-                let Some(key) = keys.get(&(tenant, subject)).copied().flatten() else {
+                let Some(key) = keys.get(&(place.tenant, subject)).copied().flatten() else {
                     *map = Map::from_iter([(ERASED.to_owned(), json!({"subject": subject}))]);
                     return;
+                };
+                let bound = match map[SEALED]["v"].as_u64() {
+                    None => Some(bound_to((place.tenant, subject)).to_vec()),
+                    Some(VERSION) => Some(place.bound(subject, path)),
+                    Some(_) => None,
                 };
                 let opened = map[SEALED]["data"]
                     .as_str()
                     .and_then(|text| BASE64.decode(text).ok())
-                    .and_then(|data| decrypt(&XChaCha20Poly1305::new(Key::from_slice(&key)), (tenant, subject), &data))
+                    .and_then(|data| decrypt(&XChaCha20Poly1305::new((&key).into()), &bound?, &data))
                     .and_then(|clear| serde_json::from_slice::<Value>(&clear).ok());
                 match opened {
                     Some(value) => *map = Map::from_iter([(PERSONAL.to_owned(), json!({"subject": subject, "value": value}))]),
@@ -215,7 +260,7 @@ impl Keyring {
         let key = match wrapped {
             None => None,
             Some(wrapped) => {
-                let clear = decrypt(&self.master.cipher(), name, &wrapped).ok_or(UnsealError::Corrupt(name.1))?;
+                let clear = decrypt(&self.master.cipher(), &bound_to(name), &wrapped).ok_or(UnsealError::Corrupt(name.1))?;
                 Some(clear.try_into().map_err(|_| UnsealError::Corrupt(name.1))?)
             }
         };
@@ -227,7 +272,7 @@ impl Keyring {
     async fn create(&self, name: Name) -> Result<Option<[u8; 32]>, UnsealError> {
         let mut key = [0; 32];
         OsRng.fill_bytes(&mut key);
-        let wrapped = encrypt(&self.master.cipher(), name, &key).map_err(|_| UnsealError::Corrupt(name.1))?;
+        let wrapped = encrypt(&self.master.cipher(), &bound_to(name), &key).map_err(|_| UnsealError::Corrupt(name.1))?;
         sqlx::query("insert into ops.subject_keys (tenant_id, subject_id, wrapped_key) values ($1, $2, $3) on conflict do nothing")
             .bind(name.0.0)
             .bind(name.1.0)
@@ -253,12 +298,31 @@ pub(crate) fn has_clear(payload: &Value) -> bool {
     }
 }
 
-/// Calls `visit` for every object that has `marker` as its only key.
-fn marked(value: &mut Value, marker: &str, visit: &mut impl FnMut(&mut Map<String, Value>)) {
+/// Calls `visit` for every object that has `marker` as its only key, with its path (RFC 6901).
+pub(crate) fn marked(value: &mut Value, marker: &str, visit: &mut impl FnMut(&str, &mut Map<String, Value>)) {
+    marked_at(&mut String::new(), value, marker, visit);
+}
+
+fn marked_at(path: &mut String, value: &mut Value, marker: &str, visit: &mut impl FnMut(&str, &mut Map<String, Value>)) {
+    let here = path.len();
     match value {
-        Value::Object(map) if map.len() == 1 && map.contains_key(marker) => visit(map),
-        Value::Object(map) => map.values_mut().for_each(|v| marked(v, marker, visit)),
-        Value::Array(items) => items.iter_mut().for_each(|v| marked(v, marker, visit)),
+        Value::Object(map) if map.len() == 1 && map.contains_key(marker) => visit(path, map),
+        Value::Object(map) => {
+            for (key, value) in map {
+                path.push('/');
+                path.push_str(&key.replace('~', "~0").replace('/', "~1"));
+                marked_at(path, value, marker, visit);
+                path.truncate(here);
+            }
+        }
+        Value::Array(items) => {
+            for (at, value) in items.iter_mut().enumerate() {
+                path.push('/');
+                path.push_str(&at.to_string());
+                marked_at(path, value, marker, visit);
+                path.truncate(here);
+            }
+        }
         Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
     }
 }
@@ -267,6 +331,7 @@ fn subject_of(marked: &Value) -> Option<SubjectId> {
     marked["subject"].as_str()?.parse().ok()
 }
 
+/// The associated data of a subject's key, and of a sealed value of the first version.
 fn bound_to(name: Name) -> [u8; 32] {
     let mut aad = [0; 32];
     aad[..16].copy_from_slice(name.0.0.as_bytes());
@@ -274,21 +339,31 @@ fn bound_to(name: Name) -> [u8; 32] {
     aad
 }
 
-/// What a secret of the installation, which is no data subject's, is bound to.
+/// Parts, each with its length before it.
+fn lengths_and(parts: &[&str]) -> Vec<u8> {
+    parts.iter().flat_map(|part| [&(part.len() as u64).to_be_bytes(), part.as_bytes()].concat()).collect()
+}
+
+/// The associated data of a secret of the installation: its use, and the row that it stands in.
+fn bound_to_row(domain: &str, row: &[&str]) -> Vec<u8> {
+    [b"tenure wrapped 2".as_slice(), &lengths_and(&[domain]), &lengths_and(row)].concat()
+}
+
+/// The associated data of a secret of the first version, which is no data subject's: its use.
 fn installation(domain: &str) -> Name {
     (TenantId::SYSTEM, SubjectId(Uuid::new_v5(&Uuid::nil(), domain.as_bytes())))
 }
 
 /// nonce ‖ ciphertext.
-fn encrypt(cipher: &XChaCha20Poly1305, name: Name, clear: &[u8]) -> Result<Vec<u8>, chacha20poly1305::Error> {
+fn encrypt(cipher: &XChaCha20Poly1305, aad: &[u8], clear: &[u8]) -> Result<Vec<u8>, chacha20poly1305::Error> {
     // The thread's generator is a cryptographic one too, seeded by the system's; asking that each time takes a call into the kernel.
     let nonce = XChaCha20Poly1305::generate_nonce(&mut rand::thread_rng());
     let mut data = nonce.to_vec();
-    data.extend(cipher.encrypt(&nonce, Payload { msg: clear, aad: &bound_to(name) })?);
+    data.extend(cipher.encrypt(&nonce, Payload { msg: clear, aad })?);
     Ok(data)
 }
 
-fn decrypt(cipher: &XChaCha20Poly1305, name: Name, data: &[u8]) -> Option<Vec<u8>> {
+fn decrypt(cipher: &XChaCha20Poly1305, aad: &[u8], data: &[u8]) -> Option<Vec<u8>> {
     let (nonce, sealed) = data.split_at_checked(24)?;
-    cipher.decrypt(XNonce::from_slice(nonce), Payload { msg: sealed, aad: &bound_to(name) }).ok()
+    cipher.decrypt(XNonce::from_slice(nonce), Payload { msg: sealed, aad }).ok()
 }

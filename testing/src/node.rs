@@ -17,6 +17,7 @@ use domain::identity::tenant::{ProvisionTenant, Slug, Tenant};
 use domain::text::DisplayName;
 use domain::{Actor, Aggregate, StreamId, TenantId};
 use outbound::dns::{Dns, TxtLookup};
+use outbound::erasure::ErasurePolicy;
 use outbound::policy::MailPolicy;
 use payments::provider::Provider;
 use projections::cursor::CursorKey;
@@ -77,6 +78,7 @@ impl Node {
         let (mut tasks, projectors) = (JoinSet::new(), env.database.pool(DbRole::Projector, 8));
         start_all(&mut tasks, &store, &projectors, &feed, &progress, &cancel);
         tasks.spawn(run(MailPolicy::runtime(&store), store.clone(), feed.clone(), cancel.clone()));
+        tasks.spawn(run(ErasurePolicy::runtime(&store, None), store.clone(), feed.clone(), cancel.clone()));
         tasks.detach_all();
         let reads = ReadSide::new(&env.database, progress.clone(), CursorKey([7; 32]));
         let dns = Arc::new(Dns::new(Some(([127, 0, 0, 1], 1).into())).expect("a resolver"));
@@ -168,7 +170,7 @@ impl Node {
             let head = self.store.head().await.expect("the log").position;
             let relayed = matches!(*self.relay.borrow(), Status::Running { position } if position >= head);
             let read = self.reads.statuses().await.ok()?.iter().all(|model| model.position >= head);
-            let runs = |name: &str| name == "mail" || (self.reacting.load(Ordering::Relaxed) && name != "payments");
+            let runs = |name: &str| ["mail", "erasure"].contains(&name) || (self.reacting.load(Ordering::Relaxed) && name != "payments");
             let policies = commands::policy::statuses(&self.store).await.ok()?;
             let answered = policies.iter().filter(|policy| runs(&policy.name)).all(|policy| policy.position >= head);
             (relayed && read && answered).then_some(())

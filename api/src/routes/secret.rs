@@ -25,7 +25,7 @@ impl Made {
             Err(problem) => problem.is_refusal(),
         };
         if unnamed {
-            app.access.discard(drawn.credential).await?;
+            app.access.discard(drawn.tenant, drawn.credential).await?;
         }
         Ok(Self { written: written?, called, secret: drawn.key })
     }

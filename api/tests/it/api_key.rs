@@ -135,3 +135,49 @@ async fn a_personal_key_may_never_more_than_its_owner_and_ends_with_them() {
     platform.post_for(tenant, &format!("/v1/users/{}/deactivate", grace.id), json!({})).await;
     ended_within_a_second(&key).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_same_id_in_two_tenants_is_two_keys_and_two_devices_neither_of_which_hides_the_other() {
+    let env = Env::new().await;
+    let node = Node::start(&env).await;
+    let platform = Client::new(&env, &node);
+    let id = testing::id();
+    let mut seen = Vec::new();
+    for slug in ["acme", "other"] {
+        let tenant = platform.provision(slug).await;
+        let admin = platform.person(tenant, "org_admin", "ada@example.com").await.client;
+        let key = admin.post("/v1/api-keys", json!({"id": id, "name": slug, "kind": "service", "scopes": ["tenant:read"]})).await;
+        assert_eq!(key.status, StatusCode::CREATED, "{}", key.text);
+        let device = admin.post("/v1/devices", json!({"id": id, "serial": "1", "model": "thermo-2"})).await;
+        assert_eq!(device.status, StatusCode::CREATED, "{}", device.text);
+        assert_eq!(admin.post(&format!("/v1/devices/{id}/accept"), json!({})).await.status, StatusCode::OK);
+        let key = platform.with_token(Some(key.field("key").to_owned()));
+        assert_eq!(key.get("/v1/me").await.status, StatusCode::OK);
+        let itself = platform.with_token(Some(device.field("credential").to_owned()));
+        eventually("it is let in", || async {
+            (itself.post(&format!("/v1/devices/{id}/heartbeat"), json!({})).await.status == StatusCode::NO_CONTENT).then_some(())
+        })
+        .await;
+        seen.push((tenant, admin));
+    }
+    for (tenant, admin) in &seen {
+        eventually("its use is noted", || async {
+            admin.get(&format!("/v1/api-keys/{id}")).await.json["last_used_at"].is_string().then_some(())
+        })
+        .await;
+        assert!(admin.get(&format!("/v1/devices/{id}")).await.json["last_seen_at"].is_string());
+        let rows: i64 = sqlx::query_scalar("select count(*) from ops.api_key_use where tenant_id = $1 and key_id = $2")
+            .bind(tenant.0)
+            .bind(id)
+            .fetch_one(&env.owner)
+            .await
+            .unwrap();
+        assert_eq!(rows, 1);
+    }
+    // One of them is revoked, and forgotten: the other's is not.
+    assert_eq!(seen[1].1.post(&format!("/v1/api-keys/{id}/revoke"), json!({})).await.status, StatusCode::OK);
+    env.clock.advance(TimeDelta::minutes(6));
+    node.access(None).housekeep().await.unwrap();
+    let left: Vec<uuid::Uuid> = sqlx::query_scalar("select tenant_id from ops.api_key_use").fetch_all(&env.owner).await.unwrap();
+    assert_eq!(left, [seen[0].0.0]);
+}

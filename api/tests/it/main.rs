@@ -7,6 +7,7 @@ mod authorization;
 mod bad_input;
 mod completeness;
 mod device;
+mod erasure;
 mod quota;
 mod session;
 mod tenant;

@@ -553,3 +553,80 @@ async fn logins_of_tenants_and_people_that_do_not_exist_fill_no_log() {
     let tenants: i64 = sqlx::query_scalar("select count(*) from tenant_heads").fetch_one(&house.env.owner).await.unwrap();
     assert_eq!(tenants, 2, "acme, and the platform that keeps the records");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_that_has_no_session_is_refused_by_revoke_and_works_on() {
+    let house = House::new().await;
+    let ada = house.ada().await;
+    let key = ada.client.post("/v1/api-keys", json!({"name": "k", "kind": "personal", "scopes": ["tenant:read"]})).await;
+    let device = ada.client.post("/v1/devices", json!({"serial": "1", "model": "thermo-2"})).await;
+    ada.client.post(&format!("/v1/devices/{}/accept", device.field("id")), json!({})).await;
+    let operator = house.platform.token.clone().unwrap();
+    let form = [("content-type", "application/x-www-form-urlencoded")];
+    let revoke = async |token: &str| {
+        house.platform.with_token(None).send(axum::http::Method::POST, "/v1/auth/revoke", &form, format!("token={token}")).await
+    };
+    // Good or not: the answer does not tell.
+    let unknown = format!("{}A", &key.field("key")[..key.field("key").len() - 1]);
+    for (what, token) in [
+        ("an API key", key.field("key")),
+        ("an unknown key", unknown.as_str()),
+        ("a malformed key", "tnr_x"),
+        ("a device's credential", device.field("credential")),
+        ("an operator's token", operator.as_str()),
+    ] {
+        let answer = revoke(token).await;
+        assert_eq!(
+            (answer.status, answer.field("code"), answer.field("error")),
+            (StatusCode::BAD_REQUEST, "auth.unsupported_token_type", "unsupported_token_type"),
+            "{what}: {}",
+            answer.text
+        );
+    }
+    assert_eq!(house.platform.with_token(Some(key.field("key").to_owned())).get("/v1/me").await.status, StatusCode::OK, "it works on");
+    assert_eq!(house.platform.get("/v1/tenants").await.status, StatusCode::OK);
+    assert_eq!(revoke("nobody's").await.status, StatusCode::OK, "RFC 7009 section 2.2");
+}
+
+fn median(mut times: Vec<Duration>) -> Duration {
+    times.sort();
+    times[times.len() / 2]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn how_long_a_request_for_a_reset_or_a_switch_takes_does_not_tell_who_or_what_exists() {
+    let house = House::new().await;
+    let ada = house.ada().await;
+    house.platform.provision("other").await;
+    let nobody = house.platform.with_token(None);
+    let reset = async |tenant: &str, email: &str| {
+        let since = Instant::now();
+        let answer = nobody.post("/v1/auth/request-password-reset", json!({"tenant": tenant, "email": email})).await;
+        assert_eq!(answer.status, StatusCode::ACCEPTED, "{}", answer.text);
+        since.elapsed()
+    };
+    let switch = async |tenant: &str| {
+        let since = Instant::now();
+        let answer = ada.client.post("/v1/auth/switch-tenant", json!({"tenant": tenant})).await;
+        assert_eq!(answer.status, StatusCode::NOT_FOUND, "{}", answer.text);
+        since.elapsed()
+    };
+    let mut times: [Vec<Duration>; 5] = Default::default();
+    for _ in 0..25 {
+        times[0].push(reset("acme", "ada@example.com").await);
+        times[1].push(reset("acme", "nobody@example.com").await);
+        times[2].push(reset("nowhere", "ada@example.com").await);
+        times[3].push(switch("other").await);
+        times[4].push(switch("nowhere").await);
+    }
+    let medians = times.map(median);
+    // What the test's node waits for, and no more than a scheduler's whim apart.
+    let step = Duration::from_millis(20);
+    for (i, time) in medians.iter().enumerate() {
+        assert!(*time >= step, "{i}: {medians:?}");
+    }
+    let apart = |a: Duration, b: Duration| a.abs_diff(b);
+    for (a, b) in [(0, 1), (0, 2), (3, 4)] {
+        assert!(apart(medians[a], medians[b]) < step / 2, "{a} {b}: {medians:?}");
+    }
+}

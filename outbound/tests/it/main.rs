@@ -20,6 +20,7 @@ use testing::node::Node;
 use testing::{Env, eventually, id};
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::{Child, Command};
+use uuid::Uuid;
 
 /// An SMTP server that can be told how to behave, stopped and started again on the same port.
 struct Smtp {
@@ -425,4 +426,116 @@ impl Office {
     async fn token(&self, user: StreamId) -> uuid::Uuid {
         self.node.store.reload::<User>(user).await.unwrap().state.details().unwrap().invitation.unwrap().token
     }
+}
+
+/// Delivers to some tenants only, and what is about one subject in order.
+struct Picky(Uuid);
+
+impl outbound::worker::Channel for Picky {
+    fn kind(&self) -> &'static str {
+        "picky"
+    }
+
+    fn is_ordered(&self) -> bool {
+        true
+    }
+
+    fn attempt<'a>(&'a self, due: &'a queue::Due) -> futures::future::BoxFuture<'a, queue::Attempt> {
+        let refused = due.tenant_id == self.0;
+        Box::pin(async move { if refused { queue::Attempt::Failed("not to them".into()) } else { queue::Attempt::Delivered } })
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_waits_for_a_tenant_keeps_nothing_from_another_one_with_the_same_ids() {
+    let env = Env::new().await;
+    let store = env.store().await;
+    let (first, second, same) = (TenantId(id()), TenantId(id()), id());
+    let delivery = |tenant, position| queue::NewDelivery {
+        id: same,
+        tenant,
+        kind: "picky",
+        subject_id: same,
+        template: "t",
+        intent: same,
+        position,
+        event: None,
+        at: domain::Clock::now(&env.clock),
+    };
+    let mut tx = store.pool().begin().await.unwrap();
+    queue::add(&mut tx, &[delivery(first, 0), delivery(second, 0)]).await.unwrap();
+    tx.commit().await.unwrap();
+    let worker = Worker::new(store.clone(), vec![std::sync::Arc::new(Picky(first.0))]);
+    worker.deliver_due().await.unwrap();
+    let states =
+        async |tenant| queue::list(store.pool(), tenant, None, None, 9).await.unwrap().into_iter().map(|row| row.state).collect::<Vec<_>>();
+    assert_eq!((states(first).await, states(second).await), (vec!["pending".to_owned()], vec!["delivered".to_owned()]));
+    assert_eq!(queue::attempts(store.pool(), second, same).await.unwrap().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn files_of_mails_are_for_their_owner_alone_and_go_with_the_person_also_when_written_late() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let env = Env::new().await;
+    let node = Node::start(&env).await;
+    let tenant = node.provision("acme").await;
+    let place = tempfile::tempdir().unwrap();
+    let dir = place.path().join("mail");
+    std::fs::create_dir(&dir).unwrap();
+    std::fs::set_permissions(&dir, std::fs::Permissions::from_mode(0o777)).unwrap();
+    std::fs::write(dir.join("of-an-older-version.eml"), "To: somebody@example.com").unwrap();
+    let mailer = Mailer::files(&node.store, &dir, "Tenure <no-reply@example.com>", "https://app.example.com").unwrap();
+    let files = mailer.written_to().unwrap();
+    let worker = Worker::new(node.store.clone(), vec![std::sync::Arc::new(mailer)]);
+    let mut users = Vec::new();
+    for name in ["ada", "bob"] {
+        let user = StreamId::new(tenant, id());
+        let (email, name) = (Email::parse(&format!("{name}@example.com")).unwrap(), DisplayName::parse(name).unwrap());
+        let register = RegisterUser { id: None, email, name, role: Role::User, email_verified: false, welcome: false };
+        node.execute_on::<User>(user, register).await.unwrap();
+        users.push(user);
+    }
+    node.settled().await;
+    worker.deliver_due().await.unwrap();
+    let there = || {
+        let mut names: Vec<(String, u32)> = std::fs::read_dir(&dir)
+            .unwrap()
+            .map(|file| file.unwrap())
+            .map(|file| (file.file_name().into_string().unwrap(), file.metadata().unwrap().permissions().mode() & 0o777))
+            .collect();
+        names.sort();
+        names
+    };
+    assert_eq!(std::fs::metadata(&dir).unwrap().permissions().mode() & 0o777, 0o700);
+    assert!(there().len() == 3 && there().iter().all(|(_, mode)| *mode == 0o600), "{:?}", there());
+    // One more mail is queued, and the person erased before it is written.
+    node.execute_on::<User>(users[0], RequestPasswordReset {}).await.unwrap();
+    node.settled().await;
+    node.execute_on::<User>(users[0], domain::identity::user::DeleteUser {}).await.unwrap();
+    node.execute_on::<User>(users[0], domain::identity::user::EraseUser {}).await.unwrap();
+    files.forget_erased(&node.store).await.unwrap();
+    worker.deliver_due().await.unwrap();
+    let left: Vec<String> = there().into_iter().map(|(name, _)| name).collect();
+    assert!(left.len() == 1 && left[0].starts_with(&format!("{}_{}_", tenant, users[1].id)), "{left:?}");
+    // What the policy of mails decides late is not queued any more.
+    let mut tx = node.store.pool().begin().await.unwrap();
+    let late = queue::NewDelivery {
+        id: id(),
+        tenant,
+        kind: "mail",
+        subject_id: users[0].id,
+        template: "reset",
+        intent: id(),
+        position: 1,
+        event: None,
+        at: domain::Clock::now(&env.clock),
+    };
+    queue::add(&mut tx, &[late]).await.unwrap();
+    tx.commit().await.unwrap();
+    let queued: i64 = sqlx::query_scalar("select count(*) from ops.deliveries where subject_id = $1")
+        .bind(users[0].id)
+        .fetch_one(&env.owner)
+        .await
+        .unwrap();
+    assert_eq!(queued, 0);
 }

@@ -167,15 +167,17 @@ pub const ORDERS: Orders = Orders {
 
 /// When devices were last heard of.
 async fn seen(read: &mut Read, devices: Vec<Row>, now: DateTime<Utc>) -> Result<Vec<SeenDevice>, QueryError> {
-    let ids: Vec<Uuid> = devices.iter().map(|device| device.id).collect();
-    let seen: Vec<(Uuid, DateTime<Utc>)> =
-        sqlx::query_as("select device_id, last_seen_at from ops.device_heartbeats where device_id = any($1)")
-            .bind(ids)
-            .fetch_all(read.connection())
-            .await?;
-    let of = |id: Uuid| seen.iter().find(|(device, _)| *device == id).map(|(_, at)| *at);
+    let (tenants, ids): (Vec<Uuid>, Vec<Uuid>) = devices.iter().map(|device| (device.tenant_id.0, device.id)).unzip();
+    let seen: Vec<(Uuid, Uuid, DateTime<Utc>)> = sqlx::query_as(
+        "select tenant_id, device_id, last_seen_at from ops.device_heartbeats where (tenant_id, device_id) in (select * from unnest($1::uuid[], $2::uuid[]))",
+    )
+    .bind(tenants)
+    .bind(ids)
+    .fetch_all(read.connection())
+    .await?;
+    let of = |device: &Row| seen.iter().find(|(tenant, id, _)| (*tenant, *id) == (device.tenant_id.0, device.id)).map(|(.., at)| *at);
     let with = |device: Row| {
-        let last_seen_at = of(device.id);
+        let last_seen_at = of(&device);
         SeenDevice { online: last_seen_at.is_some_and(|at| now - at < ONLINE), last_seen_at, device }
     };
     Ok(devices.into_iter().map(with).collect())

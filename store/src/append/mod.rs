@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 use crate::Store;
 use crate::event::{Erases, Metadata};
-use crate::seal;
+use crate::seal::{self, Place};
 
 /// The most that one event may take as a message of the bus, headers included. A `nats-server` refuses 1 MiB by default; half of it leaves room.
 pub const MAX_EVENT_BYTES: usize = 512 * 1024;
@@ -222,9 +222,14 @@ impl Store {
         cleared.await.unwrap_or(Err(AppendError::Unavailable))
     }
 
-    /// The key as it is stored.
+    /// The key as it is stored. A text that a client chose as a key may name a person, so a keyed hash of it is kept; an id says nothing and stays as it is.
     pub(crate) fn keyed(&self, key: &Key) -> Key {
-        Key { fingerprint: self.inner.keyring.fingerprint(&key.fingerprint), ..key.clone() }
+        let fingerprint = self.inner.keyring.fingerprint(&key.fingerprint);
+        let text = match key.key.parse::<Uuid>() {
+            Ok(_) => key.key.clone(),
+            Err(_) => self.inner.keyring.idempotency_key(key),
+        };
+        Key { fingerprint, key: text, ..key.clone() }
     }
 
     async fn prepare(&self, request: Append, reply: oneshot::Sender<Result<Appended, AppendError>>) -> Result<Prepared, AppendError> {
@@ -233,8 +238,10 @@ impl Store {
         let mut ready = Vec::with_capacity(streams.len());
         for StreamAppend { aggregate, stream, expected, events } in streams {
             let mut prepared = Vec::with_capacity(events.len());
+            let stream_id = stream.to_string();
             for NewEvent { event_id, event_type, event_version, mut payload, mut effects } in events {
-                self.inner.keyring.seal(stream.tenant, &mut payload).await?;
+                let place = Place { tenant: stream.tenant, aggregate, stream: &stream_id, event_id };
+                self.inner.keyring.seal(place, &mut payload).await?;
                 if seal::has_clear(&payload) {
                     return Err(AppendError::Failed(format!(
                         "{event_type} would be stored with a personal value in clear: it must be an object of its own"

@@ -2,6 +2,8 @@
 #![expect(clippy::unwrap_used, reason = "tests may")]
 
 mod append;
+mod catalogue;
 mod kit;
 mod load;
 mod memory;
+mod seal;

@@ -189,7 +189,8 @@ async fn introspect(State(app): State<App>, caller: Caller, Form(form): Form<Tok
     Ok(Secret(app.access.introspect(&form.token, caller.tenant).await?))
 }
 
-/// Ends the session of a token, access or refresh (RFC 7009). Whoever has it may end it; one that is nobody's is no error.
+/// Ends the session of a token, access or refresh (RFC 7009). Whoever has it may end it; one that is nobody's is no error. API keys, credentials of devices and operators'
+/// tokens have no session: they are refused with `unsupported_token_type`, and revoked by operations of their own.
 #[utoipa::path(
     post, path = "/v1/auth/revoke", tag = "auth", security(()),
     request_body(content = Token, content_type = "application/x-www-form-urlencoded"),

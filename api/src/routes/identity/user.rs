@@ -81,7 +81,7 @@ async fn set_password(app: axum::extract::State<App>, write: Write<User>, Id(id)
     let credential = app.access.credential(stream, Password::new(body.command.password.clone()), None).await?;
     let written = write.execute(stream, body.map(|_| SetPassword { credential, keeps: None, proven: false })).await;
     if written.as_ref().is_err_and(Problem::is_refusal) {
-        app.access.discard(credential).await?;
+        app.access.discard(stream.tenant, credential).await?;
     }
     written
 }

@@ -245,7 +245,7 @@ async fn claim_device(State(app): State<App>, body: Body<Claim>) -> Result<Json<
         Err(error) => {
             let problem = Problem::from(error);
             if problem.is_refusal() {
-                app.access.discard(drawn.credential).await?;
+                app.access.discard(drawn.tenant, drawn.credential).await?;
             }
             Err(problem)
         }
