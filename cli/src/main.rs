@@ -103,6 +103,9 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Remove what is left of erased people in the database's files, and search for it.
+    #[command(subcommand)]
+    Privacy(tools::privacy::Privacy),
     /// Mend the message bus.
     #[command(subcommand)]
     Bus(Bus),
@@ -147,6 +150,8 @@ enum Bus {
 
 #[tokio::main]
 async fn main() -> ExitCode {
+    // Whatever is written, by us or by the servers that we start, and whoever we run as: for the owner alone, unless a mode says otherwise.
+    nix::sys::stat::umask(nix::sys::stat::Mode::S_IRWXG | nix::sys::stat::Mode::S_IRWXO);
     terminal::start_logging();
     match run(Cli::parse()).await {
         Ok(code) => code,
@@ -193,6 +198,7 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Bus(Bus::Permissions) => tools::bus::permissions(),
         Command::Bus(Bus::Url) => tools::bus::url(&dir)?,
         Command::Projections(what) => return with_site(&dir, async |site| tools::projections::run(&site, what).await).await,
+        Command::Privacy(what) => return with_site(&dir, async |site| tools::privacy::run(&dir, &site, what).await).await,
     }
     Ok(ExitCode::SUCCESS)
 }

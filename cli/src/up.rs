@@ -1,5 +1,6 @@
 //! `tenure up`: private servers and all roles in one process.
 
+use std::io::IsTerminal as _;
 use std::net::SocketAddr;
 use std::path::Path;
 
@@ -13,6 +14,9 @@ use crate::private::with_servers;
 use crate::roles::{self, RoleName};
 use crate::site::Site;
 use crate::{terminal, tools};
+
+/// How long the token is good that `tenure up` shows.
+const TOKEN_TTL: TimeDelta = TimeDelta::hours(1);
 
 /// Where the API is unless something else is said.
 const HTTP: &str = "127.0.0.1:8080";
@@ -41,12 +45,22 @@ async fn listen(http: Option<SocketAddr>) -> anyhow::Result<TcpListener> {
 
 /// Says what to do next.
 async fn welcome(site: &Site, dir: &Path, address: SocketAddr) -> anyhow::Result<()> {
-    let token = tools::token::dev_token(dir, TenantId::SYSTEM, Role::SuperAdmin, "dev", TimeDelta::hours(12))?;
+    // A token that may do everything goes to a person, and into no file that collects what is printed.
+    let token = if std::io::stdout().is_terminal() {
+        let token = tools::token::dev_token(dir, TenantId::SYSTEM, Role::SuperAdmin, "dev", TOKEN_TTL)?;
+        let until = (SystemClock.now() + TOKEN_TTL).format("%H:%M UTC");
+        format!("An operator's token, as the platform's super_admin, good until {until}:\n\nexport TOKEN={token}")
+    } else {
+        format!(
+            "An operator's token, as the platform's super_admin, is printed to a terminal only. Make one:\n\n\
+             export TOKEN=$(tenure --data-dir {} dev-token --tenant system --role super_admin)",
+            dir.display()
+        )
+    };
     let base = format!("http://{address}");
     // Another slug at every start, so that the line can be pasted again.
     let id = IdSource::new(std::sync::Arc::new(SystemClock)).next().simple().to_string();
     let slug = format!("acme-{}", &id[id.len() - 6..]);
-    let until = (SystemClock.now() + TimeDelta::hours(12)).format("%H:%M UTC");
     let admin = if has_admin(site).await? {
         String::new()
     } else {
@@ -65,9 +79,7 @@ async fn welcome(site: &Site, dir: &Path, address: SocketAddr) -> anyhow::Result
   docs  {base}/docs
   mail  {}/mail, unless TENURE_MAIL_URL names a server
 {admin}
-An operator's token, as the platform's super_admin, good until {until}:
-
-export TOKEN={token}
+{token}
 
 Try:
 

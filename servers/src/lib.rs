@@ -10,7 +10,7 @@ mod process;
 use std::fs;
 use std::io::Write as _;
 use std::net::TcpListener;
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use nix::sys::signal::Signal;
@@ -126,8 +126,10 @@ impl DataDir {
     pub fn open(path: &Path) -> Result<Self, ServerError> {
         create_private_dir(path)?;
         let path = path.canonicalize().map_err(io(path.display().to_string()))?;
-        let lock = fs::File::create(path.join("lock")).map_err(io("lock"))?;
+        let lock =
+            fs::OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path.join("lock")).map_err(io("lock"))?;
         lock.try_lock().map_err(|_| ServerError::InUse(path.clone()))?;
+        close_to_others(&path).map_err(io(path.display().to_string()))?;
         Ok(Self { path, _lock: lock })
     }
 
@@ -221,6 +223,29 @@ pub fn create_private_dir(path: &Path) -> Result<(), ServerError> {
         return Ok(());
     }
     fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(io(path.display().to_string()))
+}
+
+/// Takes from everybody but its owner what a directory and the files in it are open to: an older version, a copy or another umask may have left them so. PostgreSQL looks after
+/// its own, which belong to another user where we run as root.
+fn close_to_others(path: &Path) -> std::io::Result<()> {
+    let found = fs::symlink_metadata(path)?;
+    if found.is_symlink() {
+        return Ok(());
+    }
+    let mode = found.permissions().mode();
+    // The data directory may be passed through; see `postgres`.
+    if mode & 0o077 != 0 {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode & 0o700))?;
+    }
+    if found.is_dir() {
+        for entry in fs::read_dir(path)? {
+            let entry = entry?.path();
+            if !entry.join("PG_VERSION").exists() {
+                close_to_others(&entry)?;
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Writes a file that only its owner can read, at once or not at all.

@@ -47,6 +47,10 @@ impl Postgres {
             "shared_buffers=128MB".into(),
             "max_wal_size=2GB".into(),
             "jit=off".into(),
+            // A segment of the write-ahead log that is not needed any more is removed, not written over some day: what it says of people ends with it.
+            "wal_recycle=off".into(),
+            // Errors are logged without the values of the row that they are about.
+            "log_error_verbosity=terse".into(),
         ];
         for setting in fixed.iter().map(String::as_str).chain(settings.iter().copied()) {
             arguments.extend(["-c".to_owned(), setting.to_owned()]);

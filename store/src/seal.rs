@@ -1,7 +1,7 @@
 //! Sealing personal data.
 //!
 //! Each data subject of a tenant has a random key, stored wrapped by the installation's master key. A value is sealed with XChaCha20-Poly1305 (draft-irtf-cfrg-xchacha-03;
-//! 192-bit random nonces never repeat in practice) under its subject's key, bound to the one place that it is made for ([`Place`] and the field's path): the same bytes in another
+//! 192-bit random nonces never repeat in practice) under its subject's key, bound to the one place that it is made for (its event and the path of its field): the same bytes in another
 //! field, event or stream, or under another subject, do not open. Erasing a subject destroys its wrapped key; what was sealed stays in the log and its hashes stay valid, but
 //! nobody can read it again. (Backups of the key table made earlier have to be destroyed with it.)
 //!

@@ -11,6 +11,7 @@ pub(crate) mod import;
 pub(crate) mod keys;
 pub(crate) mod log;
 pub(crate) mod policies;
+pub(crate) mod privacy;
 pub(crate) mod projections;
 pub(crate) mod reconcile;
 pub(crate) mod replay;

@@ -5,6 +5,7 @@ mod access;
 mod backup;
 mod crowd;
 mod faults;
+mod privacy;
 mod process;
 mod projections;
 mod restore;

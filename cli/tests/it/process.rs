@@ -74,8 +74,8 @@ impl Tenure {
     pub async fn up(dir: &Path) -> Self {
         let mut child = tenure(dir, &[], &["up", "--http", "127.0.0.1:0"]).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let (mut base, mut token) = (String::new(), String::new());
-        while token.is_empty() {
+        let mut base = String::new();
+        while base.is_empty() {
             let line = tokio::time::timeout(Duration::from_secs(60), lines.next_line())
                 .await
                 .expect("it says where it is")
@@ -84,12 +84,10 @@ impl Tenure {
             if let Some(url) = line.trim().strip_prefix("API ") {
                 url.trim().trim_end_matches("/v1").clone_into(&mut base);
             }
-            if let Some(export) = line.strip_prefix("export TOKEN=") {
-                export.clone_into(&mut token);
-            }
         }
         tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
-        let up = Self { child, base, token };
+        let made = tool(dir, &[], &["dev-token", "--tenant", "system", "--role", "super_admin"]).await;
+        let up = Self { child, base, token: text(&made.stdout).trim().to_owned() };
         up.ready("ok").await;
         up
     }

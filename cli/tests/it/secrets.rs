@@ -37,7 +37,7 @@ impl Caller<'_> {
 }
 
 /// The link in the mail to an address whose subject says this.
-async fn link(mails: &std::path::Path, address: &str, subject: &str) -> String {
+pub async fn link(mails: &std::path::Path, address: &str, subject: &str) -> String {
     testing::eventually("a mail", || async {
         for file in std::fs::read_dir(mails).ok()? {
             let path = file.ok()?.path();

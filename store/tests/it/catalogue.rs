@@ -60,7 +60,8 @@ const COLUMNS: &[(&str, &[(&str, Holds)])] = {
         (
             "deliveries",
             &[
-                ("event_id", N), ("id", N),
+                ("event_id", N),
+                ("id", N),
                 ("tenant_id", N),
                 ("kind", N),
                 ("subject_id", P),
@@ -101,7 +102,16 @@ const COLUMNS: &[(&str, &[(&str, Holds)])] = {
         ("policies", &[("fault", N), ("name", N), ("position", N), ("log_hash", N), ("epoch", N)]),
         (
             "policy_refusals",
-            &[("event_id", N), ("policy", N), ("position", N), ("step", N), ("tenant_id", N), ("command", N), ("reason", N), ("recorded_at", N)],
+            &[
+                ("event_id", N),
+                ("policy", N),
+                ("position", N),
+                ("step", N),
+                ("tenant_id", N),
+                ("command", N),
+                ("reason", N),
+                ("recorded_at", N),
+            ],
         ),
         (
             "provider_events",
@@ -156,9 +166,21 @@ async fn every_column_of_an_operational_table_is_classified_and_what_is_of_a_per
     let known: BTreeSet<(&str, &str)> =
         COLUMNS.iter().flat_map(|(table, columns)| columns.iter().map(move |(column, _)| (*table, *column))).collect();
     assert_eq!(there, known, "say here what a new column holds, and who forgets it");
-    let functions: Vec<String> =
-        sqlx::query_scalar("select prosrc from pg_proc where pronamespace = 'ops'::regnamespace").fetch_all(&env.owner).await.unwrap();
-    let forgets = functions.join("\n");
+    let forgets: String = sqlx::query_scalar(
+        "select string_agg(regexp_replace(prosrc, '--[^\n]*', '', 'g'), chr(10)) from pg_proc
+         where pronamespace = 'ops'::regnamespace and proname in ('forget_subjects', 'forget_keys_of')",
+    )
+    .fetch_one(&env.owner)
+    .await
+    .unwrap();
+    let triggers: Vec<i16> = sqlx::query_scalar(
+        "select tgtype from pg_trigger where tgrelid = 'ops.subject_keys'::regclass and tgfoid = 'ops.forget_subjects'::regproc and tgenabled = 'O' order by 1",
+    )
+    .fetch_all(&env.owner)
+    .await
+    .unwrap();
+    // After each statement that inserts (4), or updates (16).
+    assert_eq!(triggers, [4, 16]);
     for (table, columns) in COLUMNS {
         let personal = columns.iter().any(|(_, holds)| matches!(holds, Holds::OfAPerson | Holds::Secret));
         // The attempts of a delivery go with it, and a key is what the trigger is about.
