@@ -12,7 +12,7 @@ use domain::{Actor, StreamId, TenantId};
 use uuid::Uuid;
 
 use crate::links::{self, Purpose};
-use crate::passwords::{Password, weakness};
+use crate::passwords::{Party, Password, weakness};
 use crate::{Access, AccessError};
 
 fn link_not_good() -> AccessError {
@@ -32,7 +32,8 @@ impl Access {
         if let Some(weakness) = weakness(&password, &known) {
             return Err(AccessError::WeakPassword(weakness));
         }
-        let hash = self.inner.hasher.hash(password).await?;
+        let (_, lane) = user.id.as_u64_pair();
+        let hash = self.inner.hasher.hash(password, Party::Tenant(user.tenant), lane).await?;
         self.keep(user, hash).await
     }
 
@@ -123,7 +124,11 @@ impl Access {
         let (user, token) = links::read(self.store(), Purpose::Reset, token).ok_or_else(link_not_good)?;
         self.ensure_good(user, token, |user| user.reset).await?;
         let credential = self.credential(user, password, None).await?;
-        self.system_request(user, ResetPassword { token, credential }).await
+        let outcome = self.system_request(user, ResetPassword { token, credential }).await?;
+        if let Some(email) = self.details(user).await?.as_ref().and_then(|user| user.email.known()) {
+            self.forget_attempts(self.account(user.tenant, email)).await?;
+        }
+        Ok(outcome)
     }
 
     /// Refuses a link that is used up before a password is hashed for it.

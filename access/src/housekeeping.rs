@@ -2,7 +2,7 @@
 
 use chrono::{DateTime, TimeDelta, Utc};
 use domain::identity::api_key::ApiKey;
-use domain::identity::user::User;
+use domain::identity::user::{LOCK, User};
 use domain::iot::device::Device;
 use domain::{StreamId, TenantId};
 use uuid::Uuid;
@@ -15,10 +15,11 @@ impl Access {
         let store = self.store();
         let now = store.clock().now();
         let long_ago = now - TimeDelta::days(1);
-        self.inner.records.forget_quiet();
         let ended = "delete from ops.sessions where id in (select id from ops.sessions where expires_at < $1 or ended_at < $1 limit 10000)";
         sqlx::query(ended).bind(long_ago).execute(store.pool()).await?;
         sqlx::query("delete from ops.signing_keys where verifies_until < $1").bind(long_ago).execute(store.pool()).await?;
+        sqlx::query("delete from ops.login_attempts where since < $1").bind(now - LOCK).execute(store.pool()).await?;
+        sqlx::query("delete from ops.mails_caused where day < $1").bind(long_ago.date_naive()).execute(store.pool()).await?;
         // By the type of what is gone too: ids are the clients' own, and somebody else's thing may have the same.
         let gone = "with gone as (
                select tenant_id, aggregate_type, split_part(aggregate_id, '/', 2)::uuid as id from events

@@ -4,7 +4,8 @@
 //! and the sessions, in operational tables, and answers for a token or a key who acts and what they may. An answer is at most [`FRESH`] old, in every process: so long a
 //! change of role, a suspension, a revoked session or key takes to work on tokens that were issued before.
 //!
-//! * [`passwords`]: strength, hashing in a pool of its own;
+//! * [`passwords`]: strength, hashing in a pool of its own, fair between those who ask;
+//! * [`known_devices`], [`source`]: telling the owner of an account from those who guess at its password;
 //! * [`sessions`]: logging in, refreshing, ending;
 //! * [`token`], [`keys`]: access tokens, and the keys that sign them;
 //! * [`api_keys`]: the keys of programs;
@@ -15,14 +16,17 @@
 
 pub mod accounts;
 pub mod api_keys;
+mod attempts;
 pub mod authenticate;
 pub mod devices;
 mod housekeeping;
 pub mod keys;
+pub mod known_devices;
 pub mod links;
 pub mod passwords;
 pub mod records;
 pub mod sessions;
+pub mod source;
 pub mod token;
 
 use std::sync::Arc;
@@ -40,6 +44,7 @@ use subtle::ConstantTimeEq as _;
 use tokio::sync::Semaphore;
 use uuid::Uuid;
 
+use crate::attempts::Account;
 use crate::authenticate::{KeyStanding, Standing};
 use crate::keys::SigningKeys;
 use crate::passwords::{Hasher, Hashing};
@@ -80,7 +85,7 @@ pub enum AccessError {
     #[error("the password {0}")]
     WeakPassword(String),
     /// Too many passwords are being hashed.
-    #[error("too many people are logging in; try again shortly")]
+    #[error("too many passwords are being checked; try again shortly")]
     Busy,
     /// A command was refused.
     #[error(transparent)]
@@ -116,6 +121,8 @@ struct Inner {
     devices: Cache<[u8; 32], (Option<Actor>, Instant)>,
     used: Cache<StreamId, chrono::DateTime<chrono::Utc>>,
     records: Records,
+    /// Until when no more attempts on an account from an origin are looked at.
+    shut: Cache<(Account, Vec<u8>), chrono::DateTime<chrono::Utc>>,
     /// When a login is refused, and whatever else must not tell who exists is answered, counted from its beginning.
     answered_after: Duration,
     /// Links that are being asked for by people who have forgotten their password.
@@ -135,6 +142,7 @@ impl Access {
             devices: Cache::new(REMEMBERED),
             used: Cache::new(REMEMBERED),
             records: Records::default(),
+            shut: Cache::new(REMEMBERED),
             answered_after: hashing.refused_after,
             resets: Arc::new(Semaphore::new(RESETS)),
             executor,

@@ -1,18 +1,20 @@
 //! Passwords: how strong they must be, and how they are hashed.
 //!
-//! Hashing takes a core for tens of milliseconds, so it has a pool of its own: so many at a time, so many waiting, and everybody else is told to come back. However many
-//! log in, other requests keep the remaining cores.
+//! Hashing takes a core for tens of milliseconds, so it has a pool of its own: so many at a time, so many waiting, and further requests are refused. However many log in,
+//! other requests keep the remaining cores. The places go to network addresses, known devices and tenants in turn ([`Party`]), so that a crowd of guesses from one address
+//! delays a login from elsewhere by one hash.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use admission::{Admission, Bounds};
 use argon2::password_hash::{PasswordHash, PasswordHasher as _, PasswordVerifier as _, SaltString};
 use argon2::{Algorithm, Argon2, Params, Version};
-use tokio::sync::Semaphore;
+use domain::{StreamId, TenantId};
 use zeroize::Zeroizing;
 
 use crate::AccessError;
+use crate::source::Source;
 
 /// The fewest characters of a password. NIST SP 800-63B section 3.1.1.2 asks for 8 and no rules of composition; a little more costs nobody much.
 pub const MIN_LENGTH: usize = 10;
@@ -49,7 +51,7 @@ pub struct Hashing {
     pub parallelism: u32,
     /// Hashes made at a time.
     pub at_a_time: usize,
-    /// Hashes that may wait; more are refused.
+    /// Hashes that may wait: an eighth of them for one party, a sixteenth for one account of it. More are refused.
     pub waiting: usize,
     /// When a login is refused, counted from its beginning: later than any hash and any record takes, so that how long it takes tells nothing.
     pub refused_after: Duration,
@@ -64,11 +66,25 @@ impl Default for Hashing {
             iterations: 2,
             parallelism: 1,
             at_a_time: (cores / 2).max(1),
-            waiting: 64,
+            waiting: 512,
             refused_after: Duration::from_millis(700),
         }
     }
 }
+
+/// The party that a password is hashed for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Party {
+    /// A network address from which somebody logs in.
+    Source(Source),
+    /// A user who logs in on a device that they have logged in on before.
+    User(StreamId),
+    /// A tenant whose people set passwords.
+    Tenant(TenantId),
+}
+
+/// The longest wait for a hash.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What came of a check.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -86,9 +102,7 @@ pub enum Checked {
 #[derive(Clone)]
 pub struct Hasher {
     argon2: Argon2<'static>,
-    permits: Arc<Semaphore>,
-    waiting: Arc<AtomicUsize>,
-    most: usize,
+    admission: Admission<Party>,
     /// The hash of a password that nobody has: checking against it takes as long as against somebody's.
     nobody: Arc<str>,
 }
@@ -101,24 +115,31 @@ impl Hasher {
         let nobody = hash(&argon2, &crate::secret::<16>().map(|byte| format!("{byte:x}")).concat()).unwrap_or_default();
         Ok(Self {
             argon2,
-            permits: Arc::new(Semaphore::new(hashing.at_a_time)),
-            waiting: Arc::default(),
-            most: hashing.waiting + hashing.at_a_time,
+            admission: Admission::new(Bounds {
+                places: hashing.at_a_time,
+                places_per_party: hashing.at_a_time,
+                waiting: hashing.waiting,
+                waiting_per_party: (hashing.waiting / 8).max(1),
+                waiting_per_lane: (hashing.waiting / 16).max(1),
+                patience: PATIENCE,
+            }),
             nobody: nobody.into(),
         })
     }
 
     /// The hash of a password, as a PHC string.
-    pub async fn hash(&self, password: Password) -> Result<String, AccessError> {
+    pub async fn hash(&self, password: Password, party: Party, lane: u64) -> Result<String, AccessError> {
         let argon2 = self.argon2.clone();
-        self.run(move || hash(&argon2, &password.0)).await?.ok_or_else(|| AccessError::Internal("a password could not be hashed".into()))
+        self.run(party, lane, move || hash(&argon2, &password.0))
+            .await?
+            .ok_or_else(|| AccessError::Internal("a password could not be hashed".into()))
     }
 
     /// Whether a password is the one of a stored hash: Argon2, or bcrypt from an import. Without a hash it takes as long, and is wrong.
-    pub async fn check(&self, password: Password, stored: Option<String>) -> Result<Checked, AccessError> {
+    pub async fn check(&self, password: Password, stored: Option<String>, party: Party, lane: u64) -> Result<Checked, AccessError> {
         let argon2 = self.argon2.clone();
         let (nobody, stored) = (stored.is_none(), stored.unwrap_or_else(|| self.nobody.to_string()));
-        self.run(move || {
+        self.run(party, lane, move || {
             let right = verify(&password.0, &stored) && !nobody;
             if !right {
                 return Checked::Wrong;
@@ -128,21 +149,10 @@ impl Hasher {
         .await
     }
 
-    async fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T, AccessError> {
-        struct Place(Arc<AtomicUsize>);
-        impl Drop for Place {
-            fn drop(&mut self) {
-                self.0.fetch_sub(1, Ordering::AcqRel);
-            }
-        }
-        let taken = self.waiting.fetch_add(1, Ordering::AcqRel);
-        let place = Place(self.waiting.clone());
-        if taken >= self.most {
-            return Err(AccessError::Busy);
-        }
-        let permit = self.permits.clone().acquire_owned().await.map_err(|_| AccessError::Busy)?;
+    async fn run<T: Send + 'static>(&self, party: Party, lane: u64, work: impl FnOnce() -> T + Send + 'static) -> Result<T, AccessError> {
+        let permit = self.admission.enter(party, lane).await.map_err(|_| AccessError::Busy)?;
         let work = move || {
-            let _held = (permit, place);
+            let _held = permit;
             work()
         };
         tokio::task::spawn_blocking(work).await.map_err(|e| AccessError::Internal(e.to_string()))

@@ -17,7 +17,9 @@ use domain::{Actor, StreamId, TenantId, UserId};
 use serde::Serialize;
 use uuid::Uuid;
 
-use crate::passwords::{Checked, Password};
+use crate::attempts::{Account, Attempt, Origin};
+use crate::passwords::{Checked, Party, Password};
+use crate::source::Source;
 use crate::token::{Claims, TokenError};
 use crate::{ACCESS_TTL, Access, AccessError, SESSION_TTL, api_keys, devices, same};
 
@@ -51,6 +53,11 @@ pub struct Tokens {
     pub tenant_id: TenantId,
     /// The user.
     pub user_id: UserId,
+    /// For the header `Tenure-Device` of the next login on this device, which is then not held up by wrong passwords that are tried elsewhere. Good for 180 days. Only a login
+    /// with a password is answered with one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(example = "tkd_AaH8TVi…")]
+    pub device_token: Option<String>,
 }
 
 /// A session as its user sees it.
@@ -80,6 +87,10 @@ pub struct Login<'a> {
     pub opaque: bool,
     /// What the program says of itself.
     pub user_agent: Option<&'a str>,
+    /// The network address that it comes from.
+    pub source: Source,
+    /// The token of the device, if somebody has logged in on it before.
+    pub device: Option<&'a str>,
 }
 
 #[derive(sqlx::FromRow)]
@@ -139,16 +150,39 @@ impl Access {
         let loaded = self.store().current::<User>(asked).await?;
         let user = loaded.state.details().filter(|_| stream.is_some());
         let stored = self.hash_of(asked.tenant, user.and_then(|user| user.credential)).await?;
-        match (self.inner.hasher.check(password, stored).await?, user) {
-            (Checked::Right { better }, Some(user)) => self.entered(asked, user, better, &login).await,
+        // A tenant that does not exist has accounts of its own, so that guesses there count against nobody's.
+        let account = self.account(tenant.unwrap_or(TenantId(Uuid::max())), login.email);
+        let device = login.device.and_then(|token| self.known_device(asked, token)).filter(|_| user.is_some());
+        let (origin, party) = match device {
+            Some(device) => (Origin::Device(device), Party::User(asked)),
+            None => (Origin::Source(login.source), Party::Source(login.source)),
+        };
+        let Some((attempt, checked)) = self.try_password(account, origin, party, password, stored).await? else {
+            return Err(AccessError::InvalidCredentials);
+        };
+        match (checked, user) {
+            (Checked::Right { better }, Some(user)) => {
+                self.take_back(&attempt, true).await?;
+                let tokens = self.entered(asked, user, better, &login).await?;
+                let device = device.unwrap_or_else(|| self.store().fresh_id());
+                Ok(Tokens { device_token: Some(self.device_token(asked, device)), ..tokens })
+            }
             (Checked::Wrong, Some(_)) => {
-                self.failed(asked).await;
+                self.failed(asked, attempt.is_last).await;
                 Err(AccessError::InvalidCredentials)
             }
             (_, None) => {
-                let note = NoteAccess { action: Action::Login, outcome: Outcome::Refused, actor: None, target: None, code: None };
+                let note = NoteAccess {
+                    action: Action::Login,
+                    outcome: Outcome::Refused,
+                    actor: None,
+                    target: None,
+                    code: None,
+                    count: None,
+                    source: None,
+                };
                 // Of a tenant that does not exist the platform keeps the record.
-                if let Err(error) = self.note(tenant.unwrap_or(TenantId::SYSTEM), note).await {
+                if let Err(error) = self.note(tenant.unwrap_or(TenantId::SYSTEM), note, login.source).await {
                     tracing::warn!(%error, "a login of nobody could not be recorded");
                 }
                 Err(AccessError::InvalidCredentials)
@@ -159,7 +193,7 @@ impl Access {
     async fn entered(&self, stream: StreamId, user: &Details, better: Option<String>, login: &Login<'_>) -> Result<Tokens, AccessError> {
         match user.status {
             Status::Active => {}
-            // Who guesses while locked out learns nothing.
+            // Locked by somebody who manages users. A guesser learns nothing of it.
             Status::Locked => return Err(AccessError::InvalidCredentials),
             Status::Invited | Status::Suspended | Status::Deactivated | Status::Deleted => return Err(AccessError::NotActive),
         }
@@ -183,21 +217,53 @@ impl Access {
             .await?)
     }
 
-    /// Counts a wrong password. That it could not be counted is told nobody, since it could be for somebody only.
-    async fn failed(&self, user: StreamId) {
-        let request = Request::<User>::new(user, RecordLoginFailure {}, Self::system(), self.store().fresh_id());
-        if let Err(error) = self.inner.executor.execute(request).await {
-            tracing::warn!(%error, "a wrong password could not be counted");
+    /// Checks a password, unless too many others were tried from there; an attempt that was not looked at does not count.
+    async fn try_password(
+        &self,
+        account: Account,
+        origin: Origin,
+        party: Party,
+        password: Password,
+        stored: Option<String>,
+    ) -> Result<Option<(Attempt, Checked)>, AccessError> {
+        let Some(attempt) = self.attempt_from(account, origin).await? else { return Ok(None) };
+        match self.inner.hasher.check(password, stored, party, account.lane()).await {
+            Ok(checked) => Ok(Some((attempt, checked))),
+            Err(error) => {
+                self.take_back(&attempt, false).await?;
+                Err(error)
+            }
         }
     }
 
-    /// Whether somebody who is in knows the password; a wrong one counts, as at a login.
-    pub async fn knows(&self, stream: StreamId, password: Password) -> Result<bool, AccessError> {
+    /// Records a wrong password. That it could not be recorded is told nobody, since it could be for somebody only.
+    async fn failed(&self, user: StreamId, limited: bool) {
+        let record = async |limited| {
+            let request = Request::<User>::new(user, RecordLoginFailure { limited }, Self::system(), self.store().fresh_id());
+            self.inner.executor.execute(request).await
+        };
+        let recorded = match record(limited).await {
+            // The owner of the account cannot be told today; the failure is recorded all the same.
+            Err(CommandError::MailLimit { .. }) => record(false).await,
+            other => other,
+        };
+        if let Err(error) = recorded {
+            tracing::warn!(%error, "a wrong password could not be recorded");
+        }
+    }
+
+    /// Whether somebody who is in knows the password; wrong ones are bounded by session, as they are by address at a login.
+    pub async fn knows(&self, stream: StreamId, session: Option<Uuid>, password: Password) -> Result<bool, AccessError> {
         let Some(user) = self.details(stream).await? else { return Ok(false) };
         let stored = self.hash_of(stream.tenant, user.credential).await?;
-        let right = self.inner.hasher.check(password, stored).await? != Checked::Wrong;
-        if !right {
-            self.failed(stream).await;
+        let account = user.email.known().map_or_else(|| self.account_of(stream), |email| self.account(stream.tenant, email));
+        let (origin, party) = (Origin::Session(session.unwrap_or_default()), Party::Tenant(stream.tenant));
+        let Some((attempt, checked)) = self.try_password(account, origin, party, password, stored).await? else { return Ok(false) };
+        let right = checked != Checked::Wrong;
+        if right {
+            self.take_back(&attempt, true).await?;
+        } else {
+            self.failed(stream, attempt.is_last).await;
         }
         // As it is now: others may have guessed meanwhile.
         let now = self.details(stream).await?;
@@ -260,6 +326,7 @@ impl Access {
             session_id: session,
             tenant_id: stream.tenant,
             user_id: UserId(stream.id),
+            device_token: None,
         })
     }
 
@@ -331,6 +398,8 @@ impl Access {
             actor: Some(row.user_id.to_string()),
             target: Some(session.to_string()),
             code: None,
+            count: None,
+            source: None,
         };
         // Recorded first, since a session that has ended shows no reuse any more; and ended, recorded or not.
         let noted = self.note_always(tenant, note).await;
@@ -392,6 +461,8 @@ impl Access {
                 actor: Some(by.to_owned()),
                 target: Some(which.map_or_else(|| user.id.to_string(), |session| session.to_string())),
                 code: None,
+                count: None,
+                source: None,
             };
             self.note_always(user.tenant, note).await?;
         }

@@ -1,22 +1,21 @@
 //! The router with everything around the routes.
 
 use std::any::Any;
-use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use access::Access;
 use axum::error_handling::HandleErrorLayer;
 use axum::extract::{DefaultBodyLimit, State};
-use axum::http::{HeaderName, HeaderValue, Request, StatusCode};
-use axum::response::{IntoResponse as _, Response};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Request, StatusCode};
+use axum::response::{IntoResponse as _, Redirect, Response};
+use axum::routing::get;
 use axum::{BoxError, Router, middleware};
 use commands::Executor;
 use domain::IdSource;
 use domain::identity::access_record::{Action, NoteAccess, Outcome};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use projections::ReadSide;
-use tokio_io_timeout::TimeoutStream;
 use tower::ServiceBuilder;
 use tower::limit::GlobalConcurrencyLimitLayer;
 use tower::load_shed::LoadShedLayer;
@@ -26,12 +25,14 @@ use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::request_id::{MakeRequestId, RequestId};
 use tower_http::trace::{DefaultOnResponse, TraceLayer};
 use utoipa_axum::router::OpenApiRouter;
-use utoipa_swagger_ui::SwaggerUi;
 
+use crate::client_address::{ClientAddress, TrustedProxies};
+use crate::document::{Description, docs_file};
 use crate::extract::Asked;
-use crate::health::Probe;
+use crate::health::Operations;
 use crate::problem::{Problem, code, finish, page};
 use crate::routes;
+use crate::serve::Connections;
 
 /// The most that a body may take, in bytes.
 const BODY: usize = 1024 * 1024;
@@ -40,21 +41,27 @@ const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// How long a request may take, its body included.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// How long a connection may be silent, between two requests or within one.
-const IDLE: Duration = Duration::from_secs(75);
-/// How long a client may take nothing of an answer.
-const STALLED: Duration = Duration::from_secs(10);
-
-/// What bounds the load.
-#[derive(Clone, Copy, Debug)]
+/// What bounds the load, and who is believed about where it comes from.
+#[derive(Clone, Debug)]
 pub struct Limits {
     /// Requests worked on at a time; further ones get a 503.
     pub concurrent_requests: usize,
+    /// Bounds of what connections cost.
+    pub connections: Connections,
+    /// Networks whose hosts say truly where a request comes from.
+    pub trusted_proxies: TrustedProxies,
+    /// Whether `/readyz`, `/health` and `/metrics` have an address of their own, and are not served beside the API.
+    pub operations_elsewhere: bool,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { concurrent_requests: 1024 }
+        Self {
+            concurrent_requests: 1024,
+            connections: Connections::default(),
+            trusted_proxies: TrustedProxies::default(),
+            operations_elsewhere: false,
+        }
     }
 }
 
@@ -71,10 +78,8 @@ pub struct App {
     pub payments: payments::provider::Provider,
     /// Looks up what shows a domain to be somebody's.
     pub dns: Arc<dyn outbound::dns::TxtLookup>,
-    /// Looks at everything.
-    pub probe: Probe,
-    /// The figures.
-    pub metrics: PrometheusHandle,
+    /// Health and figures.
+    pub operations: Operations,
 }
 
 /// The process's figures. There is one recorder for all; the first call makes it.
@@ -107,10 +112,19 @@ pub fn router(app: App, limits: Limits) -> Router {
 
 /// The whole interface with `more` routes, which are limited, logged and described as its own are.
 pub fn router_with(app: App, limits: Limits, more: OpenApiRouter<App>) -> Router {
-    let ids = FreshRequestId(Arc::new(IdSource::new(app.executor.store().clock().clone())));
-    let openapi = routes::described(more.clone());
+    let openapi = Description::new(routes::described(more.clone()));
     let (api, _) = routes::all().merge(more).split_for_parts();
-    let (operations, _) = routes::operations().split_for_parts();
+    let operations = if limits.operations_elsewhere { OpenApiRouter::new() } else { routes::operations() };
+    let (operations, _) = operations.merge(routes::liveness()).split_for_parts();
+    let documents = Router::new()
+        .route("/openapi.json", get(async move |headers: HeaderMap| openapi.answer(&headers)))
+        .route("/docs", get(async || Redirect::to("/docs/")))
+        .route("/docs/", get(async |headers: HeaderMap| docs_file("index.html", &headers)))
+        .route(
+            "/docs/{*file}",
+            get(async |axum::extract::Path(file): axum::extract::Path<String>, headers: HeaderMap| docs_file(&file, &headers)),
+        )
+        .route("/errors/{page}", get(page));
     let limited = ServiceBuilder::new()
         .layer(HandleErrorLayer::new(|error: BoxError| async move {
             if error.is::<tower::timeout::error::Elapsed>() {
@@ -123,13 +137,27 @@ pub fn router_with(app: App, limits: Limits, more: OpenApiRouter<App>) -> Router
         .layer(GlobalConcurrencyLimitLayer::new(limits.concurrent_requests))
         // Within the limit, so that a slow sender cannot keep a place.
         .layer(TimeoutLayer::new(PATIENCE));
+    around(api.merge(documents).layer(limited).merge(operations), app, limits.trusted_proxies)
+}
+
+/// Health and figures alone, for an address of their own.
+pub fn operations(app: App) -> Router {
+    let (operations, _) = routes::operations().merge(routes::liveness()).split_for_parts();
+    around(operations, app, TrustedProxies::default())
+}
+
+/// What every request passes, whatever it is for.
+fn around(routes: Router<App>, app: App, proxies: TrustedProxies) -> Router {
+    let ids = FreshRequestId(Arc::new(IdSource::new(app.executor.store().clock().clone())));
     let around = ServiceBuilder::new()
-        .map_request(|mut request: Request<axum::body::Body>| {
+        .map_request(move |mut request: Request<axum::body::Body>| {
             // One that cannot be echoed in a header or found in a log is replaced.
             let fine = |id: &HeaderValue| id.to_str().is_ok_and(|id| (1..=128).contains(&id.len()) && !id.contains(' '));
             if request.headers().get(X_REQUEST_ID).is_some_and(|id| !fine(id)) {
                 request.headers_mut().remove(X_REQUEST_ID);
             }
+            let address = ClientAddress::resolve(request.extensions(), request.headers(), &proxies);
+            request.extensions_mut().insert(address);
             request
         })
         .set_request_id(X_REQUEST_ID, ids)
@@ -144,10 +172,7 @@ pub fn router_with(app: App, limits: Limits, more: OpenApiRouter<App>) -> Router
         .layer(middleware::from_fn(finish))
         .layer(middleware::from_fn_with_state(app.access.clone(), record_refusals))
         .layer(CatchPanicLayer::custom(panicked));
-    api.layer(limited)
-        .merge(operations)
-        .route("/errors/{page}", axum::routing::get(page))
-        .merge(Router::from(SwaggerUi::new("/docs").url("/openapi.json", openapi)))
+    routes
         .fallback(|| async { Problem::not_found() })
         .method_not_allowed_fallback(|| async { Problem::new(code::METHOD_NOT_ALLOWED, "this path does not take this method") })
         .layer(DefaultBodyLimit::max(BODY))
@@ -155,8 +180,13 @@ pub fn router_with(app: App, limits: Limits, more: OpenApiRouter<App>) -> Router
         .with_state(app)
 }
 
-/// Has it recorded who was refused what, without their waiting for it. Refusals are sampled, so that nobody fills the log with them.
-async fn record_refusals(State(access): State<Access>, mut request: axum::extract::Request, next: middleware::Next) -> Response {
+/// Has it recorded who was refused what, without their waiting for it.
+async fn record_refusals(
+    State(access): State<Access>,
+    address: ClientAddress,
+    mut request: axum::extract::Request,
+    next: middleware::Next,
+) -> Response {
     let asked = Asked::default();
     request.extensions_mut().insert(asked.clone());
     let target = format!("{} {}", request.method(), request.uri().path());
@@ -170,9 +200,11 @@ async fn record_refusals(State(access): State<Access>, mut request: axum::extrac
             actor: Some(caller.actor.name()),
             target: Some(target),
             code: response.extensions().get::<Problem>().map(|problem| problem.code().to_owned()),
+            count: None,
+            source: None,
         };
         tokio::spawn(async move {
-            if let Err(error) = access.note(caller.tenant, note).await {
+            if let Err(error) = access.note(caller.tenant, note, address.source()).await {
                 tracing::warn!(%error, "a refusal could not be recorded");
             }
         });
@@ -193,48 +225,4 @@ fn panicked(panic: Box<dyn Any + Send + 'static>) -> Response {
         .or_else(|| panic.downcast_ref::<&str>().copied())
         .unwrap_or("a panic without words");
     Problem::internal(text).into_response()
-}
-
-/// Connections that neither take what they asked for nor ask for anything are closed, so that they cannot pile up with what waits for them.
-struct Impatient(tokio::net::TcpListener);
-
-impl axum::serve::Listener for Impatient {
-    type Io = Pin<Box<TimeoutStream<tokio::net::TcpStream>>>;
-    type Addr = std::net::SocketAddr;
-
-    async fn accept(&mut self) -> (Self::Io, Self::Addr) {
-        let (stream, address) = axum::serve::Listener::accept(&mut self.0).await;
-        let mut stream = TimeoutStream::new(stream);
-        stream.set_read_timeout(Some(IDLE));
-        stream.set_write_timeout(Some(STALLED));
-        (Box::pin(stream), address)
-    }
-
-    fn local_addr(&self) -> std::io::Result<Self::Addr> {
-        self.0.local_addr()
-    }
-}
-
-/// Serves until `shutdown`, then finishes what it has accepted, for `grace` at most.
-pub async fn serve(
-    listener: tokio::net::TcpListener,
-    router: Router,
-    shutdown: impl Future<Output = ()> + Send + 'static,
-    grace: Duration,
-) -> std::io::Result<()> {
-    let (stopping, stopped) = tokio::sync::oneshot::channel();
-    let server = axum::serve(Impatient(listener), router).with_graceful_shutdown(async move {
-        shutdown.await;
-        let _ = stopping.send(());
-    });
-    let give_up = async move {
-        if stopped.await.is_err() {
-            std::future::pending::<()>().await;
-        }
-        let _ = tokio::time::timeout(grace, std::future::pending::<()>()).await;
-    };
-    tokio::select! {
-        ended = server => ended,
-        () = give_up => Ok(()),
-    }
 }

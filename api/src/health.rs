@@ -1,13 +1,18 @@
 //! Whether the process lives, is ready, and how each thing it depends on fares.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use axum::extract::State;
 use axum::http::StatusCode;
-use axum::http::header::RETRY_AFTER;
+use axum::http::header::{CONTENT_TYPE, RETRY_AFTER};
 use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
 use futures::future::BoxFuture;
+use metrics_exporter_prometheus::PrometheusHandle;
 use serde::Serialize;
+use tokio::sync::Mutex;
 use utoipa::ToSchema;
 
 use crate::app::App;
@@ -54,6 +59,58 @@ impl Health {
 /// Looks at everything now. What there is to look at only the one who puts the process together knows.
 pub type Probe = std::sync::Arc<dyn Fn() -> BoxFuture<'static, Health> + Send + Sync>;
 
+/// How old an answer may be: so long one look serves everybody who asks.
+const FRESH: Duration = Duration::from_secs(1);
+
+/// The newest result of something that is dear to find out, for everybody who asks within [`FRESH`].
+struct Shared<T>(Mutex<Option<(Instant, T)>>);
+
+impl<T: Clone> Shared<T> {
+    fn new() -> Self {
+        Self(Mutex::new(None))
+    }
+
+    async fn get(&self, find_out: impl AsyncFnOnce() -> T) -> T {
+        // Those who ask meanwhile wait for the one that looks.
+        let mut newest = self.0.lock().await;
+        if let Some((since, result)) = &*newest
+            && since.elapsed() < FRESH
+        {
+            return result.clone();
+        }
+        let since = Instant::now();
+        let result = find_out().await;
+        *newest = Some((since, result.clone()));
+        result
+    }
+}
+
+/// Health and figures of a process. A flood of questions costs one look a second.
+#[derive(Clone)]
+pub struct Operations(Arc<Inner>);
+
+struct Inner {
+    probe: Probe,
+    metrics: PrometheusHandle,
+    health: Shared<Health>,
+    figures: Shared<Bytes>,
+}
+
+impl Operations {
+    /// Looks at everything by `probe`, and shows `metrics`.
+    pub fn new(probe: Probe, metrics: PrometheusHandle) -> Self {
+        Self(Arc::new(Inner { probe, metrics, health: Shared::new(), figures: Shared::new() }))
+    }
+
+    async fn health(&self) -> Health {
+        self.0.health.get(async || (self.0.probe)().await).await
+    }
+
+    async fn figures(&self) -> Bytes {
+        self.0.figures.get(async || Bytes::from(self.0.metrics.render())).await
+    }
+}
+
 /// The process runs.
 #[utoipa::path(get, path = "/livez", tag = "operations", responses((status = 200, description = "The process runs.")), security(()))]
 pub(crate) async fn livez() -> &'static str {
@@ -63,7 +120,7 @@ pub(crate) async fn livez() -> &'static str {
 /// Whether requests should be sent here: 503 when commands or queries do not work.
 #[utoipa::path(get, path = "/readyz", tag = "operations", responses((status = 200, description = "`ok`, or `degraded:` and the components at fault."), (status = 503, description = "`unavailable:` and the components at fault.")), security(()))]
 pub(crate) async fn readyz(State(app): State<App>) -> Response {
-    let health = (app.probe)().await;
+    let health = app.operations.health().await;
     let word = match health.status {
         Level::Ok => "ok",
         Level::Degraded => "degraded",
@@ -78,14 +135,14 @@ pub(crate) async fn readyz(State(app): State<App>) -> Response {
 /// How each dependency and each read model fares.
 #[utoipa::path(get, path = "/health", tag = "operations", responses((status = 200, body = Health), (status = 503, body = Health)), security(()))]
 pub(crate) async fn health(State(app): State<App>) -> Response {
-    let health = (app.probe)().await;
+    let health = app.operations.health().await;
     with_status(health.status, axum::Json(health))
 }
 
 /// Figures for Prometheus, in its text format.
 #[utoipa::path(get, path = "/metrics", tag = "operations", responses((status = 200, description = "Prometheus text format.", content_type = "text/plain")), security(()))]
-pub(crate) async fn metrics(State(app): State<App>) -> String {
-    app.metrics.render()
+pub(crate) async fn metrics(State(app): State<App>) -> impl IntoResponse {
+    ([(CONTENT_TYPE, "text/plain; charset=utf-8")], app.operations.figures().await)
 }
 
 fn with_status(level: Level, body: impl IntoResponse) -> Response {

@@ -8,10 +8,13 @@
 //! `routes/<context>/<noun>.rs` has a `routes()`; a command is one line of [`commands!`](crate::commands), a query one function. Merge it in [`routes`].
 
 pub mod app;
+pub mod client_address;
+mod document;
 pub mod extract;
 pub mod health;
 pub mod problem;
 pub mod routes;
+pub mod serve;
 
 pub use app::{App, Limits, router};
 pub use problem::Problem;

@@ -22,11 +22,15 @@ use utoipa::ToSchema;
 #[folder = "../docs/errors"]
 struct Pages;
 
+/// The text of one of the pages.
+pub(crate) fn explanation(name: &str) -> Option<Vec<u8>> {
+    Pages::get(&format!("{name}.md")).map(|page| page.data.into_owned())
+}
+
 /// One of the pages.
-pub(crate) async fn page(name: Result<Path<String>, PathRejection>) -> Result<impl IntoResponse, Problem> {
+pub(crate) async fn page(name: Result<Path<String>, PathRejection>, headers: HeaderMap) -> Result<Response, Problem> {
     let Path(name) = name.map_err(|_| Problem::not_found())?;
-    let page = Pages::get(&format!("{name}.md")).ok_or_else(Problem::not_found)?;
-    Ok(([(CONTENT_TYPE, "text/markdown; charset=utf-8")], page.data.into_owned()))
+    crate::document::error_page(&name, &headers)
 }
 
 /// A problem of the interface itself, rather than of a command.
@@ -71,6 +75,7 @@ codes! {
     BAD_QUERY BAD_REQUEST "request.bad_query";
     MALFORMED BAD_REQUEST "request.malformed";
     NOT_FOUND NOT_FOUND "request.not_found";
+    MAIL_LIMIT TOO_MANY_REQUESTS "mail.daily_limit";
     METHOD_NOT_ALLOWED METHOD_NOT_ALLOWED "request.method_not_allowed";
     VERSION_MISMATCH PRECONDITION_FAILED "request.version_mismatch";
     TOO_LARGE PAYLOAD_TOO_LARGE "request.too_large";
@@ -93,6 +98,7 @@ pub fn status_of(kind: Kind) -> StatusCode {
         Kind::Forbidden | Kind::Exhausted => StatusCode::FORBIDDEN,
         Kind::NotFound => StatusCode::NOT_FOUND,
         Kind::Conflict => StatusCode::CONFLICT,
+        Kind::Throttled => StatusCode::TOO_MANY_REQUESTS,
     }
 }
 
@@ -222,6 +228,14 @@ impl Problem {
         &self.code
     }
 
+    /// The same, saying when to try again.
+    fn retry_after(self, seconds: Option<u32>) -> Self {
+        match seconds {
+            Some(seconds) => self.header(RETRY_AFTER, HeaderValue::from(seconds)),
+            None => self,
+        }
+    }
+
     fn header(mut self, name: axum::http::HeaderName, value: HeaderValue) -> Self {
         self.headers.insert(name, value);
         self
@@ -232,7 +246,10 @@ impl From<CommandError> for Problem {
     fn from(error: CommandError) -> Self {
         let detail = error.to_string();
         match error {
-            CommandError::Rejected { kind, code, page, .. } => Self::of(status_of(kind), code, page, detail),
+            CommandError::Rejected { kind, code, page, retry_after, .. } => {
+                Self::of(status_of(kind), code, page, detail).retry_after(retry_after)
+            }
+            CommandError::MailLimit { retry_after, .. } => Self::new(code::MAIL_LIMIT, detail).retry_after(Some(retry_after)),
             CommandError::QuotaExceeded(exceeded) => {
                 let problem = Self::of(status_of(exceeded.kind()), exceeded.code(), exceeded.page(), detail);
                 Self { exceeded: Some(Box::new(exceeded)), ..problem }
@@ -286,6 +303,7 @@ impl From<QueryError> for Problem {
             QueryError::Behind { .. } => Self::new(code::BEHIND, detail),
             QueryError::Diverged => Self::new(code::DIVERGED, detail),
             QueryError::BadCursor => Self::new(code::BAD_CURSOR, detail),
+            QueryError::Overloaded => Self::new(code::OVERLOADED, detail),
             QueryError::Unavailable(sqlx) => {
                 // An error of the statement itself (SQLSTATE classes 22 data, 42 syntax and the like) is ours and does not pass.
                 let state = sqlx.as_database_error().and_then(|e| e.code().map(Cow::into_owned)).unwrap_or_default();

@@ -5,8 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use access::Access;
-use api::health::{Component, Health, Level, Probe};
-use api::{App, Limits};
+use anyhow::Context as _;
+use api::App;
+use api::health::{Component, Health, Level, Operations, Probe};
+use api::serve::serve;
 use bus::Bus;
 use bus::feed::{Feed, FeedState};
 use bus::relay::{Relay, Status, hint};
@@ -66,13 +68,14 @@ impl RoleName {
 
 /// Runs the roles until cancelled, then finishes what was accepted.
 pub(crate) async fn run(site: &Site, roles: &[RoleName], listener: Option<TcpListener>, cancel: CancellationToken) -> anyhow::Result<()> {
+    Site::raise_file_limit();
     let has = |role| roles.contains(&role);
     // Before anything else: a figure that is registered earlier is lost.
     let metrics = api::app::recorder();
     let (store, mut writer) = site.store().await?;
     let bus = site.bus(&store).await?;
     let progress = Progress::default();
-    let executor = Executor::new(store.clone());
+    let executor = Executor::new(store.clone()).with_daily_mails(Site::daily_mails()?);
     let access = site.access(&executor)?;
     let payments = site.payments()?;
     // What runs in the background ends after the API has.
@@ -129,14 +132,32 @@ pub(crate) async fn run(site: &Site, roles: &[RoleName], listener: Option<TcpLis
         tasks.spawn(housekeep(access.clone(), store.clone(), background.clone()));
     }
     tasks.spawn(upkeep(metrics.clone(), background.clone()));
+    tasks.spawn(record_sums(access.clone(), background.clone()));
     tracing::info!(?roles, position = *store.watch_head().borrow(), "running");
     let serving = async {
         if let Some(listener) = listener {
             let reads = ReadSide::new(&site.database()?, progress, site.cursor_key()?);
             let feed = follows.then(|| feed.state());
             let probe = probe(store.clone(), bus, reads.clone(), relaying, feed);
-            let app = App { executor, reads, access, payments, dns: Arc::new(Site::dns()?), probe, metrics };
-            api::app::serve(listener, api::router(app, Limits::default()), cancel.clone().cancelled_owned(), GRACE).await?;
+            let operations = Operations::new(probe, metrics);
+            let app = App { executor, reads, access, payments, dns: Arc::new(Site::dns()?), operations };
+            let limits = site.limits()?;
+            let (connections, proxies) = (limits.connections, limits.trusted_proxies.clone());
+            let apart = match Site::operations_address()? {
+                Some(address) => {
+                    let listener = TcpListener::bind(address).await;
+                    let listener = listener.with_context(|| format!("TENURE_API_OPERATIONS_HTTP: {address} cannot be listened on"))?;
+                    Some((listener, api::app::operations(app.clone())))
+                }
+                None => None,
+            };
+            let operations = async {
+                if let Some((listener, router)) = apart {
+                    serve(listener, router, connections, &proxies, cancel.cancelled(), GRACE).await;
+                }
+            };
+            let api = serve(listener, api::router(app, limits), connections, &proxies, cancel.cancelled(), GRACE);
+            tokio::join!(api, operations);
         } else {
             cancel.cancelled().await;
         }
@@ -178,6 +199,17 @@ async fn housekeep(access: Access, store: Store, cancel: CancellationToken) {
         }
         if let Err(error) = payments::inbox::forget(&store).await {
             tracing::warn!(%error, "old messages of payment providers cannot be forgotten");
+        }
+    }
+}
+
+/// Records what was tried and summed up, when its minute has passed, and at the end.
+async fn record_sums(access: Access, cancel: CancellationToken) {
+    let mut last = false;
+    while !last {
+        last = tokio::time::timeout(UPKEEP, cancel.cancelled()).await.is_ok();
+        if let Err(error) = access.record_sums(last).await {
+            tracing::warn!(%error, "what was tried could not be recorded");
         }
     }
 }
@@ -227,6 +259,15 @@ fn probe(
                     Status::Waiting { .. } | Status::Halted { .. } => Level::Degraded,
                 };
                 say("relay", level, json!(status));
+            }
+            for (name, load) in reads.loads() {
+                // Those who wait are refused after 2 s: then queries do not work for all who ask.
+                let level = match load.longest_wait {
+                    wait if wait < PROBE / 4 => Level::Ok,
+                    wait if load.taken < load.places || wait < PROBE => Level::Degraded,
+                    _ => Level::Unavailable,
+                };
+                say(name, level, json!({"connections": load.places, "taken": load.taken, "waiting": load.waiting}));
             }
             if let Some(state) = feed {
                 let state = state.borrow().clone();

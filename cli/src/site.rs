@@ -1,5 +1,6 @@
 //! Where an installation is: its servers and its keys, from the environment or else from the data directory.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,10 +9,14 @@ use access::Access;
 use access::passwords::Hashing;
 use access::token::TokenKey;
 use anyhow::Context as _;
+use api::Limits;
+use api::client_address::TrustedProxies;
+use api::serve::Connections;
 use bus::Bus;
 use bus::permissions::FEED;
 use commands::Executor;
 use domain::{Clock, ManualClock, SystemClock};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use outbound::dns::Dns;
 use outbound::mail::Mailer;
 use payments::provider::Provider;
@@ -146,14 +151,44 @@ impl Site {
     pub(crate) fn access(&self, executor: &Executor) -> anyhow::Result<Access> {
         let operator = if has(&self.dir, TOKEN) { Some(token_key(&self.dir)?) } else { None };
         let mut hashing = Hashing::default();
-        let number = |name: &str, default: u32| match env(name) {
-            Some(text) => text.parse().with_context(|| format!("{name} must be a number")),
-            None => Ok(default),
-        };
         hashing.memory_kib = number("TENURE_ACCESS_ARGON2_MEMORY_KIB", hashing.memory_kib)?;
         hashing.iterations = number("TENURE_ACCESS_ARGON2_ITERATIONS", hashing.iterations)?;
         hashing.parallelism = number("TENURE_ACCESS_ARGON2_PARALLELISM", hashing.parallelism)?;
         Access::new(executor.clone(), hashing, operator).map_err(|error| anyhow::anyhow!("TENURE_ACCESS_ARGON2_…: {error}"))
+    }
+
+    /// What bounds the load of the API, and who is believed about where requests come from.
+    pub(crate) fn limits(&self) -> anyhow::Result<Limits> {
+        let default = Limits::default();
+        let (files, connections) = (file_limit(), default.connections);
+        let at_a_time = number("TENURE_API_CONNECTIONS", connections.at_a_time.min(files))?;
+        let per_address = number("TENURE_API_CONNECTIONS_PER_ADDRESS", at_a_time.div_ceil(2))?;
+        let proxies = env("TENURE_API_TRUSTED_PROXIES").unwrap_or_default();
+        Ok(Limits {
+            connections: Connections { at_a_time, per_address, ..connections },
+            trusted_proxies: TrustedProxies::parse(&proxies).map_err(anyhow::Error::msg).context("TENURE_API_TRUSTED_PROXIES")?,
+            operations_elsewhere: Self::operations_address()?.is_some(),
+            ..default
+        })
+    }
+
+    /// Where health and figures are served, if not beside the API.
+    pub(crate) fn operations_address() -> anyhow::Result<Option<SocketAddr>> {
+        let address = env("TENURE_API_OPERATIONS_HTTP").map(|address| address.parse()).transpose();
+        address.context("TENURE_API_OPERATIONS_HTTP must be an address and a port")
+    }
+
+    /// How many mails a tenant may cause in a day.
+    pub(crate) fn daily_mails() -> anyhow::Result<u32> {
+        number("TENURE_MAIL_DAILY_PER_TENANT", commands::mails::DAILY)
+    }
+
+    /// Lets the process have as many files open as it may: each connection is one.
+    pub(crate) fn raise_file_limit() {
+        let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, most)| setrlimit(Resource::RLIMIT_NOFILE, most, most));
+        if let Err(error) = raised {
+            tracing::warn!(%error, "the limit of open files stays as it is");
+        }
     }
 
     /// Sends mails: by the SMTP server of `TENURE_MAIL_URL`, else into files of the data directory.
@@ -197,6 +232,20 @@ impl Site {
     pub(crate) fn cursor_key(&self) -> anyhow::Result<CursorKey> {
         Ok(CursorKey(Sha256::new().chain_update("tenure cursors").chain_update(secret(&self.dir, MASTER)?.trim()).finalize().into()))
     }
+}
+
+/// A number in the environment.
+fn number<T: std::str::FromStr<Err: std::error::Error + Send + Sync + 'static>>(name: &str, default: T) -> anyhow::Result<T> {
+    match env(name) {
+        Some(text) => text.parse().with_context(|| format!("{name} must be a number")),
+        None => Ok(default),
+    }
+}
+
+/// Connections that the limit of open files leaves room for, beside what the process needs itself.
+fn file_limit() -> usize {
+    let (now, _) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((1024, 1024));
+    usize::try_from(now).unwrap_or(usize::MAX).saturating_sub(256).max(64)
 }
 
 /// A secret: in the environment, in a file that the environment names, or in the data directory.

@@ -22,6 +22,16 @@ pub enum CommandError {
         page: &'static str,
         /// For people.
         detail: String,
+        /// In how many seconds the same command is fine, where that is known.
+        retry_after: Option<u32>,
+    },
+    /// As many mails as a tenant may cause in a day were caused.
+    #[error("the tenant may cause {ceiling} mails a day, and has; the next day begins at 00:00 UTC")]
+    MailLimit {
+        /// How many a day.
+        ceiling: u32,
+        /// In how many seconds the next day begins.
+        retry_after: u32,
     },
     /// A meter's limit does not let so much through.
     #[error("{0}")]
@@ -67,7 +77,13 @@ pub enum CommandError {
 impl CommandError {
     /// A rule's own word.
     pub fn rule(error: &impl DomainError) -> Self {
-        Self::Rejected { kind: error.kind(), code: error.code(), page: error.page(), detail: error.to_string() }
+        Self::Rejected {
+            kind: error.kind(),
+            code: error.code(),
+            page: error.page(),
+            detail: error.to_string(),
+            retry_after: error.retry_after(),
+        }
     }
 
     /// A refusal by the guards, in the aggregate's own words if it has any.

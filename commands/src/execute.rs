@@ -18,6 +18,7 @@ use uuid::Uuid;
 use crate::authorize::authorize;
 use crate::error::CommandError;
 use crate::lookup::Looked;
+use crate::mails;
 
 /// How long a command is decided again because its stream has moved on meanwhile. Another process that is quicker each time must let this one through at last.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -35,6 +36,8 @@ pub struct Executor {
     turns: Arc<[Mutex<()>]>,
     /// For choosing what fits under a limit; only taken before a stream's own.
     rooms: Arc<[Mutex<()>]>,
+    /// Mails of each cause that a tenant may have sent in a day.
+    mails: u32,
 }
 
 /// A command with everything around it.
@@ -137,7 +140,13 @@ impl Executor {
     /// An executor over `store`.
     pub fn new(store: Store) -> Self {
         let locks = |count| (0..count).map(|_| Mutex::new(())).collect();
-        Self { store, stripes: locks(STRIPES), turns: locks(TURNS), rooms: locks(TURNS) }
+        Self { store, stripes: locks(STRIPES), turns: locks(TURNS), rooms: locks(TURNS), mails: mails::DAILY }
+    }
+
+    /// The same with another ceiling of the mails that people can cause per tenant, cause and day.
+    #[must_use]
+    pub fn with_daily_mails(self, mails: u32) -> Self {
+        Self { mails, ..self }
     }
 
     pub(crate) fn turn(&self, hash: u64) -> &Mutex<()> {
@@ -256,6 +265,7 @@ impl Executor {
     ) -> Result<Attempt, CommandError> {
         let Loaded { state: mut before, version, since } = loaded;
         let count = i64::try_from(events.len()).unwrap_or(i64::MAX);
+        let causes: Vec<_> = events.iter().filter_map(A::mails).filter(|cause| mails::counts(*cause, &request.actor)).collect();
         let mut new = Vec::with_capacity(events.len());
         let mut preconditions = request.preconditions.clone();
         preconditions.extend(looked.preconditions.iter().cloned());
@@ -290,7 +300,23 @@ impl Executor {
                 erases: None,
             },
         };
-        match self.store.append(append).await {
+        // One command sends mails of one cause.
+        let counted = match causes.first() {
+            None => None,
+            Some(cause) => {
+                let (count, now) = (i32::try_from(causes.len()).unwrap_or(i32::MAX), self.store.clock().now());
+                match mails::count(self.store.pool(), request.stream.tenant, *cause, count, self.mails, now).await {
+                    Ok(counted) => Some(counted),
+                    // A request that is repeated is answered as it was.
+                    Err(refused) => return self.conclude(request, version, || Err(refused)).await,
+                }
+            }
+        };
+        let appended = self.store.append(append).await;
+        if let Some(counted) = counted.filter(|_| !appended.as_ref().is_ok_and(|appended| !appended.replayed)) {
+            mails::take_back(self.store.pool(), counted).await;
+        }
+        match appended {
             Ok(appended) => {
                 // A number that was drawn under the lock is not in this copy of the state.
                 if allocates || appended.replayed {

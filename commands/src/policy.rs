@@ -210,6 +210,7 @@ impl<R: Reaction> Commands<R> {
                     error @ (CommandError::Rejected { .. }
                     | CommandError::Forbidden { .. }
                     | CommandError::QuotaExceeded(_)
+                    | CommandError::MailLimit { .. }
                     | CommandError::PeriodClosed(_)
                     | CommandError::VersionMismatch { .. }
                     | CommandError::KeysKnown

@@ -34,6 +34,25 @@ pub struct Context {
     pub found: Found,
 }
 
+/// Who brings about that a mail is sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MailCause {
+    /// Somebody who acts for the tenant, by a command.
+    Members,
+    /// Anybody, without being signed in.
+    Anybody,
+}
+
+impl MailCause {
+    /// As stored.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Members => "members",
+            Self::Anybody => "anybody",
+        }
+    }
+}
+
 /// Something outside its own stream that a rule has to know. It is looked up before the command is decided, and must still be so when the events are appended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Lookup {
@@ -207,6 +226,11 @@ pub trait Aggregate:
 
     /// What the event does to the guards, seen from the state before it.
     fn effects(&self, event: &Self::Event) -> Vec<Effect>;
+
+    /// The cause of the mail that an event leads to, where people can bring about as many of such events as they like. Mails of each cause are bounded per tenant and day.
+    fn mails(_event: &Self::Event) -> Option<MailCause> {
+        None
+    }
 
     /// How much more of its meter is used because of one of [`Aggregate::METERED`]. Its effects count the same.
     fn metered(_event: &Self::Event) -> i64 {

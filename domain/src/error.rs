@@ -16,6 +16,8 @@ pub enum Kind {
     Conflict,
     /// A limit of the plan is used up (403).
     Exhausted,
+    /// Too soon after the last time; the same command is fine later (429).
+    Throttled,
 }
 
 /// A reason for refusing a command. Made by [`crate::errors!`].
@@ -31,6 +33,11 @@ pub trait DomainError: std::error::Error + Send + Sync + 'static {
 
     /// A stable code for programs, `<aggregate>.<reason>`: the page's name unless it says more.
     fn code(&self) -> Cow<'static, str>;
+
+    /// In how many seconds the same command is fine, where that is known.
+    fn retry_after(&self) -> Option<u32> {
+        None
+    }
 }
 
 /// For what nothing refuses.
@@ -59,6 +66,7 @@ macro_rules! errors {
             $variant:ident $({ $($(#[$field_doc:meta])* $field:ident: $type:ty),* $(,)? })?: $kind:ident $page:literal, $text:literal;
         )* }
         $(code $pattern:pat => $code:expr;)*
+        $(retry $late:pat => $seconds:expr;)*
     ) => {
         $(#[$doc])*
         #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -78,6 +86,11 @@ macro_rules! errors {
             fn code(&self) -> std::borrow::Cow<'static, str> {
                 $(if let $pattern = self { return $code.into(); })*
                 self.page().into()
+            }
+
+            fn retry_after(&self) -> Option<u32> {
+                $(if let $late = self { return Some($seconds); })*
+                None
             }
         }
     };

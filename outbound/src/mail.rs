@@ -36,11 +36,14 @@ pub enum Template {
     TrialEnding,
     /// That much of a quota is used.
     QuotaWarning,
+    /// That wrong passwords were tried on their account.
+    LoginAttempts,
 }
 
 impl Template {
     /// All of them.
-    pub const ALL: [Self; 5] = [Self::Invitation, Self::Verification, Self::Reset, Self::TrialEnding, Self::QuotaWarning];
+    pub const ALL: [Self; 6] =
+        [Self::Invitation, Self::Verification, Self::Reset, Self::TrialEnding, Self::QuotaWarning, Self::LoginAttempts];
 
     /// As stored.
     pub fn as_str(self) -> &'static str {
@@ -50,6 +53,7 @@ impl Template {
             Self::Reset => "reset",
             Self::TrialEnding => "trial_ending",
             Self::QuotaWarning => "quota_warning",
+            Self::LoginAttempts => "login_attempts",
         }
     }
 
@@ -66,6 +70,7 @@ impl Template {
             Self::Reset => include_str!("templates/reset.txt"),
             Self::TrialEnding => include_str!("templates/trial_ending.txt"),
             Self::QuotaWarning => include_str!("templates/quota_warning.txt"),
+            Self::LoginAttempts => include_str!("templates/login_attempts.txt"),
         }
     }
 
@@ -75,7 +80,7 @@ impl Template {
             Self::Invitation => user.invitation.map(|link| (link, Purpose::Invitation, "accept-invitation")),
             Self::Verification => user.verification.map(|link| (link, Purpose::Verification, "verify-email")),
             Self::Reset => user.reset.map(|link| (link, Purpose::Reset, "reset-password")),
-            Self::TrialEnding | Self::QuotaWarning => None,
+            Self::TrialEnding | Self::QuotaWarning | Self::LoginAttempts => None,
         }
     }
 }
@@ -178,6 +183,7 @@ impl Mailer {
                 let warning = self.warning(about).await?;
                 (format!("{}/billing", self.base), warning.resets_at, Some(warning))
             }
+            Template::LoginAttempts => (format!("{}/forgot-password", self.base), None, None),
             Template::Invitation | Template::Verification | Template::Reset => {
                 let (link, until) = self.link(template, user, stream, due)?;
                 (link, Some(until), None)
@@ -189,8 +195,8 @@ impl Mailer {
         let said = render(
             template.source(user),
             &context! {
-                name => user.name.as_ref().and_then(|name| name.known()),
-                organisation => organisation.state.name().unwrap_or("Tenure"),
+                name => user.name.as_ref().and_then(|name| name.known()).and_then(|name| plain_name(name)),
+                organisation => plain_name(organisation.state.name().unwrap_or("Tenure")).unwrap_or_else(|| NEUTRAL.to_owned()),
                 link,
                 until => until.map(|until| until.format("%-d %B %Y, %H:%M UTC").to_string()),
                 warning,
@@ -271,6 +277,41 @@ fn kind(error: &lettre::transport::smtp::Error) -> &'static str {
     }
 }
 
+/// An organisation whose name a mail cannot carry.
+const NEUTRAL: &str = "your organisation";
+/// The most of a name in a mail, in characters.
+const NAME: usize = 80;
+
+/// A name as a mail may carry it, in its subject and in its text: one line without control and formatting characters. `None` for a name that mail programs would make a
+/// link of: its author writes to strangers in our name.
+pub(crate) fn plain_name(name: &str) -> Option<String> {
+    // Formatting characters that turn text around or hide it: Unicode category Cf, as far as names need none of them, and separators of lines.
+    let is_hidden = |c: char| matches!(c, '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}');
+    let visible: String = name.chars().filter(|c| !is_hidden(*c)).map(|c| if c.is_control() { ' ' } else { c }).collect();
+    let line = visible.split_whitespace().collect::<Vec<_>>().join(" ");
+    if line.is_empty() || carries_link(&line) {
+        return None;
+    }
+    let short: String = line.chars().take(NAME).collect();
+    Some(if short.len() < line.len() { format!("{}…", short.trim_end()) } else { short })
+}
+
+/// Whether a text has something in it that mail programs turn into a link: a scheme, an address, or a host's name.
+fn carries_link(line: &str) -> bool {
+    // Full-width and ideographic dots are dots to a resolver (UTS #46 section 4.2).
+    let line: String =
+        line.to_lowercase().chars().map(|c| if matches!(c, '\u{ff0e}' | '\u{3002}' | '\u{ff61}' | '\u{2024}') { '.' } else { c }).collect();
+    let is_host = |(before, after): (&str, &str)| {
+        let top: String = after.chars().take_while(|c| c.is_alphanumeric() || *c == '-').collect();
+        before.chars().next_back().is_some_and(char::is_alphanumeric) && top.chars().count() >= 2 && top.chars().any(char::is_alphabetic)
+    };
+    let hosts = line.match_indices('.').any(|(at, dot)| is_host((&line[..at], &line[at + dot.len()..])));
+    hosts
+        || line.contains("://")
+        || line.contains('@')
+        || ["http:", "https:", "mailto:", "javascript:", "tel:", "data:"].iter().any(|scheme| line.contains(scheme))
+}
+
 /// Subject and text.
 fn render(source: &str, values: &minijinja::Value) -> Result<(String, String), minijinja::Error> {
     let mut environment = Environment::new();
@@ -278,4 +319,47 @@ fn render(source: &str, values: &minijinja::Value) -> Result<(String, String), m
     let said = environment.render_str(source, values)?;
     let (subject, text) = said.split_once("\n\n").unwrap_or((&said, ""));
     Ok((subject.trim().replace(['\r', '\n'], " "), text.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_in_a_mail_is_one_line_without_links_and_hidden_characters() {
+        let kept = |name: &str| plain_name(name).unwrap_or_default();
+        for plain in ["Acme GmbH", "Łódź & Söhne", "株式会社アクメ", "Dr. Who", "A. B. Smith", "No. 5", "U.S. Steel", "12.50 Club"]
+        {
+            assert_eq!(kept(plain), plain);
+        }
+        assert_eq!(kept("Acme\r\nBcc: x\tGmbH"), "Acme Bcc: x GmbH");
+        assert_eq!(kept("Ac\u{202e}me\u{200b} \u{2028}Ltd\u{feff}"), "Acme Ltd");
+        assert_eq!(kept(&"long ".repeat(50)).chars().count(), NAME);
+        for link in [
+            "ACTION REQUIRED: see http://evil.example/pay",
+            "see HTTPS://evil",
+            "evil.example",
+            "Pay at evil.example now",
+            "www.evil",
+            "write to ada@evil",
+            "mailto:ada",
+            "evil\u{200b}.example",
+            "evil．example",
+            "evil。example",
+            "пример.рф",
+            "javascript:alert(1)",
+        ] {
+            assert_eq!(plain_name(link), None, "{link}");
+        }
+    }
+
+    #[test]
+    fn every_template_shows_names_only_as_mails_may_carry_them() {
+        for source in std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/src/templates")).unwrap() {
+            let source = std::fs::read_to_string(source.unwrap().path()).unwrap();
+            let shown: Vec<_> = source.split("{{").skip(1).map(|rest| rest.split("}}").next().unwrap().trim()).collect();
+            let known = ["name", "organisation", "link", "until", "warning.threshold", "warning.meter", "warning.used", "warning.quota"];
+            assert!(shown.iter().all(|value| known.contains(value)), "{shown:?}");
+        }
+    }
 }

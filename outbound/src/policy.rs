@@ -23,6 +23,8 @@ fn answer(event: &Event) -> Option<(Template, Uuid)> {
         Event::Invited { token, .. } | Event::InvitationResent { token, .. } => Some((Template::Invitation, *token)),
         Event::EmailVerificationRequested { token, .. } => Some((Template::Verification, *token)),
         Event::PasswordResetRequested { token, .. } => Some((Template::Reset, *token)),
+        // The mail has no link that is good once.
+        Event::LoginAttemptsLimited { .. } => Some((Template::LoginAttempts, Uuid::nil())),
         Event::Registered { .. }
         | Event::InvitationAccepted { .. }
         | Event::InvitationDeclined

@@ -1,8 +1,9 @@
 //! Lists: a whitelist of orders, pages by keyset, so that rows inserted meanwhile neither repeat nor hide others, and signed cursors.
 
 use serde::de::DeserializeOwned;
+use sqlx::postgres::PgRow;
 use sqlx::types::Json;
-use sqlx::{Postgres, QueryBuilder};
+use sqlx::{Postgres, QueryBuilder, Row as _};
 
 use crate::cursor::CursorKey;
 use crate::query::{QueryError, Read};
@@ -77,10 +78,15 @@ impl<T> Page<T> {
     }
 }
 
+/// The bytes of a page's rows as JSON at which it ends, however many rows were asked for. One row always fits.
+pub const PAGE_BYTES: usize = 1024 * 1024;
+/// Rows that are read before it is known how large they are.
+const FIRST: usize = 16;
+
 /// The statement that a list's filters are appended to, each as ` and …`.
 pub(crate) fn select<'q>(model: &str, paging: &Paging) -> QueryBuilder<'q, Postgres> {
     QueryBuilder::new(format!(
-        "select to_json(t), ({})::text as sorted_by, ({})::text as tied_by from read.{model} t where true",
+        "declare page no scroll cursor for select to_json(t), ({})::text as sorted_by, ({})::text as tied_by from read.{model} t where true",
         paging.sort.column.sql, paging.sort.tie.0
     ))
 }
@@ -107,9 +113,38 @@ pub(crate) async fn page<T: DeserializeOwned + Send + Unpin + 'static>(
         query.push_bind(id).push(format!("::{})", tie.1));
     }
     query.push(format!(" order by {} {direction}, {} {direction} limit ", column.sql, tie.0)).push_bind(i64::from(*limit) + 1);
-    let mut rows: Vec<(Json<T>, String, String)> = query.build_query_as().fetch_all(read.connection()).await?;
-    let more = rows.len() > *limit as usize;
-    rows.truncate(*limit as usize);
-    let next = rows.last().filter(|_| more).map(|(_, value, id)| cursors.sign(&identity, &(value, id)));
-    Ok(Page { rows: rows.into_iter().map(|(Json(row), ..)| row).collect(), next })
+    query.build().execute(read.connection()).await?;
+    let (rows, more) = bounded(read, *limit as usize).await?;
+    let next = match rows.last().filter(|_| more) {
+        Some(row) => Some(cursors.sign(&identity, &(row.try_get::<&str, _>(1)?, row.try_get::<&str, _>(2)?))),
+        None => None,
+    };
+    let rows = rows.iter().map(|row| row.try_get::<Json<T>, _>(0).map(|Json(row)| row)).collect::<Result<_, _>>()?;
+    Ok(Page { rows, next })
+}
+
+/// The rows of the cursor that fit into a page, `limit` at most, and whether there are more. What does not fit is not even made.
+async fn bounded(read: &mut Read, limit: usize) -> Result<(Vec<PgRow>, bool), QueryError> {
+    let (mut rows, mut bytes, mut wanted) = (Vec::<PgRow>::new(), 0, (limit + 1).min(FIRST));
+    let more = 'page: loop {
+        let fetch = format!("fetch forward {wanted} from page");
+        let fetched = sqlx::query(&fetch).persistent(false).fetch_all(read.connection()).await?;
+        let last = fetched.len() < wanted;
+        for row in fetched {
+            let size = row.try_get_raw(0)?.as_bytes().map_or(0, <[u8]>::len);
+            if rows.len() == limit || (bytes + size > PAGE_BYTES && !rows.is_empty()) {
+                break 'page true;
+            }
+            bytes += size;
+            rows.push(row);
+        }
+        if last {
+            break false;
+        }
+        // As many as would fit if they are as large as those before.
+        let fitting = (PAGE_BYTES - bytes.min(PAGE_BYTES)) / (bytes / rows.len().max(1)).max(1) + 1;
+        wanted = fitting.min(limit + 1 - rows.len());
+    };
+    sqlx::query("close page").execute(read.connection()).await?;
+    Ok((rows, more))
 }

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use admission::{Admission, Bounds, Load, Permit};
 use domain::{StreamId, TenantId};
 use futures::future::select_all;
 use sqlx::{FromRow, PgConnection, PgPool, Postgres, Transaction};
@@ -15,6 +16,15 @@ use crate::projector::Progress;
 pub const PATIENCE: Duration = Duration::from_secs(2);
 /// How often the checkpoint is looked at when another process projects.
 const POLL: Duration = Duration::from_millis(15);
+
+/// Connections for queries of single tenants, and for those over all tenants.
+const CONNECTIONS: (u32, u32) = (16, 8);
+/// Connections that one tenant's queries take at a time: so many that queries which take as long as they may leave most of them to others.
+const OF_ONE_TENANT: usize = 3;
+/// Queries that wait for a connection, of all tenants and of one.
+const WAITING: (usize, usize) = (1024, 128);
+/// The longest that a query waits for a connection.
+const TURN: Duration = Duration::from_secs(2);
 
 /// Whose rows a query sees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,9 +52,20 @@ pub enum QueryError {
     /// The cursor was not made for this list, or was changed.
     #[error("the cursor is not valid for this list")]
     BadCursor,
+    /// Too many of the tenant's queries wait, or this one took longer than a query may.
+    #[error("too many queries of this tenant are waiting, or this one took too long; ask for less, or again shortly")]
+    Overloaded,
     /// The database did not answer.
     #[error("the read models cannot be reached")]
-    Unavailable(#[from] sqlx::Error),
+    Unavailable(sqlx::Error),
+}
+
+impl From<sqlx::Error> for QueryError {
+    fn from(error: sqlx::Error) -> Self {
+        // SQLSTATE 57014, query_canceled: the statement took longer than statement_timeout.
+        let cancelled = error.as_database_error().and_then(sqlx::error::DatabaseError::code).is_some_and(|code| code == "57014");
+        if cancelled { Self::Overloaded } else { Self::Unavailable(error) }
+    }
 }
 
 /// The state of a read model.
@@ -65,6 +86,11 @@ pub struct ModelStatus {
 pub struct ReadSide {
     reader: PgPool,
     platform: PgPool,
+    /// Says where the read models stand, however many queries wait.
+    probe: PgPool,
+    /// Gives the tenants their turns at the connections of both pools.
+    tenants: Admission<TenantId>,
+    platforms: Admission<TenantId>,
     progress: Progress,
     /// Signs cursors.
     pub cursors: CursorKey,
@@ -72,7 +98,9 @@ pub struct ReadSide {
 
 /// A query's transaction.
 pub struct Read {
+    // Before the place is free again, the connection is.
     tx: Transaction<'static, Postgres>,
+    _place: Permit<TenantId>,
     models: Vec<&'static str>,
     /// The rows reflect at least everything up to here, but for what is parked.
     pub position: i64,
@@ -103,21 +131,55 @@ impl Read {
 impl ReadSide {
     /// Reads from `database`; `progress` is that of the projectors of this process, if it has any.
     pub fn new(database: &Database, progress: Progress, cursors: CursorKey) -> Self {
-        Self { reader: database.pool(DbRole::Reader, 16), platform: database.pool(DbRole::PlatformReader, 8), progress, cursors }
+        let admission = |connections: u32| {
+            Admission::new(Bounds {
+                places: connections as usize,
+                places_per_party: OF_ONE_TENANT,
+                waiting: WAITING.0,
+                waiting_per_party: WAITING.1,
+                waiting_per_lane: WAITING.1,
+                patience: TURN,
+            })
+        };
+        Self {
+            reader: database.pool(DbRole::Reader, CONNECTIONS.0),
+            platform: database.pool(DbRole::PlatformReader, CONNECTIONS.1),
+            probe: database.pool(DbRole::PlatformReader, 1),
+            tenants: admission(CONNECTIONS.0),
+            platforms: admission(CONNECTIONS.1),
+            progress,
+            cursors,
+        }
     }
 
-    /// Begins a query over read models, once all of them have come as far as `after`.
+    /// How much of the connections for queries of single tenants, and for those over all tenants, is taken.
+    pub fn loads(&self) -> [(&'static str, Load); 2] {
+        [("readers", self.tenants.load()), ("platform_readers", self.platforms.load())]
+    }
+
+    /// Begins a query over read models for the tenant that it sees, or for the platform, once all of them have come as far as `after`.
     pub async fn begin(&self, view: View, models: &[&'static str], after: Option<i64>) -> Result<Read, QueryError> {
+        let party = match view {
+            View::Tenant(tenant) => tenant,
+            View::Platform => TenantId::SYSTEM,
+        };
+        self.begin_for(party, view, models, after).await
+    }
+
+    /// The same for a party that may not be the one whose rows it sees: the connection is taken from its share.
+    pub async fn begin_for(&self, party: TenantId, view: View, models: &[&'static str], after: Option<i64>) -> Result<Read, QueryError> {
         let deadline = Instant::now() + PATIENCE;
         let mut progress: Vec<_> = models.iter().filter_map(|model| self.progress.watch(model)).collect();
-        let (pool, begin) = match view {
-            View::Tenant(tenant) => (&self.reader, format!("begin; set local app.current_tenant_id = '{tenant}'")),
-            View::Platform => (&self.platform, "begin".to_owned()),
+        let (pool, admission, begin) = match view {
+            View::Tenant(tenant) => (&self.reader, &self.tenants, format!("begin; set local app.current_tenant_id = '{tenant}'")),
+            View::Platform => (&self.platform, &self.platforms, "begin".to_owned()),
         };
         loop {
             for progress in &mut progress {
                 progress.borrow_and_update();
             }
+            // Not kept while it waits for the read models.
+            let place = admission.enter(party, 0).await.map_err(|_| QueryError::Overloaded)?;
             let mut tx = pool.begin_with(begin.clone()).await?;
             // The position is read before the rows, so they are never older than it says.
             let (position, parked, diverged): (i64, Option<i64>, bool) = sqlx::query_as(
@@ -133,12 +195,13 @@ impl ReadSide {
             match after {
                 Some(wanted) if position < wanted => {
                     tx.rollback().await?;
+                    drop(place);
                     if Instant::now() > deadline {
                         return Err(QueryError::Behind { position, wanted });
                     }
                     wait(&mut progress).await;
                 }
-                Some(_) | None => return Ok(Read { tx, models: models.to_vec(), position, parked }),
+                Some(_) | None => return Ok(Read { tx, _place: place, models: models.to_vec(), position, parked }),
             }
         }
     }
@@ -149,7 +212,7 @@ impl ReadSide {
             "select g.name, g.position, (select count(*) from read.parked p where (p.name, p.generation) = (g.name, g.generation)) as parked, g.fault
              from read.generations g where g.state = 'serving' order by g.name",
         )
-        .fetch_all(&self.platform)
+        .fetch_all(&self.probe)
         .await
     }
 }

@@ -55,10 +55,10 @@ impl Database {
 
     /// A pool whose connections act in `role`. Connects when first used.
     pub fn pool(&self, role: DbRole, max: u32) -> PgPool {
-        // Queries wait for nothing but the switch to another generation; whoever asks would rather be told to come back.
-        let lock_timeout = match role {
-            DbRole::Reader | DbRole::PlatformReader => "5s",
-            DbRole::Writer | DbRole::Projector => "30s",
+        // Queries wait for nothing but the switch to another generation, and read one page: one that takes longer than this takes it from others.
+        let (lock_timeout, statement_timeout) = match role {
+            DbRole::Reader | DbRole::PlatformReader => ("5s", "5s"),
+            DbRole::Writer | DbRole::Projector => ("30s", "0"),
         };
         PgPoolOptions::new()
             .max_connections(max)
@@ -69,6 +69,9 @@ impl Database {
                 ("role", role.name()),
                 ("idle_in_transaction_session_timeout", "60s"),
                 ("lock_timeout", lock_timeout),
+                ("statement_timeout", statement_timeout),
+                // A page is read by a cursor, and to its end.
+                ("cursor_tuple_fraction", "1.0"),
             ]))
     }
 

@@ -1,12 +1,16 @@
 //! Talking to the REST interface without a socket.
 
 use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use access::Access;
 use access::links::{self, Purpose};
 use access::passwords::Password;
 use access::token::TokenKey;
-use api::health::{Health, Level, Probe};
+use api::client_address::Peer;
+use api::health::{Health, Level, Operations, Probe};
 use api::{App, Limits};
 use axum::Router;
 use axum::body::{Body, to_bytes};
@@ -36,8 +40,15 @@ pub struct Client {
     pub token: Option<String>,
     /// The tenant that is named, if any.
     pub named: Option<TenantId>,
+    /// The address that requests come from.
+    pub from: IpAddr,
+    /// The token of a known device, if the login is on one.
+    pub device: Option<String>,
     /// Signing in.
     pub access: Access,
+    /// How often health was looked at.
+    pub looks: Arc<AtomicU64>,
+    app: App,
     store: Store,
     executor: Executor,
     clock: domain::ManualClock,
@@ -67,6 +78,8 @@ pub struct Person {
     pub session: Uuid,
     /// Their refresh token.
     pub refresh: String,
+    /// The token of the device on which they have logged in.
+    pub device: String,
     /// The interface, with their access token.
     pub client: Client,
 }
@@ -97,7 +110,12 @@ impl Client {
     /// As the platform's super_admin, with these limits and `more` routes.
     pub fn with(env: &Env, node: &Node, limits: Limits, more: OpenApiRouter<App>) -> Self {
         let key = TokenKey::from_pem(&TokenKey::generate()).expect("a key");
-        let probe: Probe = std::sync::Arc::new(|| async { Health { status: Level::Ok, components: BTreeMap::new() } }.boxed());
+        let looks = Arc::new(AtomicU64::new(0));
+        let looked = looks.clone();
+        let probe: Probe = Arc::new(move || {
+            looked.fetch_add(1, Ordering::Relaxed);
+            async { Health { status: Level::Ok, components: BTreeMap::new() } }.boxed()
+        });
         let access = node.access(Some(key.clone()));
         let app = App {
             executor: node.executor.clone(),
@@ -105,14 +123,17 @@ impl Client {
             access: access.clone(),
             payments: node.payments.clone(),
             dns: node.dns.clone(),
-            probe,
-            metrics: api::app::recorder(),
+            operations: Operations::new(probe, api::app::recorder()),
         };
         let client = Self {
-            router: api::app::router_with(app, limits, more),
+            router: api::app::router_with(app.clone(), limits, more),
             key,
             token: None,
             named: None,
+            looks,
+            app,
+            from: Ipv4Addr::LOCALHOST.into(),
+            device: None,
             access,
             store: node.store.clone(),
             executor: node.executor.clone(),
@@ -140,6 +161,24 @@ impl Client {
         Self { named: Some(tenant), ..self.clone() }
     }
 
+    /// Health and figures on their own.
+    #[must_use]
+    pub fn operations(&self) -> Self {
+        Self { router: api::app::operations(self.app.clone()), ..self.clone() }
+    }
+
+    /// From this address.
+    #[must_use]
+    pub fn from(&self, address: &str) -> Self {
+        Self { from: address.parse().expect("an address"), ..self.clone() }
+    }
+
+    /// On this device.
+    #[must_use]
+    pub fn on_device(&self, device: &str) -> Self {
+        Self { device: Some(device.to_owned()), ..self.clone() }
+    }
+
     /// With this token.
     #[must_use]
     pub fn with_token(&self, token: Option<String>) -> Self {
@@ -155,9 +194,13 @@ impl Client {
         if let Some(tenant) = self.named {
             request = request.header("tenure-tenant", tenant.to_string());
         }
+        if let Some(device) = &self.device {
+            request = request.header("tenure-device", device);
+        }
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
+        request = request.extension(Peer(self.from));
         let response = self.router.clone().oneshot(request.body(body.into()).expect("a request")).await.expect("an answer");
         let (parts, body) = response.into_parts();
         let text = String::from_utf8_lossy(&to_bytes(body, usize::MAX).await.expect("a body")).into_owned();
@@ -220,8 +263,8 @@ impl Client {
         }
         let id = answer.field("user_id").parse().expect("an id");
         let session = answer.field("session_id").parse().expect("an id");
-        let refresh = answer.field("refresh_token").to_owned();
-        Ok(Person { id, session, refresh, client: self.with_token(Some(answer.field("access_token").to_owned())) })
+        let (refresh, device) = (answer.field("refresh_token").to_owned(), answer.field("device_token").to_owned());
+        Ok(Person { id, session, refresh, device, client: self.with_token(Some(answer.field("access_token").to_owned())) })
     }
 
     /// Commands for a tenant, as the platform.

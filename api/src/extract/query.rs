@@ -123,7 +123,7 @@ impl Query {
 
     /// Opens read models of what belongs to the platform, and everybody may see.
     pub async fn open_system(&self, models: &[&'static str], after: Option<i64>) -> Result<Read, Problem> {
-        Ok(self.app.reads.begin(View::Tenant(TenantId::SYSTEM), models, after).await?)
+        Ok(self.app.reads.begin_for(self.caller.tenant, View::Tenant(TenantId::SYSTEM), models, after).await?)
     }
 
     /// The same for all tenants, where the caller is the platform and names none.

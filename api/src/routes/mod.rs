@@ -63,16 +63,18 @@ pub(crate) fn all() -> OpenApiRouter<App> {
 
 /// What operators ask; never refused for load.
 pub(crate) fn operations() -> OpenApiRouter<App> {
-    OpenApiRouter::new()
-        .routes(routes!(health::livez))
-        .routes(routes!(health::readyz))
-        .routes(routes!(health::health))
-        .routes(routes!(health::metrics))
+    OpenApiRouter::new().routes(routes!(health::readyz)).routes(routes!(health::health)).routes(routes!(health::metrics))
+}
+
+/// What tells that the process runs; asked for wherever it serves.
+pub(crate) fn liveness() -> OpenApiRouter<App> {
+    OpenApiRouter::new().routes(routes!(health::livez))
 }
 
 /// The description of the whole interface, and of `more` routes.
 pub(crate) fn described(more: OpenApiRouter<App>) -> utoipa::openapi::OpenApi {
     let mut openapi = all().into_openapi();
+    openapi.merge(liveness().into_openapi());
     openapi.merge(operations().into_openapi());
     openapi.merge(more.into_openapi());
     headers::Headers.modify(&mut openapi);

@@ -8,6 +8,7 @@ mod bad_input;
 mod completeness;
 mod device;
 mod erasure;
+mod parties;
 mod quota;
 mod session;
 mod tenant;

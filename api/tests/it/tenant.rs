@@ -213,7 +213,7 @@ async fn every_page_of_a_list_links_to_the_next_and_gives_each_row_once() {
 async fn past_its_bounds_the_interface_answers_503_with_retry_after_and_loses_nothing() {
     let env = Env::new().await;
     let node = Node::start(&env).await;
-    let client = Client::with_limits(&env, &node, Limits { concurrent_requests: 2 });
+    let client = Client::with_limits(&env, &node, Limits { concurrent_requests: 2, ..Limits::default() });
     // Nothing is written while this is held, so requests pile up.
     let mut blocker = env.owner.begin().await.unwrap();
     sqlx::query("select 1 from log_head for update").execute(&mut *blocker).await.unwrap();

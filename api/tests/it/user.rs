@@ -183,6 +183,7 @@ async fn an_invitation_is_resent_declined_revoked_and_expires_and_only_the_newes
     let (resent, declined, revoked, expired) =
         (invite("a@example.com").await, invite("b@example.com").await, invite("c@example.com").await, invite("d@example.com").await);
     let old = invitation(&node, &platform, tenant, resent).await;
+    env.clock.advance(TimeDelta::minutes(1));
     admin.post(&format!("/v1/users/{resent}/resend-invitation"), json!({})).await;
     assert_eq!(accept(&old).await.field("code"), "user.link_not_good");
     let new = invitation(&node, &platform, tenant, resent).await;

@@ -37,6 +37,7 @@ fn every_event_of_users_roles_keys_and_access_records_is_stored_as_it_always_was
         Event::PasswordResetRequested { token, expires_at: time, welcome: false },
         Event::LoggedIn { session: token, by_password: true },
         Event::LoginFailed { failures: 3 },
+        Event::LoginAttemptsLimited { until: time },
         Event::Locked { until: time },
         Event::Unlocked,
         Event::Suspended { reason: personal("asked to") },
@@ -74,6 +75,8 @@ fn every_event_of_users_roles_keys_and_access_records_is_stored_as_it_always_was
         actor: Some(ada.to_string()),
         target: Some("POST /v1/tenants".into()),
         code: Some("auth.forbidden".into()),
+        count: None,
+        source: None,
     }];
     crate::check("access_record", AccessRecord::EVENTS, &noted);
 }

@@ -105,12 +105,12 @@ impl ReadModel for AccessRecords {
             Event::User(user) => of_user(told, user, &event.actor),
             Event::Role(role) => Told { action: role.event_type(), detail: of_role(role), ..told },
             Event::Key(key) => Told { action: key.event_type(), detail: of_key(key), ..told },
-            Event::Noted(access_record::Event::Noted { action, outcome, actor, target, code }) => Told {
+            Event::Noted(access_record::Event::Noted { action, outcome, actor, target, code, count, source }) => Told {
                 action: format!("access.{}", json!(action).as_str().unwrap_or_default()),
                 actor: actor.clone(),
                 target: target.clone(),
                 outcome: *outcome,
-                detail: code.as_ref().map_or(json!({}), |code| json!({"code": code})),
+                detail: of_note(code.as_ref(), *count, source.as_ref()),
             },
         };
         Some(Row {
@@ -141,7 +141,7 @@ fn of_user(told: Told, event: &user::Event, actor: &Actor) -> Told {
         E::Registered { role, .. } | E::Invited { role, .. } => (Outcome::Done, json!({"role": role})),
         E::RoleChanged { from, to } => (Outcome::Done, json!({"from": from, "to": to})),
         E::LoggedIn { session, by_password } => (Outcome::Done, json!({"session": session, "by_password": by_password})),
-        E::Locked { until } => (Outcome::Done, json!({"until": until})),
+        E::Locked { until } | E::LoginAttemptsLimited { until } => (Outcome::Done, json!({"until": until})),
         E::Suspended { .. }
         | E::InvitationResent { .. }
         | E::InvitationAccepted { .. }
@@ -164,6 +164,15 @@ fn of_user(told: Told, event: &user::Event, actor: &Actor) -> Told {
     let themselves = matches!(actor, Actor::System { .. }) && matches!(event, E::LoggedIn { .. });
     let actor = if themselves { told.target.clone() } else { told.actor };
     Told { action: event.event_type(), actor, outcome, detail, ..told }
+}
+
+fn of_note(code: Option<&String>, count: Option<u32>, source: Option<&String>) -> Value {
+    let known = [
+        ("code", code.map(|code| json!(code))),
+        ("count", count.map(|count| json!(count))),
+        ("source", source.map(|source| json!(source))),
+    ];
+    known.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect::<serde_json::Map<_, _>>().into()
 }
 
 fn of_role(event: &role::Event) -> Value {

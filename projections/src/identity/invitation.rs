@@ -130,6 +130,7 @@ fn answer(event: &Event) -> Option<Answer> {
         | Event::PasswordResetRequested { .. }
         | Event::LoggedIn { .. }
         | Event::LoginFailed { .. }
+        | Event::LoginAttemptsLimited { .. }
         | Event::Locked { .. }
         | Event::Unlocked
         | Event::Suspended { .. }

@@ -129,6 +129,7 @@ fn evolve(row: &mut Row, event: &Event, at: DateTime<Utc>) {
         | Event::PasswordSet { .. }
         | Event::PasswordResetRequested { .. }
         | Event::LoginFailed { .. }
+        | Event::LoginAttemptsLimited { .. }
         | Event::Erased { .. } => {}
         Event::InvitationAccepted { name } => {
             become_(Status::Active, None);

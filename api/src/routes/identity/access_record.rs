@@ -50,7 +50,7 @@ struct ListAccessRecords {
     after: Option<i64>,
 }
 
-/// Who tried what: logins and what they came to, changes of people, roles and keys, refused commands (sampled). Reading this is recorded too.
+/// Who tried what: logins and what they came to, changes of people, roles and keys, refused commands. Reading this is recorded too.
 #[utoipa::path(
     get, path = "/v1/access-records", tag = "access_records", params(ListAccessRecords),
     responses((status = 200, body = ListBody<access_record::Row>), Refusals)
@@ -74,6 +74,8 @@ async fn list_access_records(
         actor: Some(query.caller.actor.name()),
         target: None,
         code: None,
+        count: None,
+        source: None,
     };
     app.access.note_always(query.caller.tenant, note).await?;
     Ok(query.page(&read, page))

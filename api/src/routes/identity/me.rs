@@ -135,7 +135,7 @@ async fn my_tenants(app: axum::extract::State<App>, caller: Caller) -> Result<ax
     let Some(email) = details.and_then(|user| user.proven_email().cloned()) else {
         return Ok(axum::Json(Memberships { data: vec![] }));
     };
-    let mut read = app.reads.begin(View::Platform, &[Users::NAME, Tenants::NAME], None).await?;
+    let mut read = app.reads.begin_for(stream.tenant, View::Platform, &[Users::NAME, Tenants::NAME], None).await?;
     Ok(axum::Json(Memberships { data: user::memberships(&mut read, &email).await? }))
 }
 
@@ -155,8 +155,8 @@ async fn end_my_sessions(app: axum::extract::State<App>, caller: Caller, body: B
 }
 
 /// Refuses somebody who does not know their password. A wrong one counts, as at a login.
-async fn prove(app: &App, user: StreamId, password: String) -> Result<(), Problem> {
-    if app.access.knows(user, Password::new(password)).await? {
+async fn prove(app: &App, caller: &Caller, user: StreamId, password: String) -> Result<(), Problem> {
+    if app.access.knows(user, caller.session, Password::new(password)).await? {
         return Ok(());
     }
     Err(Problem::new(code::WRONG_PASSWORD, "the present password is another one, or nobody can use it for a while"))
@@ -184,7 +184,7 @@ async fn change_my_email(
     body: Body<ChangeMyEmail>,
 ) -> Result<axum::http::StatusCode, Problem> {
     let stream = caller.in_person()?;
-    prove(&app, stream, body.command.current_password).await?;
+    prove(&app, &caller, stream, body.command.current_password).await?;
     app.access.change_email(stream, body.command.email, caller.actor).await?;
     Ok(axum::http::StatusCode::NO_CONTENT)
 }
@@ -213,7 +213,7 @@ async fn change_my_password(
 ) -> Result<axum::http::StatusCode, Problem> {
     let stream = caller.in_person()?;
     let ChangePassword { current_password, password } = body.command;
-    prove(&app, stream, current_password).await?;
+    prove(&app, &caller, stream, current_password).await?;
     app.access.change_password(stream, Password::new(password), caller.session, caller.actor).await?;
     Ok(axum::http::StatusCode::NO_CONTENT)
 }

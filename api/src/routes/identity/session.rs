@@ -5,7 +5,7 @@ use access::passwords::Password;
 use access::sessions::{Login, Tokens};
 use axum::extract::{FromRequest, State};
 use axum::http::header::{CACHE_CONTROL, USER_AGENT};
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::{HeaderMap, HeaderName, StatusCode};
 use axum::response::IntoResponse;
 use domain::StreamId;
 use domain::text::DisplayName;
@@ -17,6 +17,7 @@ use utoipa_axum::routes;
 use uuid::Uuid;
 
 use crate::app::App;
+use crate::client_address::ClientAddress;
 use crate::extract::{Body, Caller, WrittenBody};
 use crate::problem::{Problem, code};
 use crate::routes::Refusals;
@@ -71,6 +72,12 @@ fn agent(headers: &HeaderMap) -> Option<&str> {
     headers.get(USER_AGENT).and_then(|value| value.to_str().ok())
 }
 
+const TENURE_DEVICE: HeaderName = HeaderName::from_static("tenure-device");
+
+fn device(headers: &HeaderMap) -> Option<&str> {
+    headers.get(TENURE_DEVICE).and_then(|value| value.to_str().ok())
+}
+
 fn written(outcome: &commands::Outcome) -> axum::Json<WrittenBody> {
     axum::Json(WrittenBody::of(outcome))
 }
@@ -84,12 +91,18 @@ impl<T: Serialize> IntoResponse for Secret<T> {
     }
 }
 
-/// Begins a session. Ten wrong passwords in a row keep everybody out for 15 minutes.
-#[utoipa::path(post, path = "/v1/auth/login", tag = "auth", security(()), request_body = LogIn, responses((status = 200, body = Tokens), Refusals))]
-async fn login(State(app): State<App>, headers: HeaderMap, body: Body<LogIn>) -> Result<Secret<Tokens>, Problem> {
+/// Begin a session. After ten wrong passwords within 15 minutes from one network address, no more are accepted from there for that account until the 15 minutes have passed; a
+/// known device has its own count. The answer carries a `device_token`: send it in `Tenure-Device` with the next login on the same device.
+#[utoipa::path(
+    post, path = "/v1/auth/login", tag = "auth", security(()), request_body = LogIn,
+    params(("Tenure-Device" = Option<String>, Header, description = "The `device_token` of an earlier login on this device.")),
+    responses((status = 200, body = Tokens), Refusals)
+)]
+async fn login(State(app): State<App>, address: ClientAddress, headers: HeaderMap, body: Body<LogIn>) -> Result<Secret<Tokens>, Problem> {
     let LogIn { tenant, email, password, access_token_format } = body.command;
     let opaque = access_token_format == Format::Opaque;
-    let login = Login { tenant: &tenant, email: &email, opaque, user_agent: agent(&headers) };
+    let login =
+        Login { tenant: &tenant, email: &email, opaque, user_agent: agent(&headers), source: address.source(), device: device(&headers) };
     Ok(Secret(app.access.login(login, Password::new(password)).await?))
 }
 

@@ -529,7 +529,14 @@ impl Firm {
             }
         }
         let (tenant, email) = (self.id.to_string(), self.email.clone());
-        let login = Login { tenant: &tenant, email: &email, opaque: false, user_agent: Some("demo") };
+        let login = Login {
+            tenant: &tenant,
+            email: &email,
+            opaque: false,
+            user_agent: Some("demo"),
+            source: access::source::Source::of(std::net::Ipv4Addr::LOCALHOST.into()),
+            device: None,
+        };
         // A tenant that is closed lets nobody in.
         if let Err(error) = town.access.login(login, Password::new(town.password.clone())).await {
             tracing::debug!(%error, tenant = self.slug, "the owner is not let in");

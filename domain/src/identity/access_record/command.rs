@@ -17,6 +17,10 @@ pub struct NoteAccess {
     pub target: Option<String>,
     /// Why it was refused: the code of the problem.
     pub code: Option<String>,
+    /// How often, where one record stands for several attempts.
+    pub count: Option<u32>,
+    /// Which network address they came from, as a keyed hash that changes every day.
+    pub source: Option<String>,
 }
 
 crate::commands! { "access_record":

@@ -47,6 +47,12 @@ pub enum Event {
         /// Why it was refused: the code of the problem.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         code: Option<String>,
+        /// How often, where one record stands for several attempts.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        count: Option<u32>,
+        /// Which network address they came from, as a keyed hash that changes every day.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        source: Option<String>,
     },
 }
 

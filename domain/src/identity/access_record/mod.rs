@@ -1,6 +1,6 @@
 //! Who tried what, where no other aggregate tells: refused commands, logins of nobody, a refresh token used twice, and who has read these records.
 //!
-//! Each is a stream of its own, so that none waits for another. What anybody can cause without end is sampled before it comes here.
+//! Each is a stream of its own, so that none waits for another. What anybody can cause without end is summed up before it comes here.
 
 mod command;
 mod event;
@@ -38,8 +38,8 @@ impl crate::Aggregate for AccessRecord {
 
     fn decide(&self, Issued { command, .. }: Issued<Command>) -> Result<Vec<Event>, Infallible> {
         match command {
-            Command::Note(NoteAccess { action, outcome, actor, target, code }) => {
-                Ok(vec![Event::Noted { action, outcome, actor, target, code }])
+            Command::Note(NoteAccess { action, outcome, actor, target, code, count, source }) => {
+                Ok(vec![Event::Noted { action, outcome, actor, target, code, count, source }])
             }
         }
     }

@@ -10,9 +10,13 @@ use crate::billing::meter::Meter;
 use crate::text::{DisplayName, Email, JsonObject, PlanCode, Reason, SecretRef, TextError, line, slug};
 
 crate::text_types! {
-    /// A tenant's short name in URLs: `^[a-z0-9](-?[a-z0-9])*$`, 3 to 63 characters, not a reserved word, unique over all tenants.
+    /// A tenant's short name in URLs: `^[a-z0-9](-?[a-z0-9])*$`, 3 to 63 characters, not a reserved word, not of the shape of a UUID, unique over all tenants.
     Slug { max: 63, example: "acme", parse: |t| {
         let text = slug(t, 3, 63)?;
+        // A tenant is named by its slug or by its id, and nobody's slug may be taken for somebody else's id.
+        if Uuid::try_parse(&text).is_ok() {
+            return Err(TextError::Malformed("must not have the shape of a UUID"));
+        }
         if RESERVED.contains(&text.as_str()) { Err(TextError::Malformed("is a reserved word")) } else { Ok(text) }
     } }
     /// A domain name in ASCII (one in another script as punycode): labels of letters, digits and hyphens, two of them at least (RFC 1035 section 2.3.1).
@@ -312,6 +316,8 @@ crate::errors! {
         }: Conflict "tenant.cannot_while", "a tenant that is {status} cannot {command}";
         /// It was cancelled too long ago.
         ReactivationWindowPassed: Conflict "tenant.reactivation_window_passed", "a cancelled tenant can come back within 30 days only";
+        /// So many old slugs lead to the tenant that another one would keep too many from others.
+        TooManyAliases: Conflict "tenant.too_many_aliases", "a tenant keeps at most 3 old slugs; the oldest is free 30 days after it was changed";
         /// The slug is not an alias of this tenant, or its time has not come.
         AliasNotExpired: Conflict "tenant.alias_not_expired", "this slug is not an alias that has expired";
         /// There is no plan of this code that can be subscribed to.

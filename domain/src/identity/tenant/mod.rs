@@ -48,6 +48,9 @@ const OVERRIDE_TIMER: &str = "limit_override:";
 /// How long an old slug leads to its tenant.
 pub const SLUG_ALIAS: TimeDelta = TimeDelta::days(30);
 
+/// Old slugs that lead to a tenant at a time: each is kept from all others.
+pub const MAX_ALIASES: usize = 3;
+
 /// How long a cancelled tenant can come back.
 pub const REACTIVATION_WINDOW: TimeDelta = TimeDelta::days(30);
 

@@ -4,8 +4,8 @@ use chrono::{DateTime, Utc};
 use chrono_tz::Tz;
 
 use super::{
-    Command, Details, Error, Event, MAX_DOMAINS, MAX_LIMIT, OverrideLimit, ProvisionTenant, REACTIVATION_WINDOW, SLUG_ALIAS, Standing,
-    Status, TIME_ZONE, VerifyDomain, proof,
+    Command, Details, Error, Event, MAX_ALIASES, MAX_DOMAINS, MAX_LIMIT, OverrideLimit, ProvisionTenant, REACTIVATION_WINDOW, SLUG_ALIAS,
+    Standing, Status, TIME_ZONE, VerifyDomain, proof,
 };
 use crate::aggregate::{Ask as _, Context, Issued, changed};
 use crate::text::{JSON_OBJECT_MAX, JsonObject};
@@ -37,11 +37,18 @@ impl Details {
                 Ok(vec![Event::ProvisioningCompleted { trialing: c.trialing }])
             }
             Command::Rename(c) if open => Ok(changed(self.name != c.name.as_str(), || Event::Renamed { name: c.name.into() })),
-            Command::ChangeSlug(c) if open => Ok(changed(self.slug != c.slug.as_str(), || Event::SlugChanged {
-                from: self.slug.clone(),
-                to: c.slug.into(),
-                alias_until: ctx.now + SLUG_ALIAS,
-            })),
+            Command::ChangeSlug(c) if open => {
+                let kept = self.aliases.keys().filter(|alias| *alias != c.slug.as_str()).count();
+                let differs = self.slug != c.slug.as_str();
+                if differs && kept >= MAX_ALIASES {
+                    return Err(Error::TooManyAliases);
+                }
+                Ok(changed(differs, || Event::SlugChanged {
+                    from: self.slug.clone(),
+                    to: c.slug.into(),
+                    alias_until: ctx.now + SLUG_ALIAS,
+                }))
+            }
             // Time passes for a closed tenant too, so this one is legal in every status.
             Command::ExpireSlugAlias(c) => match self.aliases.get(&c.slug) {
                 Some(until) if *until <= ctx.now => Ok(vec![Event::SlugAliasExpired { slug: c.slug }]),

@@ -345,6 +345,24 @@ fn what_a_subscription_stopped_it_brings_back_and_what_the_platform_stopped_it_d
 }
 
 #[test]
+fn a_tenant_keeps_three_old_slugs_at_most_and_none_of_the_shape_of_an_id() {
+    let moved = |from: &str, to: &str| Event::SlugChanged { from: from.into(), to: to.into(), alias_until: day(30) };
+    let change = |to: &str| now(ChangeSlug { slug: slug(to) });
+    let three = [provisioned(), moved("acme", "two"), moved("two", "three"), moved("three", "four")];
+    let three: Vec<&Event> = three.iter().collect();
+    given(&three).when(change("five")).then_expect_error(Error::TooManyAliases);
+    // Going back to one's own old slug keeps as many as before, and an expired one makes room.
+    assert!(fold(&three.iter().map(|event| (*event).clone()).collect::<Vec<_>>()).decide(change("two")).is_ok());
+    given(&three).when(change("four")).then_expect_events(vec![]);
+    let expired = Event::SlugAliasExpired { slug: "acme".into() };
+    assert!(fold(&three.iter().map(|event| (*event).clone()).chain([expired]).collect::<Vec<_>>()).decide(change("five")).is_ok());
+    for shape in ["01900000-0000-7000-8000-000000000001", "01900000000070008000000000000001", "ffffffffffffffffffffffffffffffff"] {
+        assert!(Slug::parse(shape).is_err(), "{shape}");
+    }
+    assert!(Slug::parse("01900000-0000-7000-8000-00000000000").is_ok(), "too short for one");
+}
+
+#[test]
 fn a_tenant_is_deleted_only_without_a_live_subscription() {
     let needs = Tenant::requires(&Event::Deleted, StreamId::new(TenantId(Uuid::nil()), Uuid::nil()));
     assert_eq!(needs, [Precondition::ClaimFree { claim: subscription::LIVE, value: subscription::BASE.into() }]);

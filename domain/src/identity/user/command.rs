@@ -158,6 +158,13 @@ pub struct RecordLogin {
     pub credential: Option<Uuid>,
 }
 
+/// Records that a wrong password was tried on a user.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RecordLoginFailure {
+    /// Whether it was the last one that is looked at for a while, from where it came.
+    pub limited: bool,
+}
+
 /// Lets a user do nothing for the time being. All sessions end.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -177,8 +184,6 @@ crate::bare_commands! {
     RequestEmailVerification
     /// Sends a mail with a link to set another password by.
     RequestPasswordReset
-    /// Notes that somebody tried to log in as them with a wrong password.
-    RecordLoginFailure
     /// Lets nobody log in as a user for 15 minutes.
     LockUser
     /// Lets a locked user log in again.
@@ -256,6 +261,12 @@ crate::errors! {
         BadExpiry: Invalid "user.bad_expiry", "an invitation is good for 1 to 720 hours";
         /// The password was changed while somebody logged in with the old one.
         PasswordChanged: Conflict "user.password_changed", "the password was changed meanwhile";
+        /// A mail was sent to this address a moment ago.
+        MailPause {
+            /// Until when no other is sent, in seconds from now.
+            seconds: u32,
+        }: Throttled "user.mail_pause", "a mail was sent to this address just now; another one can be sent in {seconds} s";
     }
     code Self::NotWhile { command, status } => format!("user.cannot_{command}_while_{status}");
+    retry Self::MailPause { seconds } => *seconds;
 }

@@ -124,6 +124,11 @@ pub enum Event {
         /// How often in a row.
         failures: u32,
     },
+    /// So many wrong passwords were tried from somewhere that no more are looked at from there for a while. The user is told, once a day at most.
+    LoginAttemptsLimited {
+        /// Until when.
+        until: DateTime<Utc>,
+    },
     /// Nobody can log in as them for a while.
     Locked {
         /// Until when.
@@ -179,6 +184,7 @@ crate::event_kinds!(Event:
     PasswordResetRequested => "user.password_reset_requested" "1",
     LoggedIn => "user.logged_in" "1",
     LoginFailed => "user.login_failed" "1",
+    LoginAttemptsLimited => "user.login_attempts_limited" "1",
     Locked => "user.locked" "1",
     Unlocked => "user.unlocked" "1",
     Suspended => "user.suspended" "1",

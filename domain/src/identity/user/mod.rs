@@ -1,6 +1,6 @@
 //! The user: a person in a tenant.
 //!
-//! `invited → active ⇄ suspended`; `active → locked → active` by timer; `active | locked | suspended → deactivated → active`; any live one `→ deleted`; `Erase` destroys the
+//! `invited → active ⇄ suspended`; `active → locked → active` by command and timer; `active | locked | suspended → deactivated → active`; any live one `→ deleted`; `Erase` destroys the
 //! key of the person's data. Being locked keeps everybody out who logs in; sessions that have begun go on, and a tenant's work with them.
 
 mod command;
@@ -17,16 +17,22 @@ pub use command::*;
 pub use event::Event;
 
 use crate::actor::Role;
-use crate::aggregate::{EventKind, Issued, Lookup};
+use crate::aggregate::{EventKind, Issued, Lookup, MailCause};
 use crate::billing::meter::Meter;
 use crate::effect::{Claim, CounterName, Effect, Refusal, Scope};
 use crate::ids::RoleId;
 use crate::personal::Personal;
 
-/// How often in a row a wrong password may be given before nobody can log in for a while.
+/// Wrong passwords that are looked at from one origin (a network address, a known device, a session) within [`LOCK`].
 pub const MAX_FAILURES: u32 = 10;
-/// For how long.
+/// How long a lock lasts, and how long wrong passwords count.
 pub const LOCK: TimeDelta = TimeDelta::minutes(15);
+/// The pause after a user was told that wrong passwords are tried: the mails are caused by strangers.
+pub const NOTICE_PAUSE: TimeDelta = TimeDelta::hours(24);
+/// The pause after the first mail with an invitation; it doubles with each further one, up to [`LONGEST_RESEND_PAUSE`].
+pub const RESEND_PAUSE: TimeDelta = TimeDelta::seconds(60);
+/// The longest pause between two mails with an invitation.
+pub const LONGEST_RESEND_PAUSE: TimeDelta = TimeDelta::hours(24);
 /// How long the link of a password reset is good.
 pub const RESET_WINDOW: TimeDelta = TimeDelta::hours(1);
 /// How long the link that shows an address to be somebody's is good.
@@ -150,6 +156,12 @@ pub struct Details {
     /// Whether they chose it themselves.
     chosen: bool,
     failures: u32,
+    /// When they were last told that wrong passwords are tried.
+    #[serde(default)]
+    noticed_at: Option<DateTime<Utc>>,
+    /// Mails with their invitation after the first one.
+    #[serde(default)]
+    resent: u32,
     /// Sessions begun in an earlier one have ended, but for `keeps`.
     pub epoch: i64,
     /// The session that goes on.
@@ -210,6 +222,8 @@ impl User {
                 credential: None,
                 chosen: false,
                 failures: 0,
+                noticed_at: None,
+                resent: 0,
                 epoch: 0,
                 keeps: None,
                 erased: false,
@@ -232,7 +246,10 @@ impl Details {
     fn evolve(&mut self, event: Event) {
         match event {
             Event::Registered { .. } | Event::Invited { .. } | Event::LoggedIn { by_password: false, .. } => {}
-            Event::InvitationResent { token, expires_at } => self.invitation = Some(Link { token, expires_at }),
+            Event::InvitationResent { token, expires_at } => {
+                self.invitation = Some(Link { token, expires_at });
+                self.resent = self.resent.saturating_add(1);
+            }
             Event::InvitationAccepted { name } => {
                 self.status = Status::Active;
                 self.name = Some(name);
@@ -276,6 +293,7 @@ impl Details {
             }
             Event::LoggedIn { by_password: true, .. } => self.failures = 0,
             Event::LoginFailed { failures } => self.failures = failures,
+            Event::LoginAttemptsLimited { until } => self.noticed_at = Some(until - LOCK),
             Event::Locked { until: _ } => self.status = Status::Locked,
             Event::Suspended { reason: _ } => {
                 self.status = Status::Suspended;
@@ -342,6 +360,7 @@ fn timers(event: &Event) -> Vec<Effect> {
         | Event::PasswordResetRequested { .. }
         | Event::LoggedIn { .. }
         | Event::LoginFailed { .. }
+        | Event::LoginAttemptsLimited { .. }
         | Event::Reactivated { .. } => vec![],
     }
 }
@@ -400,6 +419,34 @@ impl crate::Aggregate for User {
         match self {
             Self::Absent => rules::begin(issued.command, &issued.ctx),
             Self::Known(user) => user.decide(issued),
+        }
+    }
+
+    /// A welcome belongs to the making of a tenant, which is the platform's.
+    fn mails(event: &Event) -> Option<MailCause> {
+        match event {
+            Event::Invited { .. } | Event::InvitationResent { .. } | Event::EmailVerificationRequested { .. } => Some(MailCause::Members),
+            Event::PasswordResetRequested { welcome: false, .. } | Event::LoginAttemptsLimited { .. } => Some(MailCause::Anybody),
+            Event::PasswordResetRequested { welcome: true, .. }
+            | Event::Registered { .. }
+            | Event::InvitationAccepted { .. }
+            | Event::InvitationDeclined
+            | Event::InvitationRevoked
+            | Event::InvitationExpired
+            | Event::EmailVerified
+            | Event::EmailChanged { .. }
+            | Event::ProfileUpdated { .. }
+            | Event::RoleChanged { .. }
+            | Event::PasswordSet { .. }
+            | Event::LoggedIn { .. }
+            | Event::LoginFailed { .. }
+            | Event::Locked { .. }
+            | Event::Unlocked
+            | Event::Suspended { .. }
+            | Event::Reactivated { .. }
+            | Event::Deactivated
+            | Event::Deleted { .. }
+            | Event::Erased { .. } => None,
         }
     }
 

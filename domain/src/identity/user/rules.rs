@@ -3,7 +3,10 @@
 use chrono::{DateTime, TimeDelta, Utc};
 use uuid::Uuid;
 
-use super::{Command, Details, Error, Event, LOCK, Link, MAIL_PAUSE, MAX_FAILURES, RESET_WINDOW, Status, VERIFICATION_WINDOW};
+use super::{
+    Command, Details, Error, Event, LOCK, LONGEST_RESEND_PAUSE, Link, MAIL_PAUSE, NOTICE_PAUSE, RESEND_PAUSE, RESET_WINDOW, Status,
+    VERIFICATION_WINDOW,
+};
 use crate::actor::{Actor, Role};
 use crate::aggregate::{Ask as _, Context, Found, Issued, changed};
 use crate::ids::{SubjectId, TenantId, UserId};
@@ -55,6 +58,7 @@ impl Details {
             },
             Command::ResendInvitation(_) if self.status == Status::Invited => {
                 self.managed_by(&ctx)?;
+                self.resend_pause(ctx.now)?;
                 Ok(vec![Event::InvitationResent { token: ctx.fresh_id, expires_at: at(TimeDelta::hours(self.hours.into())) }])
             }
             Command::RequestEmailVerification(_) => {
@@ -122,10 +126,11 @@ impl Details {
                 Ok(vec![Event::LoggedIn { session: c.session, by_password: c.credential.is_some() }])
             }
             Command::ResendInvitation(_) | Command::RevokeInvitation(_) | Command::RecordLogin(_) => Err(not_now),
-            Command::RecordLoginFailure(_) if self.status == Status::Active => {
-                let failures = self.failures + 1;
-                let locked = (failures >= MAX_FAILURES).then(|| Event::Locked { until: at(LOCK) });
-                Ok([Event::LoginFailed { failures }].into_iter().chain(locked).collect())
+            Command::RecordLoginFailure(c) if self.status == Status::Active => {
+                let failed = Event::LoginFailed { failures: self.failures.saturating_add(1) };
+                let told = self.noticed_at.is_some_and(|noticed| ctx.now < noticed + NOTICE_PAUSE);
+                let limited = (c.limited && !told).then(|| Event::LoginAttemptsLimited { until: at(LOCK) });
+                Ok([failed].into_iter().chain(limited).collect())
             }
             Command::RecordLoginFailure(_) => Ok(vec![]),
             Command::Lock(_) => {
@@ -153,6 +158,15 @@ impl Details {
                 Ok(changed(self.status != Status::Deactivated, || Event::Deactivated))
             }
         }
+    }
+
+    /// Refuses another mail with the invitation so soon after the one before: 60 s, and twice as long after each further one.
+    fn resend_pause(&self, now: DateTime<Utc>) -> Result<(), Error> {
+        let Some(invitation) = self.invitation else { return Ok(()) };
+        let pause = LONGEST_RESEND_PAUSE.min(RESEND_PAUSE * 2_i32.pow(self.resent.min(16)));
+        let until = invitation.expires_at - TimeDelta::hours(self.hours.into()) + pause;
+        let seconds = (until - now).num_milliseconds().max(0).unsigned_abs().div_ceil(1000);
+        if seconds == 0 { Ok(()) } else { Err(Error::MailPause { seconds: u32::try_from(seconds).unwrap_or(u32::MAX) }) }
     }
 
     #[expect(clippy::unused_self, reason = "reads as a sentence beside the others")]

@@ -161,7 +161,6 @@ fn an_invitation_is_accepted_once_in_time_with_the_newest_link_only() {
     given(vec![invited()]).when(at(hour(169), accept(TOKEN))).then_expect_error(Error::LinkNotGood);
     given(vec![invited(), accepted(), password()]).when(accept(TOKEN)).then_expect_error(Error::LinkNotGood);
     let resent = || Event::InvitationResent { token: FRESH, expires_at: hour(169) };
-    given(vec![invited()]).when(admin(ResendInvitation {})).then_expect_events(vec![resent()]);
     given(vec![invited(), resent()]).when(accept(TOKEN)).then_expect_error(Error::LinkNotGood);
     for end in [Event::InvitationRevoked, Event::InvitationDeclined, Event::InvitationExpired] {
         given(vec![invited(), end]).when(accept(TOKEN)).then_expect_error(Error::LinkNotGood);
@@ -177,28 +176,59 @@ fn an_invitation_is_accepted_once_in_time_with_the_newest_link_only() {
 }
 
 #[test]
-fn ten_wrong_passwords_in_a_row_lock_for_a_quarter_of_an_hour_and_a_right_one_in_between_begins_again() {
+fn the_pause_between_two_mails_with_an_invitation_doubles_from_a_minute_to_a_day() {
+    let sent = hour(1);
+    let mut events = vec![Event::Invited {
+        email: ada("ada@example.com"),
+        name: None,
+        role: Role::User,
+        token: TOKEN,
+        expires_at: sent + TimeDelta::hours(168),
+        hours: 168,
+        invited_by: None,
+    }];
+    let (mut now, mut pause) = (sent, 60);
+    for n in 0..14 {
+        let again = at(now, admin(ResendInvitation {}));
+        given(events.clone()).when(again).then_expect_error(Error::MailPause { seconds: pause });
+        let soon = at(now + TimeDelta::milliseconds(i64::from(pause) * 1000 - 1), admin(ResendInvitation {}));
+        given(events.clone()).when(soon).then_expect_error(Error::MailPause { seconds: 1 });
+        now += TimeDelta::seconds(pause.into());
+        let resent = fold(&events).decide(at(now, admin(ResendInvitation {}))).unwrap();
+        assert_eq!(resent, [Event::InvitationResent { token: FRESH, expires_at: now + TimeDelta::hours(168) }], "{n}");
+        events.extend(resent);
+        pause = (2 * pause).min(24 * 3600);
+    }
+    assert_eq!(pause, 24 * 3600);
+    assert_eq!(crate::DomainError::retry_after(&Error::MailPause { seconds: 7 }), Some(7));
+}
+
+#[test]
+fn wrong_passwords_lock_nobody_and_their_owner_is_told_once_a_day() {
     let mut events = vec![registered(Role::User), password()];
-    let fail = |events: &Vec<Event>| fold(events).decide(tenure(RecordLoginFailure {})).unwrap();
-    for n in 1..10 {
-        let failed = fail(&events);
+    let fail = |events: &Vec<Event>, now, limited| fold(events).decide(at(now, tenure(RecordLoginFailure { limited }))).unwrap();
+    for n in 1..100 {
+        let failed = fail(&events, hour(1), false);
         assert_eq!(failed, [Event::LoginFailed { failures: n }]);
         events.extend(failed);
     }
-    let mut reset = events.clone();
-    reset.extend(fold(&events).decide(tenure(RecordLogin { session: SESSION, credential: Some(HASH) })).unwrap());
-    assert_eq!(fail(&reset), [Event::LoginFailed { failures: 1 }]);
-    let until = hour(1) + LOCK;
-    assert_eq!(fail(&events), [Event::LoginFailed { failures: 10 }, Event::Locked { until }]);
-    events.extend(fail(&events));
-    assert_eq!(fail(&events), [], "who guesses on is not counted");
+    let limited = fail(&events, hour(1), true);
+    assert_eq!(limited, [Event::LoginFailed { failures: 100 }, Event::LoginAttemptsLimited { until: hour(1) + LOCK }]);
+    events.extend(limited);
+    assert_eq!(fold(&events).details().unwrap().status, Status::Active);
+    assert_eq!(fail(&events, hour(24), true).len(), 1, "they have been told");
+    assert_eq!(fail(&events, hour(25), true).len(), 2);
     let login = tenure(RecordLogin { session: SESSION, credential: Some(HASH) });
-    assert!(fold(&events).decide(login).is_err(), "nor let in");
-    let locked = fold(&events[..events.len() - 1]).effects(&Event::Locked { until });
+    events.extend(fold(&events).decide(login.clone()).unwrap());
+    assert_eq!(fail(&events, hour(2), false), [Event::LoginFailed { failures: 1 }], "the right one begins again");
+    // A lock by somebody who manages users keeps everybody out who logs in.
+    let until = hour(1) + LOCK;
+    let locked = fold(&events).effects(&Event::Locked { until });
     assert!(locked.contains(&Effect::SetTimer { name: "lock".into(), due: until }));
+    events.push(Event::Locked { until });
+    assert!(fold(&events).decide(login).is_err());
+    assert_eq!(fail(&events, hour(1), true), []);
     assert_eq!(User::timer("lock"), Some(UnlockUser {}.into()));
-    events.extend(fold(&events).decide(tenure(UnlockUser {})).unwrap());
-    assert_eq!(fail(&events), [Event::LoginFailed { failures: 1 }]);
 }
 
 #[test]
@@ -309,7 +339,7 @@ fn any_event() -> impl Strategy<Value = Command> {
         Just(DeleteUser {}.into()),
         Just(EraseUser {}.into()),
         Just(ChangeEmail { email: email("b@example.com"), proven: true }.into()),
-        Just(RecordLoginFailure {}.into()),
+        Just(RecordLoginFailure { limited: true }.into()),
     ]
 }
 
