@@ -11,6 +11,7 @@ use domain::text::{DisplayName, Email};
 use domain::{Actor, StreamId, TenantId};
 use uuid::Uuid;
 
+use crate::admission::Entry;
 use crate::links::{self, Purpose};
 use crate::passwords::{Party, Password, weakness};
 use crate::{Access, AccessError};
@@ -76,21 +77,20 @@ impl Access {
 
     /// Makes whoever has the link a user.
     pub async fn accept_invitation(&self, token: &str, name: Option<DisplayName>, password: Password) -> Result<Outcome, AccessError> {
-        let (user, token) = links::read(self.store(), Purpose::Invitation, token).ok_or_else(link_not_good)?;
-        self.ensure_good(user, token, |user| user.invitation).await?;
+        let (user, token) = self.link(Purpose::Invitation, token).await?;
         let credential = self.credential(user, password, name.as_ref().map(DisplayName::as_str)).await?;
         self.system_request(user, AcceptInvitation { token, name, credential }).await
     }
 
     /// Declines for whoever has the link.
     pub async fn decline_invitation(&self, token: &str) -> Result<Outcome, AccessError> {
-        let (user, token) = links::read(self.store(), Purpose::Invitation, token).ok_or_else(link_not_good)?;
+        let (user, token) = self.link(Purpose::Invitation, token).await?;
         self.system_request(user, DeclineInvitation { token }).await
     }
 
     /// Shows that an address is somebody's who has the link.
     pub async fn verify_email(&self, token: &str) -> Result<Outcome, AccessError> {
-        let (user, token) = links::read(self.store(), Purpose::Verification, token).ok_or_else(link_not_good)?;
+        let (user, token) = self.link(Purpose::Verification, token).await?;
         self.system_request(user, VerifyEmail { token }).await
     }
 
@@ -112,7 +112,12 @@ impl Access {
         let access = self.clone();
         tokio::spawn(async move {
             let _held = permit;
-            if let Err(error) = access.system_request(user, RequestPasswordReset {}).await {
+            let sent = match access.admit(user, Entry::ResetRequest).await {
+                Ok(Some(_)) => access.system_request(user, RequestPasswordReset {}).await.map(drop),
+                Ok(None) => Ok(()),
+                Err(error) => Err(error),
+            };
+            if let Err(error) = sent {
                 tracing::debug!(%error, "no link was sent to set another password");
             }
         });
@@ -121,8 +126,7 @@ impl Access {
 
     /// Sets another password for whoever has the link, and ends all sessions.
     pub async fn reset_password(&self, token: &str, password: Password) -> Result<Outcome, AccessError> {
-        let (user, token) = links::read(self.store(), Purpose::Reset, token).ok_or_else(link_not_good)?;
-        self.ensure_good(user, token, |user| user.reset).await?;
+        let (user, token) = self.link(Purpose::Reset, token).await?;
         let credential = self.credential(user, password, None).await?;
         let outcome = self.system_request(user, ResetPassword { token, credential }).await?;
         if let Some(email) = self.details(user).await?.as_ref().and_then(|user| user.email.known()) {
@@ -131,14 +135,12 @@ impl Access {
         Ok(outcome)
     }
 
-    /// Refuses a link that is used up before a password is hashed for it.
-    async fn ensure_good(
-        &self,
-        user: StreamId,
-        token: Uuid,
-        link: impl FnOnce(&Details) -> Option<domain::identity::user::Link>,
-    ) -> Result<(), AccessError> {
-        let details = self.details(user).await?;
-        if details.as_ref().and_then(link).is_some_and(|link| link.token == token) { Ok(()) } else { Err(link_not_good()) }
+    /// Whose link it is and what it was made of; refused unless it is good now, before a password is hashed for it.
+    async fn link(&self, purpose: Purpose, text: &str) -> Result<(StreamId, Uuid), AccessError> {
+        let (user, token) = links::read(self.store(), purpose, text).ok_or_else(link_not_good)?;
+        match self.admit(user, Entry::Link { purpose, token }).await? {
+            Some(_) => Ok((user, token)),
+            None => Err(link_not_good()),
+        }
     }
 }

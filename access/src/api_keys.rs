@@ -15,6 +15,7 @@ use sha2::{Digest as _, Sha256};
 use std::sync::Arc;
 use uuid::Uuid;
 
+use crate::admission::{Admitted, Entry};
 use crate::authenticate::{Authenticated, KeyStanding};
 use crate::{Access, AccessError, FRESH, same, secret};
 
@@ -104,13 +105,14 @@ impl Access {
         let loaded = self.store().current::<ApiKey>(key).await?;
         let now = self.store().clock().now();
         let Some(details) = loaded.state.details().filter(|details| details.opens(secret, now)) else { return Ok(None) };
-        if !self.is_there(key.tenant).await? {
+        if !self.admits_tenant(key.tenant).await? {
             return Ok(None);
         }
         let actor = match (details.kind, details.owner) {
             (Kind::Service, _) => Actor::Service { key: key.id, tenant: key.tenant, grants: details.scopes.clone() },
             (Kind::Personal, Some(owner)) => {
-                let Some(person) = self.acting(key.tenant, owner).await? else { return Ok(None) };
+                let owned = self.admit(StreamId::new(key.tenant, owner.0), Entry::OnBehalf).await?;
+                let Some(Admitted { person, .. }) = owned else { return Ok(None) };
                 let grants = Grants::Only(within(&details.scopes, |scope| person.may(scope)));
                 Actor::User { id: owner.to_string(), tenant: key.tenant, role: person.role, key: Some(key.id), grants }
             }

@@ -5,13 +5,12 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use chrono::{DateTime, Utc};
-use commands::lookup;
 use domain::actor::Grants;
-use domain::aggregate::Person;
-use domain::{Actor, Role, StreamId, TenantId, UserId};
+use domain::{Actor, Role, StreamId, TenantId};
 use serde::Serialize;
 use uuid::Uuid;
 
+use crate::admission::{Admitted, Entry};
 use crate::sessions::OPAQUE;
 use crate::token::{Claims, TokenError};
 use crate::{Access, AccessError, FRESH};
@@ -102,15 +101,28 @@ impl Access {
             }
             Some(Ok(_)) => Err(AccessError::Invalid),
             Some(Err(error)) => Err(error.into()),
-            None => self.operator(bearer),
+            None => self.operator(bearer).await,
         }
     }
 
-    /// An operator's token says itself who acts: whoever has the key to sign it may say so.
-    fn operator(&self, bearer: &str) -> Result<Authenticated, AccessError> {
+    /// An operator's token says itself who acts: whoever has the key to sign it may say so, as long as whom it names could act too.
+    async fn operator(&self, bearer: &str) -> Result<Authenticated, AccessError> {
         let key = self.inner.operator.as_ref().ok_or(AccessError::Invalid)?;
         let claims = key.verify(bearer, self.store().clock().now())?;
         if claims.sid.is_some() {
+            return Err(AccessError::Invalid);
+        }
+        let name = (claims.tenant, claims.sub.clone());
+        let admitted = match self.inner.named.get(&name) {
+            Some((admitted, since)) if since.elapsed() < FRESH => admitted,
+            Some(_) | None => {
+                let since = Instant::now();
+                let admitted = self.may_be_named(claims.tenant, &claims.sub).await?;
+                self.inner.named.insert(name, (admitted, since));
+                admitted
+            }
+        };
+        if !admitted {
             return Err(AccessError::Invalid);
         }
         let expires_at = DateTime::from_timestamp(claims.exp, 0);
@@ -153,23 +165,19 @@ impl Access {
         {
             return Ok(None);
         }
-        let (found, _) = lookup::user(self.store(), TenantId(tenant), UserId(user)).await?;
-        let Some((details, person)) = found else { return Ok(None) };
-        if !details.continues(session, epoch) || !self.is_there(TenantId(tenant)).await? {
-            return Ok(None);
+        let user = StreamId::new(TenantId(tenant), user);
+        let admitted = self.admit(user, Entry::Session { session, epoch }).await?;
+        Ok(admitted.map(|Admitted { person, .. }| Standing { user, role: person.role, grants: person.grants, expires_at }))
+    }
+
+    /// Whether an operator may act as whom a token names: somebody who is no user at all, or one who can act, in a tenant that is there.
+    async fn may_be_named(&self, tenant: TenantId, name: &str) -> Result<bool, AccessError> {
+        let Ok(id) = name.parse() else { return self.admits_tenant(tenant).await };
+        let user = StreamId::new(tenant, id);
+        if self.details(user).await?.is_none() {
+            return self.admits_tenant(tenant).await;
         }
-        Ok(Some(Standing { user: StreamId::new(TenantId(tenant), user), role: person.role, grants: person.grants, expires_at }))
-    }
-
-    /// Whether there is still such a tenant.
-    pub(crate) async fn is_there(&self, tenant: TenantId) -> Result<bool, AccessError> {
-        Ok(self.store().gate(tenant).await?.is_some_and(|gate| gate != "deleted"))
-    }
-
-    /// A user who can act, with what they may.
-    pub(crate) async fn acting(&self, tenant: TenantId, user: UserId) -> Result<Option<Person>, AccessError> {
-        let (found, _) = lookup::user(self.store(), tenant, user).await?;
-        Ok(found.map(|(_, person)| person).filter(|person| person.active))
+        Ok(self.admit(user, Entry::OnBehalf).await?.is_some())
     }
 
     /// What a token is, for a caller who may ask about those of `tenant`; of any other it is not active.

@@ -41,7 +41,10 @@ impl Access {
 
     /// The device that is expected with a code, if one is.
     pub async fn expected(&self, claim_digest: &str) -> Result<Option<StreamId>, AccessError> {
-        Ok(self.store().holder(&CLAIM_CODE, TenantId::SYSTEM, claim_digest).await?)
+        match self.store().holder(&CLAIM_CODE, TenantId::SYSTEM, claim_digest).await? {
+            Some(device) if self.admits_tenant(device.tenant).await? => Ok(Some(device)),
+            Some(_) | None => Ok(None),
+        }
     }
 
     /// Which device acts; none does that was not accepted, or does not work.
@@ -64,7 +67,7 @@ impl Access {
         let loaded = self.store().current::<Device>(device).await?;
         let now = self.store().clock().now();
         let Some(details) = loaded.state.details().filter(|details| details.secrets(now).contains(&credential)) else { return Ok(None) };
-        if !self.is_there(device.tenant).await? {
+        if !self.admits_tenant(device.tenant).await? {
             return Ok(None);
         }
         if details.status != Status::Active {

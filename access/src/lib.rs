@@ -11,10 +11,12 @@
 //! * [`api_keys`]: the keys of programs;
 //! * [`devices`]: the credentials of devices, and when those were last heard of;
 //! * [`links`]: the tokens in mails; [`accounts`]: what they are good for;
+//! * `admission`: whether credentials are still given and accepted, which every way in asks;
 //! * [`authenticate`]: who acts;
 //! * [`records`]: noting what was tried.
 
 pub mod accounts;
+mod admission;
 pub mod api_keys;
 mod attempts;
 pub mod authenticate;
@@ -119,6 +121,8 @@ struct Inner {
     sessions: Cache<Uuid, (Option<Arc<Standing>>, Instant)>,
     api_keys: Cache<[u8; 32], (Option<Arc<KeyStanding>>, Instant)>,
     devices: Cache<[u8; 32], (Option<Actor>, Instant)>,
+    /// Whether operators may act as somebody, by whom they name.
+    named: Cache<(TenantId, String), (bool, Instant)>,
     used: Cache<StreamId, chrono::DateTime<chrono::Utc>>,
     records: Records,
     /// Until when no more attempts on an account from an origin are looked at.
@@ -140,6 +144,7 @@ impl Access {
             sessions: Cache::new(REMEMBERED),
             api_keys: Cache::new(REMEMBERED),
             devices: Cache::new(REMEMBERED),
+            named: Cache::new(REMEMBERED),
             used: Cache::new(REMEMBERED),
             records: Records::default(),
             shut: Cache::new(REMEMBERED),

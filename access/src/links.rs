@@ -3,28 +3,17 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD as BASE64;
+pub use domain::identity::user::Purpose;
 use domain::{StreamId, TenantId};
 use store::Store;
 use uuid::Uuid;
 
-/// What a link is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Purpose {
-    /// To answer an invitation.
-    Invitation,
-    /// To show that an address is one's own.
-    Verification,
-    /// To set another password.
-    Reset,
-}
-
-impl Purpose {
-    fn domain(self) -> &'static str {
-        match self {
-            Self::Invitation => "invitation link",
-            Self::Verification => "verification link",
-            Self::Reset => "reset link",
-        }
+/// What codes of links for a purpose are made over.
+fn domain_of(purpose: Purpose) -> &'static str {
+    match purpose {
+        Purpose::Invitation => "invitation link",
+        Purpose::Verification => "verification link",
+        Purpose::Reset => "reset link",
     }
 }
 
@@ -34,7 +23,7 @@ const CODE: usize = 16;
 /// The token of a link that the user's event named.
 pub fn write(store: &Store, purpose: Purpose, user: StreamId, token: Uuid) -> String {
     let mut bytes = [user.tenant.0, user.id, token].map(Uuid::into_bytes).concat();
-    let code = store.mac(purpose.domain(), &[&bytes]);
+    let code = store.mac(domain_of(purpose), &[&bytes]);
     bytes.extend(&code[..CODE]);
     BASE64.encode(bytes)
 }
@@ -43,7 +32,7 @@ pub fn write(store: &Store, purpose: Purpose, user: StreamId, token: Uuid) -> St
 pub fn read(store: &Store, purpose: Purpose, text: &str) -> Option<(StreamId, Uuid)> {
     let bytes = BASE64.decode(text.trim()).ok()?;
     let (said, code) = bytes.split_at_checked(48)?;
-    let expected = store.mac(purpose.domain(), &[said]);
+    let expected = store.mac(domain_of(purpose), &[said]);
     if !crate::same(&expected[..CODE], code) {
         return None;
     }

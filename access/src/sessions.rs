@@ -17,6 +17,7 @@ use domain::{Actor, StreamId, TenantId, UserId};
 use serde::Serialize;
 use uuid::Uuid;
 
+use crate::admission::Entry;
 use crate::attempts::{Account, Attempt, Origin};
 use crate::passwords::{Checked, Party, Password};
 use crate::source::Source;
@@ -137,7 +138,7 @@ impl Access {
         let mut tenant = self.tenant(login.tenant).await?;
         // A tenant that does not exist has no records either.
         if let Some(named) = tenant
-            && !self.is_there(named).await?
+            && !self.admits_tenant(named).await?
         {
             tenant = None;
         }
@@ -266,8 +267,8 @@ impl Access {
             self.failed(stream, attempt.is_last).await;
         }
         // As it is now: others may have guessed meanwhile.
-        let now = self.details(stream).await?;
-        Ok(right && now.is_some_and(|now| now.status == Status::Active && now.credential == user.credential))
+        let now = self.admit(stream, Entry::PresentPassword).await?;
+        Ok(right && now.is_some_and(|now| now.details.credential == user.credential))
     }
 
     /// Begins a session. Its row comes first: a login that is not recorded opens nothing.
@@ -366,10 +367,9 @@ impl Access {
             None => self.asked_again(session, generation, now).await?,
         };
         let stream = row.stream();
-        let loaded = store.current::<User>(stream).await?;
-        match loaded.state.details() {
-            Some(user) if user.continues(session, row.epoch) && self.goes_on(row.parent).await? => {
-                self.issue(session, stream, user, row.generation, row.opaque, row.expires_at).await
+        match self.admit(stream, Entry::Session { session, epoch: row.epoch }).await? {
+            Some(user) if self.goes_on(row.parent).await? => {
+                self.issue(session, stream, &user.details, row.generation, row.opaque, row.expires_at).await
             }
             Some(_) | None => Err(AccessError::Invalid),
         }
@@ -516,8 +516,11 @@ impl Access {
         opaque: bool,
         user_agent: Option<&str>,
     ) -> Result<Tokens, AccessError> {
-        let here = self.store().current::<User>(from).await?;
-        let email = here.state.details().and_then(|user| user.proven_email().cloned());
+        if self.standing(session).await?.is_none() {
+            return Err(AccessError::Invalid);
+        }
+        let here = self.details(from).await?;
+        let email = here.and_then(|user| user.proven_email().cloned());
         let (Some(email), Some(tenant)) = (email, self.tenant(to).await?) else { return Err(AccessError::InvalidCredentials) };
         let Some(there) = self.store().holder(&EMAIL, tenant, &fold_email(&email)).await? else {
             return Err(AccessError::InvalidCredentials);
@@ -531,12 +534,9 @@ impl Access {
         if there.tenant == from.tenant || parent.is_none() {
             return Err(AccessError::InvalidCredentials);
         }
-        let loaded = self.store().current::<User>(there).await?;
-        match loaded.state.details() {
-            Some(user) if user.email_verified && user.status == Status::Active => {
-                self.begin(there, user, Begun { credential: None, opaque, user_agent, parent }).await
-            }
-            Some(_) | None => Err(AccessError::InvalidCredentials),
+        match self.admit(there, Entry::OtherTenant).await? {
+            Some(user) => self.begin(there, &user.details, Begun { credential: None, opaque, user_agent, parent }).await,
+            None => Err(AccessError::InvalidCredentials),
         }
     }
 }

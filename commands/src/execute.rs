@@ -285,6 +285,8 @@ impl Executor {
         }
         if count > 0 && A::gated(&request.command) {
             preconditions.push(Precondition::GateOpen);
+        } else if count > 0 && A::needs_tenant(&request.command) {
+            preconditions.push(Precondition::TenantLives);
         }
         let append = Append {
             tenant: request.stream.tenant,

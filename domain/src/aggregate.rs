@@ -211,6 +211,11 @@ pub trait Aggregate:
         true
     }
 
+    /// Whether a changing command that is not gated is refused once the tenant is deleted.
+    fn needs_tenant(_command: &Self::Ask) -> bool {
+        false
+    }
+
     /// Whether nothing more can happen to it: then nobody remembers it.
     fn is_final(&self) -> bool {
         false

@@ -214,6 +214,8 @@ pub enum Precondition {
     },
     /// The tenant exists and its gate is open.
     GateOpen,
+    /// The tenant exists and was not deleted, whether or not its gate is open.
+    TenantLives,
     /// This timer is still set for this time.
     TimerSet {
         /// Its aggregate type.

@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "tests may")]
 
 mod access_record;
+mod admission;
 mod api_key;
 mod authorization;
 mod bad_input;

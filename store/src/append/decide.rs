@@ -223,6 +223,7 @@ pub(crate) fn streams_of(request: &Prepared) -> impl Iterator<Item = (&'static s
         | domain::Precondition::ClaimHeld { .. }
         | domain::Precondition::CounterWithin { .. }
         | domain::Precondition::GateOpen
+        | domain::Precondition::TenantLives
         | domain::Precondition::TimerSet { .. } => None,
     });
     request.streams.iter().map(|s| (s.aggregate, s.stream)).chain(named)

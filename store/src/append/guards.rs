@@ -196,7 +196,11 @@ impl Guards {
                     Err(Refusal::CounterOutOfBounds { counter: counter.to_string(), value, floor: *at_least, ceiling: *at_most })
                 }
             }
-            Precondition::GateOpen if tenant == TenantId::SYSTEM => Ok(()),
+            Precondition::GateOpen | Precondition::TenantLives if tenant == TenantId::SYSTEM => Ok(()),
+            Precondition::TenantLives => match self.tenants.get(&tenant).and_then(|t| t.gate.as_deref()) {
+                None | Some(DELETED) => Err(Refusal::NoSuchTenant { tenant }),
+                Some(_) => Ok(()),
+            },
             Precondition::GateOpen => match self.tenants.get(&tenant).and_then(|t| t.gate.as_deref()) {
                 None => Err(Refusal::NoSuchTenant { tenant }),
                 Some("open") => Ok(()),

@@ -63,7 +63,7 @@ impl Memory {
             }
         };
         let preconditions = request.preconditions.iter().all(|precondition| match precondition {
-            Precondition::GateOpen => true,
+            Precondition::GateOpen | Precondition::TenantLives => true,
             Precondition::CounterWithin { counter, .. } => supply_row(&self.counters, &mut guards.counters, (request.tenant, *counter)),
             Precondition::StreamAt { aggregate, stream, version } => {
                 assume((aggregate, *stream), *version, guards);

@@ -93,7 +93,10 @@ impl Wanted {
                         let aggregate = wanted.name(aggregate);
                         wanted.timers.insert((aggregate, *stream, name.clone()));
                     }
-                    Precondition::StreamAt { .. } | Precondition::StreamExists { .. } | Precondition::GateOpen => {}
+                    Precondition::StreamAt { .. }
+                    | Precondition::StreamExists { .. }
+                    | Precondition::GateOpen
+                    | Precondition::TenantLives => {}
                 }
             }
             for part in &request.streams {

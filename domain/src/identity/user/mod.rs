@@ -124,6 +124,17 @@ pub struct Link {
     pub expires_at: DateTime<Utc>,
 }
 
+/// What a link in a mail is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// To answer an invitation.
+    Invitation,
+    /// To show that an address is one's own.
+    Verification,
+    /// To set another password.
+    Reset,
+}
+
 /// What is known of a user.
 #[expect(clippy::struct_excessive_bools, reason = "each says one thing of a person")]
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -258,7 +269,7 @@ impl Details {
             }
             Event::InvitationDeclined | Event::InvitationRevoked | Event::InvitationExpired | Event::Deleted { .. } => {
                 self.status = Status::Deleted;
-                (self.invitation, self.verification, self.reset, self.credential) = (None, None, None, None);
+                self.credential = None;
                 self.end_sessions(None);
             }
             Event::EmailVerificationRequested { token, expires_at } => self.verification = Some(Link { token, expires_at }),
@@ -272,7 +283,7 @@ impl Details {
                 // Whoever shows the new address to be theirs has to choose the password, too, before they are its owner in other tenants.
                 self.chosen = false;
                 // Whoever reads the old mail box must not get in by it.
-                (self.verification, self.reset) = (None, None);
+                self.end_links();
             }
             Event::ProfileUpdated { name, locale, time_zone } => {
                 self.name = name.or(self.name.take());
@@ -281,11 +292,13 @@ impl Details {
             }
             Event::RoleChanged { from: _, to } => self.role = to,
             Event::PasswordSet { credential, keeps, by_owner } => {
+                // The first password ends no session, and the link that shows the address to be theirs may still be on its way.
+                let verification = self.verification.filter(|_| self.credential.is_none());
                 self.credential = Some(credential);
                 self.chosen = by_owner;
-                self.reset = None;
                 self.failures = 0;
                 self.end_sessions(keeps);
+                self.verification = verification;
             }
             Event::PasswordResetRequested { token, expires_at, welcome } => {
                 self.reset = Some(Link { token, expires_at });
@@ -307,13 +320,31 @@ impl Details {
                 self.status = Status::Active;
                 self.failures = 0;
             }
-            Event::Erased { subject: _ } => self.erased = true,
+            Event::Erased { subject: _ } => {
+                self.erased = true;
+                self.end_links();
+            }
         }
     }
 
+    /// Ends all sessions but one, and with them every link that was sent before.
     fn end_sessions(&mut self, keeps: Option<Uuid>) {
         self.epoch += 1;
         self.keeps = keeps;
+        self.end_links();
+    }
+
+    fn end_links(&mut self) {
+        (self.invitation, self.verification, self.reset) = (None, None, None);
+    }
+
+    /// The link of a mail that is good at present, by what it is for.
+    pub fn link(&self, purpose: Purpose) -> Option<Link> {
+        match purpose {
+            Purpose::Invitation => self.invitation,
+            Purpose::Verification => self.verification,
+            Purpose::Reset => self.reset,
+        }
     }
 
     /// Whether one of the tenant's seats is theirs.
@@ -401,6 +432,14 @@ impl crate::Aggregate for User {
                 | Command::Unlock(_)
                 | Command::ExpireInvitation(_)
                 | Command::Erase(_)
+        )
+    }
+
+    /// Nothing leads into a tenant that is gone.
+    fn needs_tenant(command: &Command) -> bool {
+        matches!(
+            command,
+            Command::RecordLogin(_) | Command::RecordLoginFailure(_) | Command::RequestPasswordReset(_) | Command::ResetPassword(_)
         )
     }
 
