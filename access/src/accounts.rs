@@ -11,7 +11,7 @@ use domain::text::{DisplayName, Email};
 use domain::{Actor, StreamId, TenantId};
 use uuid::Uuid;
 
-use crate::admission::Entry;
+use crate::entry::Entry;
 use crate::links::{self, Purpose};
 use crate::passwords::{Party, Password, weakness};
 use crate::{Access, AccessError};

@@ -10,12 +10,13 @@ use cqrs_es::Aggregate as _;
 use domain::actor::Grants;
 use domain::identity::api_key::{ApiKey, Kind, within};
 use domain::identity::user::User;
+use domain::iot::device::Device;
 use domain::{Actor, StreamId, TenantId};
 use sha2::{Digest as _, Sha256};
 use std::sync::Arc;
 use uuid::Uuid;
 
-use crate::admission::{Admitted, Entry};
+use crate::entry::{Admitted, Entry};
 use crate::authenticate::{Authenticated, KeyStanding};
 use crate::{Access, AccessError, FRESH, same, secret};
 
@@ -26,7 +27,8 @@ const SHOWN: usize = 12;
 /// How exactly it is known when a key was last used.
 const USE: TimeDelta = TimeDelta::minutes(1);
 
-/// A secret that was drawn for a key, and is kept nowhere.
+/// A secret that was drawn for a key, and is kept nowhere but with the answer to whoever repeats the request.
+#[derive(serde::Serialize, serde::Deserialize)]
 pub struct Drawn {
     /// Whose it is.
     pub tenant: TenantId,
@@ -55,6 +57,16 @@ impl Access {
         let credential = self.keep_for(owner, key, hex::encode(Sha256::digest(random))).await?;
         let prefix = text.chars().take(SHOWN).collect();
         Ok(Drawn { tenant: key.tenant, credential, key: text, prefix })
+    }
+
+    /// Whether an event of a key or a device names this secret, and it is good still.
+    pub async fn counts(&self, owner: StreamId, credential: Uuid) -> Result<bool, AccessError> {
+        let now = self.store().clock().now();
+        let key = self.store().current::<ApiKey>(owner).await?.state;
+        let device = self.store().current::<Device>(owner).await?.state;
+        let of_key = key.details().map(|key| key.secrets(now)).unwrap_or_default();
+        let of_device = device.details().map(|device| device.secrets(now)).unwrap_or_default();
+        Ok(of_key.contains(&credential) || of_device.contains(&credential))
     }
 
     /// Forgets a hash of this tenant that no event names after all.
@@ -111,8 +123,8 @@ impl Access {
         let actor = match (details.kind, details.owner) {
             (Kind::Service, _) => Actor::Service { key: key.id, tenant: key.tenant, grants: details.scopes.clone() },
             (Kind::Personal, Some(owner)) => {
-                let owned = self.admit(StreamId::new(key.tenant, owner.0), Entry::OnBehalf).await?;
-                let Some(Admitted { person, .. }) = owned else { return Ok(None) };
+                let admitted = self.admit(StreamId::new(key.tenant, owner.0), Entry::OnBehalf).await?;
+                let Some(Admitted { person, .. }) = admitted else { return Ok(None) };
                 let grants = Grants::Only(within(&details.scopes, |scope| person.may(scope)));
                 Actor::User { id: owner.to_string(), tenant: key.tenant, role: person.role, key: Some(key.id), grants }
             }

@@ -10,7 +10,7 @@ use domain::{Actor, Role, StreamId, TenantId};
 use serde::Serialize;
 use uuid::Uuid;
 
-use crate::admission::{Admitted, Entry};
+use crate::entry::{Admitted, Entry};
 use crate::sessions::OPAQUE;
 use crate::token::{Claims, TokenError};
 use crate::{Access, AccessError, FRESH};

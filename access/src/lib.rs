@@ -11,12 +11,12 @@
 //! * [`api_keys`]: the keys of programs;
 //! * [`devices`]: the credentials of devices, and when those were last heard of;
 //! * [`links`]: the tokens in mails; [`accounts`]: what they are good for;
-//! * `admission`: whether credentials are still given and accepted, which every way in asks;
+//! * `entry`: whether credentials are still given and accepted, which every way in asks;
 //! * [`authenticate`]: who acts;
 //! * [`records`]: noting what was tried.
 
 pub mod accounts;
-mod admission;
+mod entry;
 pub mod api_keys;
 mod attempts;
 pub mod authenticate;

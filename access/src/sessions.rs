@@ -17,7 +17,7 @@ use domain::{Actor, StreamId, TenantId, UserId};
 use serde::Serialize;
 use uuid::Uuid;
 
-use crate::admission::Entry;
+use crate::entry::Entry;
 use crate::attempts::{Account, Attempt, Origin};
 use crate::passwords::{Checked, Party, Password};
 use crate::source::Source;

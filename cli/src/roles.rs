@@ -117,7 +117,7 @@ pub(crate) async fn run(site: &Site, roles: &[RoleName], listener: Option<TcpLis
             background.clone(),
         ));
         macro_rules! reactions {
-            ($($reaction:path,)*) => {
+            ($($reaction:expr,)*) => {
                 $(tasks.spawn(bus::subscription::run(Commands::runtime($reaction, &executor), store.clone(), feed.clone(), background.clone()));)*
             };
         }

@@ -51,8 +51,8 @@ pub struct Request<A: Aggregate> {
     pub begins: bool,
     /// By whom.
     pub actor: Actor,
-    /// The version that the caller has seen, if it insists on it.
-    pub expected: Option<i64>,
+    /// The versions that the caller has seen, if it insists that one of them is the current one.
+    pub expected: Option<Vec<i64>>,
     /// Make the request repeatable; see [`Append::keys`].
     pub keys: Vec<Key>,
     /// What else must be so at the moment of the append.
@@ -224,7 +224,7 @@ impl Executor {
         let decided = after.handle(Issued { command: request.command.clone(), ctx }, &(), &sink).await;
         // Whoever may not see it must not learn its version either.
         let hidden = decided.as_ref().is_err_and(|error| matches!(error.kind(), Kind::NotFound | Kind::Forbidden));
-        if !hidden && request.expected.is_some_and(|expected| expected != version) {
+        if !hidden && request.expected.as_ref().is_some_and(|expected| !expected.contains(&version)) {
             return self.conclude(request, version, || Err(CommandError::VersionMismatch { current: version })).await;
         }
         if let Err(error) = decided {

@@ -15,3 +15,4 @@ pub mod usage;
 pub use error::CommandError;
 pub use execute::{Executor, Outcome, Request};
 pub use store::Key;
+pub use store::answers::KeepError;

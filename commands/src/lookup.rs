@@ -12,7 +12,7 @@ use domain::billing::period::Month;
 use domain::billing::plan::{self, Plan};
 use domain::identity::role::Role as CustomRole;
 use domain::identity::tenant::{Status, Tenant};
-use domain::identity::user::{Details, User};
+use domain::identity::user::{Details, Status as UserStatus, User};
 use domain::{CounterName, Precondition, Refusal, Role, RoleId, StreamId, TenantId, UserId};
 use store::Store;
 use store::load::LoadError;
@@ -83,7 +83,8 @@ pub async fn user(store: &Store, tenant: TenantId, user: UserId) -> Result<(Opti
         }
         Role::SuperAdmin | Role::OrgAdmin | Role::BillingAdmin | Role::SupportAgent | Role::User | Role::Viewer => Grants::OfRole,
     };
-    let person = Person { active: details.status.can_act(), role: details.role, grants };
+    let deleted = details.status == UserStatus::Deleted;
+    let person = Person { active: details.status.can_act(), deleted, role: details.role, grants };
     Ok((Some((details.clone(), person)), seen))
 }
 

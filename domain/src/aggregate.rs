@@ -135,6 +135,8 @@ pub struct Offer {
 pub struct Person {
     /// Whether they can do anything at all.
     pub active: bool,
+    /// Whether they are gone for good.
+    pub deleted: bool,
     /// Their role.
     pub role: Role,
     /// What it allows.
@@ -200,6 +202,9 @@ pub trait Aggregate:
     /// The events that change how much is used of a meter that stands, and of which.
     const METERED: &'static [(&'static str, Meter)] = &[];
 
+    /// The events that name a user who may be gone one day, each with the field of its payload that does; see [`Aggregate::releases`].
+    const NAMES_USERS: &'static [(&'static str, &'static str)] = &[];
+
     /// Whether a state may hold personal data: such a one is remembered for a short time only, so that nothing outlives an erasure.
     const PERSONAL: bool = true;
 
@@ -245,6 +250,11 @@ pub trait Aggregate:
     /// What has to be so elsewhere at the moment `event` is appended to `stream`.
     fn requires(_event: &Self::Event, _stream: StreamId) -> Vec<Precondition> {
         vec![]
+    }
+
+    /// The command that lets go of a user who can act no more, or is gone for good; `None` where nothing of them is left.
+    fn releases(&self, _user: UserId, _gone: bool) -> Option<Self::Ask> {
+        None
     }
 
     /// The command for a timer of this name that is due; `None` when this binary knows no such timer.

@@ -48,7 +48,7 @@ impl TenantId {
 }
 
 /// The identity of a stream within its aggregate type: `<tenant uuid>/<id>`. A wrong tenant therefore names a stream that does not exist.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct StreamId {
     /// The owner.
     pub tenant: TenantId,

@@ -56,6 +56,11 @@ pub fn not_null<'de, T: Deserialize<'de>, D: serde::Deserializer<'de>>(deseriali
     T::deserialize(deserializer).map(Some)
 }
 
+/// For a field of a merge patch (RFC 7396) that can be removed: `null` removes it, a missing field leaves things as they are.
+pub fn removable<'de, T: Deserialize<'de>, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Option<T>>, D::Error> {
+    Option::deserialize(deserializer).map(Some)
+}
+
 /// Declares string newtypes that can only be made by a parsing function `fn(&str) -> Result<String, TextError>`.
 #[macro_export]
 macro_rules! text_types {

@@ -1,5 +1,6 @@
 //! The event log in Postgres: one dense, commit-ordered, hash-chained log for all tenants.
 //!
+//! * [`answers`]: what is kept for requests that are repeated.
 //! * [`append`]: the only way in. Versions, preconditions, claims, counters, allocations, timers, the tenant gate and idempotency records are checked and written in
 //!   one short transaction under the lock of `log_head`; what waits meanwhile becomes the next batch.
 //! * [`load`]: the state of one aggregate, through a bounded cache whose entries are verified before anything final is concluded from them.
@@ -14,6 +15,7 @@
 //! * [`lease`], [`timers`]: who may do what now.
 //! * [`writable`]: whether the log takes writes now.
 
+pub mod answers;
 pub mod append;
 pub mod audit;
 pub mod backup;

@@ -1,7 +1,7 @@
 //! Reading the log.
 
 use chrono::{DateTime, Utc};
-use domain::TenantId;
+use domain::{StreamId, TenantId, UserId};
 use sqlx::{PgConnection, QueryBuilder};
 use uuid::Uuid;
 
@@ -75,6 +75,39 @@ impl Store {
     /// Up to `limit` events after `position`, in order. Few enough at a time that no transaction lasts.
     pub async fn read_from(&self, position: i64, limit: i64) -> Result<Vec<RawEvent>, sqlx::Error> {
         self.list(position, limit, &Filter::default()).await
+    }
+
+    /// Where the last event of a stream is; `None` where there is no such stream.
+    pub async fn last_position(&self, aggregate: &str, stream: StreamId) -> Result<Option<i64>, sqlx::Error> {
+        let last = sqlx::query_scalar(
+            "select position from events where aggregate_type = $1 and aggregate_id = $2 and position <= (select position from log_head) order by sequence desc limit 1",
+        );
+        last.bind(aggregate).bind(stream.to_string()).fetch_optional(self.pool()).await
+    }
+
+    /// The streams of a tenant in which one of these events has ever named a user in this field of its payload, up to a position; each with its aggregate type, the oldest
+    /// first.
+    pub async fn streams_naming(
+        &self,
+        tenant: TenantId,
+        user: UserId,
+        events: &[(&str, &str)],
+        position: i64,
+    ) -> Result<Vec<(String, StreamId)>, sqlx::Error> {
+        let (types, fields): (Vec<&str>, Vec<&str>) = events.iter().copied().unzip();
+        let named: Vec<(String, String)> = sqlx::query_as(
+            "select aggregate_type, aggregate_id from events
+             where tenant_id = $1 and position <= $2 and event_type = any($3) and payload ->> ($4::text[])[array_position($3, event_type)] = $5
+             group by aggregate_type, aggregate_id order by min(position)",
+        )
+        .bind(tenant.0)
+        .bind(position)
+        .bind(types)
+        .bind(fields)
+        .bind(user.to_string())
+        .fetch_all(self.pool())
+        .await?;
+        Ok(named.into_iter().filter_map(|(aggregate, stream)| Some((aggregate, stream.parse().ok()?))).collect())
     }
 
     /// Up to `limit` events after `position` that pass the filter, in order. Rows beyond the head are no events yet: an import that is under way, or was cut off, left them.

@@ -113,7 +113,7 @@ impl Node {
     pub async fn react(&self) {
         self.ship_plans().await;
         macro_rules! all {
-            ($($reaction:path,)*) => {
+            ($($reaction:expr,)*) => {
                 $(tokio::spawn(run(Commands::runtime($reaction, &self.executor), self.store.clone(), self.feed.clone(), self.cancel.clone()));)*
             };
         }

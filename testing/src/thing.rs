@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use std::sync::Mutex;
 
 use api::App;
-use api::extract::{After, Caller, Id, Params, Query, Shown};
+use api::extract::{After, Caller, Id, Params, Query, Shown, Sought};
 use api::problem::Problem;
 use api::routes::Refusals;
 use domain::aggregate::Upcaster;
@@ -240,10 +240,10 @@ api::commands! { Thing, "things", stream:
 
 /// One thing.
 #[utoipa::path(get, path = "/v1/things/{id}", tag = "things", params(("id" = Uuid, Path), After), responses((status = 200, body = Row), Refusals))]
-async fn get_thing(query: Query, Id(id): Id, Params(p): Params<After>) -> Result<Shown<Row>, Problem> {
+async fn get_thing(query: Query, Id(id): Id, Params(p): Params<After>) -> Result<Shown, Problem> {
     query.require("thing:read")?;
-    let mut read = query.open(&[Things::NAME], p.after).await?;
-    let row = by_id(&mut read, id).await?;
-    let stream = stream(id, &query.caller);
-    query.show(read, stream, row, |row| row.version).await
+    let sought = Sought::new(stream(id, &query.caller), &[Things::NAME], p.after);
+    query
+        .one::<Thing, _, _, _>(sought, |mut read| async move { by_id(&mut read, id).await.map(|row| (read, row)) }, |row| row.version)
+        .await
 }

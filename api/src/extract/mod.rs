@@ -1,6 +1,8 @@
 //! What a handler is made of: who asks ([`Caller`]), a command ([`Write`], [`Body`], [`Written`]), a query ([`Query`], [`Shown`], [`Listed`]).
 
+mod entity_tag;
 mod query;
+mod repeat;
 mod write;
 
 use std::str::FromStr;
@@ -14,8 +16,11 @@ use commands::authorize::{authorize, may_enter};
 use domain::{Actor, StreamId, TenantId};
 use uuid::Uuid;
 
-pub use query::{After, ListBody, Listed, Listing, Params, Query, Reflecting, Shown};
-pub(crate) use query::{bad_query, paging, sensible, short};
+pub use entity_tag::{Condition, EntityTag};
+pub use query::{After, ListBody, Listed, Listing, Params, Query, Reflecting, Shown, Sought};
+pub(crate) use query::{bad_query, paging, sensible, short, unless_empty};
+pub(crate) use repeat::nothing;
+pub use repeat::{Drawn, ItemKeys, Repeat};
 pub(crate) use write::traceparent;
 pub use write::{Body, Write, Written, WrittenBody};
 
@@ -130,8 +135,4 @@ fn set(headers: &mut HeaderMap, name: HeaderName, value: &str) {
     if let Ok(value) = HeaderValue::from_str(value) {
         headers.insert(name, value);
     }
-}
-
-pub(crate) fn etag(version: i64) -> String {
-    format!("\"v{version}\"")
 }

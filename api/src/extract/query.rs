@@ -1,21 +1,21 @@
 //! Queries.
 
 use axum::extract::FromRequestParts;
-use axum::http::header::{ETAG, IF_NONE_MATCH, LINK};
+use axum::http::header::{CONTENT_TYPE, ETAG, IF_NONE_MATCH, LINK};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use chrono::{DateTime, Datelike as _, Utc};
 use commands::authorize::authorize;
-use domain::{StreamId, TenantId};
+use domain::{Aggregate, StreamId, TenantId};
 use projections::list::{Orders, Page, Paging};
-use projections::{Read, View};
+use projections::{QueryError, Read, View};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use super::write::original;
-use super::{Caller, TENURE_PARKED, TENURE_POSITION, etag, set};
+use super::{Caller, Condition, EntityTag, TENURE_PARKED, TENURE_POSITION, set};
 use crate::app::App;
 use crate::problem::{Problem, code};
 
@@ -24,7 +24,7 @@ pub struct Query {
     app: App,
     /// Who asks.
     pub caller: Caller,
-    if_none_match: Option<String>,
+    if_none_match: Option<Condition>,
     uri: Uri,
 }
 
@@ -101,12 +101,7 @@ impl FromRequestParts<App> for Query {
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Problem> {
         let caller = Caller::from_request_parts(parts, app).await?;
-        Ok(Self {
-            if_none_match: parts.headers.get(IF_NONE_MATCH).and_then(|v| v.to_str().ok()).map(str::to_owned),
-            uri: original(parts).clone(),
-            app: app.clone(),
-            caller,
-        })
+        Ok(Self { if_none_match: Condition::of(&parts.headers, &IF_NONE_MATCH)?, uri: original(parts).clone(), app: app.clone(), caller })
     }
 }
 
@@ -118,18 +113,42 @@ impl Query {
 
     /// Opens read models for the caller's tenant once all of them have come as far as `after`.
     pub async fn open(&self, models: &[&'static str], after: Option<i64>) -> Result<Read, Problem> {
-        Ok(self.app.reads.begin(View::Tenant(self.caller.tenant), models, after).await?)
+        self.begin(View::Tenant(self.caller.tenant), models, after).await
     }
 
     /// Opens read models of what belongs to the platform, and everybody may see.
     pub async fn open_system(&self, models: &[&'static str], after: Option<i64>) -> Result<Read, Problem> {
+        self.check(after).await?;
         Ok(self.app.reads.begin_for(self.caller.tenant, View::Tenant(TenantId::SYSTEM), models, after).await?)
     }
 
     /// The same for all tenants, where the caller is the platform and names none.
     pub async fn open_all(&self, models: &[&'static str], after: Option<i64>) -> Result<Read, Problem> {
-        let view = if self.caller.tenant == TenantId::SYSTEM { View::Platform } else { View::Tenant(self.caller.tenant) };
+        self.begin(self.widest(), models, after).await
+    }
+
+    fn widest(&self) -> View {
+        if self.caller.tenant == TenantId::SYSTEM { View::Platform } else { View::Tenant(self.caller.tenant) }
+    }
+
+    async fn begin(&self, view: View, models: &[&'static str], after: Option<i64>) -> Result<Read, Problem> {
+        self.check(after).await?;
         Ok(self.app.reads.begin(view, models, after).await?)
+    }
+
+    /// Refuses a position that the log does not have: nobody can have been told of it, and waiting would not help.
+    pub async fn check(&self, after: Option<i64>) -> Result<(), Problem> {
+        let Some(after) = after else { return Ok(()) };
+        if after < 0 {
+            return Err(bad_query("after must be 0 or more"));
+        }
+        let store = self.app.executor.store();
+        // This process knows of its own commits at once, of others' when it asks.
+        if after <= *store.watch_head().borrow() {
+            return Ok(());
+        }
+        let head = store.head().await.map_err(QueryError::from)?.position;
+        if after <= head { Ok(()) } else { Err(bad_query(format!("after must be at most {head}, where the log ends"))) }
     }
 
     /// Signs and checks cursors.
@@ -137,35 +156,71 @@ impl Query {
         &self.app.reads.cursors
     }
 
-    /// Answers one row of `stream`.
-    pub async fn show<T: Serialize>(
+    /// Answers one row of `stream`. What the log has and the read model has not yet is waited for, as if the caller had sent `after`.
+    pub async fn one<A: Aggregate, T: Serialize, E: Into<Problem>, F: Fetching<T, E>>(
         self,
-        mut read: Read,
-        stream: StreamId,
-        row: Option<T>,
+        sought: Sought,
+        fetch: impl Fn(Read) -> F,
         version: impl FnOnce(&T) -> i64,
-    ) -> Result<Shown<T>, Problem> {
-        let reflects = Reflects { parked: read.parked_of(stream).await?, position: read.position };
+    ) -> Result<Shown, Problem> {
+        let (mut read, mut row) = fetch(self.sought(&sought).await?).await.map_err(Into::into)?;
+        if row.is_none()
+            && let Some(again) = self.again::<A>(&sought, &read).await?
+        {
+            drop(read);
+            (read, row) = fetch(again).await.map_err(Into::into)?;
+        }
+        let reflects = Reflects { parked: read.parked_of(sought.stream).await?, position: read.position };
         let row = row.ok_or_else(|| reflects.nothing())?;
-        let etag = etag(version(&row));
-        let unchanged = self
-            .if_none_match
-            .is_some_and(|tags| tags.split(',').any(|tag| tag.trim() == "*" || tag.trim().trim_start_matches("W/") == etag));
-        Ok(Shown { row, etag, unchanged, reflects })
+        let body = serde_json::to_vec(&row).map_err(|error| Problem::new(code::INTERNAL, error.to_string()))?;
+        let tag = EntityTag::of(version(&row), &body);
+        let unchanged = self.if_none_match.is_some_and(|known| known.names(&tag));
+        Ok(Shown { body, tag, unchanged, reflects })
+    }
+
+    /// Answers one page of what belongs to a stream; `None`: there is no such stream. The same holds for waiting as for one row.
+    pub async fn of_one<A: Aggregate, T, E: Into<Problem>, F: Fetching<Page<T>, E>>(
+        self,
+        sought: Sought,
+        fetch: impl Fn(Read) -> F,
+    ) -> Result<Listed<T>, Problem> {
+        let (mut read, mut page) = fetch(self.sought(&sought).await?).await.map_err(Into::into)?;
+        if page.is_none()
+            && let Some(again) = self.again::<A>(&sought, &read).await?
+        {
+            drop(read);
+            (read, page) = fetch(again).await.map_err(Into::into)?;
+        }
+        let reflects = Reflects { parked: read.parked_of(sought.stream).await?, position: read.position };
+        let page = page.ok_or_else(|| reflects.nothing())?;
+        Ok(Listed { data: page.rows, next: page.next, uri: self.uri, reflects })
+    }
+
+    async fn sought(&self, sought: &Sought) -> Result<Read, Problem> {
+        let view = match sought.stream.tenant {
+            TenantId::SYSTEM => View::Tenant(TenantId::SYSTEM),
+            tenant if tenant == self.caller.tenant => View::Tenant(tenant),
+            _ => self.widest(),
+        };
+        self.begin(view, sought.models, sought.after).await
+    }
+
+    /// The read models once more, where the log has something of a stream that they do not reflect yet. One look into the log, and only where nothing was found.
+    async fn again<A: Aggregate>(&self, sought: &Sought, read: &Read) -> Result<Option<Read>, Problem> {
+        let seen = [self.caller.tenant, TenantId::SYSTEM].contains(&sought.stream.tenant) || self.caller.tenant == TenantId::SYSTEM;
+        if !seen {
+            return Ok(None);
+        }
+        let last = self.app.executor.store().last_position(A::TYPE, sought.stream).await.map_err(QueryError::from)?;
+        match last {
+            Some(position) if read.position < position => Ok(Some(self.sought(&Sought { after: Some(position), ..*sought }).await?)),
+            Some(_) | None => Ok(None),
+        }
     }
 
     /// Answers one page.
     pub fn page<T>(self, read: &Read, page: Page<T>) -> Listed<T> {
         Listed { data: page.rows, next: page.next, uri: self.uri, reflects: Reflects { position: read.position, parked: read.parked } }
-    }
-
-    /// Answers one page of what belongs to `stream`; every stream has something, so where there is nothing at all there is no such stream for the caller.
-    pub async fn page_of<T>(self, mut read: Read, stream: StreamId, page: Page<T>, cursor: Option<&String>) -> Result<Listed<T>, Problem> {
-        let reflects = Reflects { parked: read.parked_of(stream).await?, position: read.position };
-        if page.rows.is_empty() && cursor.is_none() {
-            return Err(reflects.nothing());
-        }
-        Ok(Listed { data: page.rows, next: page.next, uri: self.uri, reflects })
     }
 }
 
@@ -214,18 +269,50 @@ impl<T: IntoResponse> IntoResponse for Reflecting<T> {
     }
 }
 
+/// What is sought: a stream, in read models that have come as far as `after`.
+#[derive(Clone, Copy)]
+pub struct Sought {
+    /// Whose rows.
+    pub stream: StreamId,
+    /// Where they are.
+    pub models: &'static [&'static str],
+    /// How far the read models have to have come.
+    pub after: Option<i64>,
+}
+
+impl Sought {
+    /// A stream in read models.
+    pub fn new(stream: StreamId, models: &'static [&'static str], after: Option<i64>) -> Self {
+        Self { stream, models, after }
+    }
+}
+
+/// Rows on their way, with what they are read from.
+pub trait Fetching<T, E>: Future<Output = Result<(Read, Option<T>), E>> + Send {}
+
+impl<T, E, F: Future<Output = Result<(Read, Option<T>), E>> + Send> Fetching<T, E> for F {}
+
+/// A page of what belongs to a stream that always has something: where there is nothing at all, there is no such stream.
+pub(crate) fn unless_empty<T>(page: Page<T>, paging: &Paging) -> Option<Page<T>> {
+    Some(page).filter(|page| paging.cursor.is_some() || !page.rows.is_empty())
+}
+
 /// One row.
-pub struct Shown<T> {
-    row: T,
-    etag: String,
+pub struct Shown {
+    body: Vec<u8>,
+    tag: EntityTag,
     unchanged: bool,
     reflects: Reflects,
 }
 
-impl<T: Serialize> IntoResponse for Shown<T> {
+impl IntoResponse for Shown {
     fn into_response(self) -> Response {
-        let mut response = if self.unchanged { StatusCode::NOT_MODIFIED.into_response() } else { axum::Json(self.row).into_response() };
-        set(response.headers_mut(), ETAG, &self.etag);
+        let mut response = if self.unchanged {
+            StatusCode::NOT_MODIFIED.into_response()
+        } else {
+            ([(CONTENT_TYPE, "application/json")], self.body).into_response()
+        };
+        set(response.headers_mut(), ETAG, &self.tag.to_string());
         self.reflects.tell(response.headers_mut());
         response
     }

@@ -19,12 +19,12 @@ use sha2::{Digest as _, Sha256};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use super::{Caller, TENURE_POSITION, etag, set};
+use super::{Caller, Condition, EntityTag, TENURE_POSITION, set};
 use crate::app::App;
 use crate::problem::{Problem, code};
 
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
-const IDEMPOTENT_REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
+pub(super) const IDEMPOTENT_REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
 /// A command in a body; an empty body is an empty object.
@@ -64,6 +64,11 @@ impl<C: DeserializeOwned> FromRequest<App> for Body<C> {
 }
 
 impl<C> Body<C> {
+    /// What makes two requests the same: the body without regard to white space and the order of fields.
+    pub fn asked(&self) -> String {
+        self.canonical.clone()
+    }
+
     /// The same request, completed by what the server draws: that is no part of what makes two requests the same.
     pub fn map<D>(self, complete: impl FnOnce(C) -> D) -> Body<D> {
         Body { command: complete(self.command), canonical: self.canonical }
@@ -110,7 +115,7 @@ pub struct Write<A> {
     route: String,
     path: String,
     key: Option<String>,
-    expected: Option<i64>,
+    expected: Option<Vec<i64>>,
     traceparent: Option<String>,
     aggregate: PhantomData<A>,
 }
@@ -126,7 +131,7 @@ impl<A: Aggregate> FromRequestParts<App> for Write<A> {
             route: format!("{} {route}", parts.method),
             path: original(parts).path().to_owned(),
             key: idempotency_key(&parts.headers)?,
-            expected: if_match(&parts.headers)?,
+            expected: Condition::of(&parts.headers, &IF_MATCH)?.and_then(|condition| condition.versions()),
             traceparent: traceparent(&parts.headers),
             app: app.clone(),
             aggregate: PhantomData,
@@ -134,23 +139,12 @@ impl<A: Aggregate> FromRequestParts<App> for Write<A> {
     }
 }
 
-fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Problem> {
+pub(super) fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Problem> {
     let Some(value) = headers.get(IDEMPOTENCY_KEY) else { return Ok(None) };
     match value.to_str().map(str::trim) {
         Ok(key) if !key.is_empty() && key.len() <= 255 => Ok(Some(key.to_owned())),
         Ok(_) | Err(_) => Err(Problem::new(code::BAD_HEADER, "Idempotency-Key must be 1 to 255 visible ASCII characters")),
     }
-}
-
-/// `"v3"`, or `*` for whatever there is.
-fn if_match(headers: &HeaderMap) -> Result<Option<i64>, Problem> {
-    let Some(value) = headers.get(IF_MATCH) else { return Ok(None) };
-    let text = value.to_str().unwrap_or_default().trim();
-    if text == "*" {
-        return Ok(None);
-    }
-    let version = text.strip_prefix("\"v").and_then(|t| t.strip_suffix('"')).and_then(|t| t.parse().ok());
-    version.map(Some).ok_or_else(|| Problem::new(code::BAD_HEADER, "If-Match must be one version, such as \"v3\""))
 }
 
 /// The address that the client has asked for: routers within routers see a part of it only.
@@ -246,7 +240,7 @@ impl IntoResponse for Written {
         let Outcome { id, version, position, created, replayed } = self.outcome;
         let mut response = (if created { StatusCode::CREATED } else { StatusCode::OK }, axum::Json(body)).into_response();
         let headers = response.headers_mut();
-        set(headers, ETAG, &etag(version));
+        set(headers, ETAG, &EntityTag::of_version(version).to_string());
         set(headers, TENURE_POSITION, &position.to_string());
         if created {
             set(headers, LOCATION, &format!("{}/{id}", self.path.trim_end_matches('/')));

@@ -1,6 +1,7 @@
 //! `/v1/deliveries`: what was queued for the world outside.
 
 use access::AccessError;
+use axum::response::{IntoResponse as _, Response};
 use domain::TenantId;
 use outbound::queue::{self, Attempted, Delivery, State};
 use serde::{Deserialize, Serialize};
@@ -10,7 +11,7 @@ use utoipa_axum::routes;
 use uuid::Uuid;
 
 use crate::app::App;
-use crate::extract::{Caller, Id, Params};
+use crate::extract::{Caller, Drawn, Id, Params, Repeat, nothing};
 use crate::problem::{Problem, code};
 use crate::routes::Refusals;
 
@@ -91,10 +92,13 @@ struct Retried {
     post, path = "/v1/deliveries/{id}/retry", tag = "deliveries", params(("id" = Uuid, Path, description = "Which one.")),
     responses((status = 200, body = Retried), Refusals)
 )]
-async fn retry_delivery(app: axum::extract::State<App>, caller: Caller, Id(id): Id) -> Result<axum::Json<Retried>, Problem> {
+async fn retry_delivery(app: axum::extract::State<App>, caller: Caller, repeat: Repeat, Id(id): Id) -> Result<Response, Problem> {
     caller.require("delivery:retry")?;
-    let store = app.executor.store();
-    let tenant: TenantId = caller.tenant;
-    let retried = queue::retry(store.pool(), Some(tenant), Some(id), store.clock().now()).await.map_err(AccessError::Unavailable)?;
-    Ok(axum::Json(Retried { retried }))
+    let run = |_: Drawn<()>| async {
+        let store = app.executor.store();
+        let tenant: TenantId = caller.tenant;
+        let retried = queue::retry(store.pool(), Some(tenant), Some(id), store.clock().now()).await.map_err(AccessError::Unavailable)?;
+        Ok(axum::Json(Retried { retried }).into_response())
+    };
+    repeat.once("{}", nothing(), run).await
 }

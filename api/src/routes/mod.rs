@@ -18,6 +18,8 @@ use utoipa::{IntoResponses, Modify as _, OpenApi};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+pub use headers::UNREPEATABLE;
+
 use crate::app::App;
 use crate::health;
 

@@ -33,7 +33,7 @@ async fn a_key_is_shown_once_stored_hashed_may_what_its_scopes_say_and_ends_with
     let again = create("k", wanted).await;
     assert_eq!(
         (again.status, &again.json["key"], &again.json["id"], again.header("idempotent-replayed")),
-        (StatusCode::CREATED, &Value::Null, &made.json["id"], "true")
+        (StatusCode::CREATED, &made.json["key"], &made.json["id"], "true")
     );
     let id = made.field("id");
     let shown = ada.client.get(&format!("/v1/api-keys/{id}?after={}", made.header("tenure-position"))).await;

@@ -174,8 +174,22 @@ async fn call_with(client: &Client, operation: &Operation, id: &str, body: Optio
         "application/x-www-form-urlencoded" => format!("token={}", body["token"].as_str().unwrap()),
         _ => body.to_string(),
     };
-    let headers = [("content-type", media)];
-    let answer = client.send(operation.method.clone(), &uri, if media.is_empty() { &[] } else { &headers }, text.clone()).await;
+    let name = description["operationId"].as_str().unwrap();
+    // A question alone is asked anew each time.
+    let uri = if name.ends_with("check_quota") { format!("{uri}?reserve=true") } else { uri };
+    let key = testing::id().to_string();
+    let headers = [("content-type", media), ("idempotency-key", key.as_str())];
+    let headers = &headers[usize::from(media.is_empty())..];
+    let answer = client.send(operation.method.clone(), &uri, headers, text.clone()).await;
+    let unrepeatable = api::routes::UNREPEATABLE.iter().any(|(unrepeatable, _)| *unrepeatable == name.trim_start_matches("admin_"));
+    let described = description["parameters"].as_array().is_some_and(|all| all.iter().any(|one| one["name"] == "Idempotency-Key"));
+    assert_eq!(described, operation.method != Method::GET && !unrepeatable, "{name}: Idempotency-Key is described");
+    if described {
+        let again = client.send(operation.method.clone(), &uri, headers, text.clone()).await;
+        let said = format!("{name} again: {} {}", again.status, again.text);
+        assert_eq!((again.status, again.header("idempotent-replayed")), (answer.status, "true"), "{said}");
+        assert_eq!((&again.text, answer.header("idempotent-replayed")), (&answer.text, ""), "{said}");
+    }
     let said = format!("{} {uri} {text}: {} {}", operation.method, answer.status, answer.text);
     assert!(answer.status.is_success(), "{said}");
     let described = &description["responses"][answer.status.as_str()];
@@ -388,6 +402,16 @@ async fn devices(calls: &mut Calls, node: &Node, platform: &Client) {
         "revoke_credential list_devices get_device list_device_timeline decommission_device",
     ];
     calls.all(node, &admin, &device, &rest).await;
+}
+
+#[test]
+fn operations_that_cannot_be_repeated_are_few_and_there() {
+    let operations = operations();
+    for (name, reason) in api::routes::UNREPEATABLE {
+        assert!(operations.get(name).is_some_and(|operation| operation.method != Method::GET), "{name}");
+        assert!(!reason.is_empty());
+    }
+    assert!(api::routes::UNREPEATABLE.len() <= 11, "a new operation takes an Idempotency-Key");
 }
 
 #[test]

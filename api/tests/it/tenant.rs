@@ -48,11 +48,11 @@ async fn a_tenant_goes_from_creation_through_edits_to_deletion() {
     client.send(Method::PATCH, &format!("{base}/settings"), &merge, json!({"a": 1, "b": {"c": 2}}).to_string()).await;
     let done = client.send(Method::PATCH, &format!("{base}/settings"), &merge, json!({"a": null, "b": {"d": 3}}).to_string()).await;
     let shown = client.get(&format!("{base}?after={}", done.header("tenure-position"))).await;
-    assert_eq!((shown.status, shown.header("etag")), (StatusCode::OK, "\"v12\""), "{}", shown.text);
+    assert!(shown.status == StatusCode::OK && shown.header("etag").starts_with("\"v12."), "{}", shown.text);
     assert_eq!(shown.json["settings"], json!({"b": {"c": 2, "d": 3}}));
     assert_eq!((shown.field("slug"), &shown.json["aliases"], shown.field("status")), ("acme-ag", &json!(["acme"]), "active"));
     assert!(!shown.text.contains("ada@"), "personal data is not in the read model");
-    let same = client.send(Method::GET, &base, &[("if-none-match", "\"v12\"")], "").await;
+    let same = client.send(Method::GET, &base, &[("if-none-match", shown.header("etag"))], "").await;
     assert_eq!((same.status, same.text.as_str()), (StatusCode::NOT_MODIFIED, ""));
     client.post(&format!("{base}/deactivate"), json!({})).await;
     let gone = client.post(&format!("{base}/delete"), json!({})).await;
@@ -76,7 +76,7 @@ async fn a_query_with_after_right_after_a_command_always_sees_it() {
         assert_eq!(shown.field("name"), format!("n{n}"), "{}", shown.text);
     }
     let early = client.get("/v1/tenants?after=1000000").await;
-    assert_eq!((early.status, early.field("code"), early.header("retry-after")), (StatusCode::GATEWAY_TIMEOUT, "projection-behind", "1"));
+    assert_eq!((early.status, early.field("code")), (StatusCode::BAD_REQUEST, "request.bad_query"), "nobody can have been told of it");
 }
 
 #[tokio::test(flavor = "multi_thread")]

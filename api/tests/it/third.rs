@@ -30,7 +30,8 @@ async fn a_third_aggregate_runs_from_command_to_query_with_nothing_but_its_own_f
     let said = platform.post_with(&format!("{base}/say"), json!({"words": "two"}), &named).await;
     let get = async |after: &str| platform.get_with(&format!("{base}?after={after}"), &named[..1]).await;
     let shown = get(said.header("tenure-position")).await;
-    assert_eq!((&shown.json["words"], &shown.json["number"], shown.header("etag")), (&json!(["one", "two"]), &json!(1), "\"v2\""));
+    assert_eq!((&shown.json["words"], &shown.json["number"]), (&json!(["one", "two"]), &json!(1)));
+    assert!(shown.header("etag").starts_with("\"v2."));
     let forgotten = platform.post_with(&format!("{base}/forget"), json!({}), &named).await;
     assert_eq!(get(forgotten.header("tenure-position")).await.json["words"], json!([]));
     assert_eq!(platform.acting(tenant.parse().unwrap(), Role::OrgAdmin).get(&base).await.field("code"), "auth.forbidden");

@@ -27,7 +27,7 @@ impl Desk {
         let node = Node::start(&env).await;
         let platform = Client::new(&env, &node);
         let tenant = platform.provision("acme").await;
-        let ada_id = id();
+        let ada_id = platform.register(tenant, "user", "requester@example.com").await;
         let ada = platform.acting_as(&ada_id.to_string(), tenant, Role::User);
         let agent = platform.acting_as(&id().to_string(), tenant, Role::SupportAgent);
         Self { env, node, platform, tenant, ada, ada_id, agent }
@@ -95,7 +95,7 @@ async fn a_ticket_goes_from_opening_through_work_to_closing() {
         removed.text
     );
     let shown = desk.agent.get(&format!("{base}?after={}", edited.header("tenure-position"))).await;
-    assert_eq!((shown.status, shown.header("etag")), (StatusCode::OK, "\"v14\""), "{}", shown.text);
+    assert!(shown.status == StatusCode::OK && shown.header("etag").starts_with("\"v14."), "{}", shown.text);
     let row = &shown.json;
     assert_eq!((&row["number"], &row["subject"], &row["status"]), (&json!(1), &json!("Help, please"), &json!("open")));
     assert_eq!((&row["priority"], &row["assignee_id"], &row["requester_id"]), (&json!("urgent"), &json!(follower), &json!(desk.ada_id)));
@@ -104,7 +104,7 @@ async fn a_ticket_goes_from_opening_through_work_to_closing() {
     assert_eq!(row["attachments"][0]["name"], "log.txt");
     assert_eq!((&row["public_comments"], &row["internal_comments"]), (&json!(1), &json!(1)));
     assert!(row["first_response_at"].is_string() && row["resolved_at"].is_null());
-    let same = desk.agent.send(Method::GET, &base, &[("if-none-match", "\"v14\"")], "").await;
+    let same = desk.agent.send(Method::GET, &base, &[("if-none-match", shown.header("etag"))], "").await;
     assert_eq!((same.status, same.text.as_str()), (StatusCode::NOT_MODIFIED, ""));
 
     let thread = desk.agent.get(&format!("{base}/thread?sort=created_at&after={}", edited.header("tenure-position"))).await;
@@ -208,7 +208,7 @@ async fn internal_comments_are_in_no_answer_a_requester_can_get() {
         ("comments", json!({"body": "The zanzibar customer again.", "visibility": "internal"})),
         ("attach", json!({"name": "zanzibar.pdf", "size": 1, "sha256": "0".repeat(64), "visibility": "internal"})),
         ("tag", json!({"tag": "zanzibar"})),
-        ("add-follower", json!({"user": id()})),
+        ("add-follower", json!({"user": desk.ada_id})),
     ] {
         done(&agent, &format!("{base}/{path}"), body).await;
     }

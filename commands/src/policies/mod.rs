@@ -9,6 +9,7 @@
 pub mod catalogue;
 pub mod provisioning;
 pub mod quotas;
+pub mod references;
 pub mod tenancy;
 
 /// Calls a macro once with the list of all of them.
@@ -18,6 +19,7 @@ macro_rules! for_each_reaction {
         $callback! {
             $crate::policies::provisioning::Provisioning,
             $crate::policies::quotas::Quotas,
+            $crate::policies::references::References::default(),
             $crate::policies::tenancy::Tenancy,
         }
     };

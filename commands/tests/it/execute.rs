@@ -82,7 +82,7 @@ async fn if_match_is_decided_on_the_current_version_and_answers_it() {
     a.execute(request(tenant, rename("two"))).await.unwrap();
     let with = |expected| {
         let mut request = request(tenant, rename("three"));
-        request.expected = Some(expected);
+        request.expected = Some(vec![expected]);
         request
     };
     assert!(matches!(b.execute(with(1)).await, Err(CommandError::VersionMismatch { current: 2 })));

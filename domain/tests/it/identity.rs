@@ -31,7 +31,7 @@ fn every_event_of_users_roles_keys_and_access_records_is_stored_as_it_always_was
         Event::EmailVerificationRequested { token, expires_at: time },
         Event::EmailVerified,
         Event::EmailChanged { email: personal("ada@example.org") },
-        Event::ProfileUpdated { name: Some(personal("Ada L.")), locale: Some(personal("en-GB")), time_zone: None },
+        Event::ProfileUpdated { name: Some(personal("Ada L.")), locale: Some(personal("en-GB")), time_zone: None, removed: vec![] },
         Event::RoleChanged { from: Role::User, to: role },
         Event::PasswordSet { credential: token, keeps: Some(token), by_owner: true },
         Event::PasswordResetRequested { token, expires_at: time, welcome: false },

@@ -1,7 +1,7 @@
 //! Users: by id, listed by status, role and text; by address over all tenants, for whoever has a user in several.
 
 use chrono::{DateTime, Utc};
-use domain::identity::user::{Event, Status, User, fold_email};
+use domain::identity::user::{Event, ProfileField, Status, User, fold_email};
 use domain::{Personal, Role, TenantId};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -144,7 +144,13 @@ fn evolve(row: &mut Row, event: &Event, at: DateTime<Utc>) {
             row.email = known(email);
             row.email_verified = false;
         }
-        Event::ProfileUpdated { name, locale, time_zone } => {
+        Event::ProfileUpdated { name, locale, time_zone, removed } => {
+            for field in removed {
+                match field {
+                    ProfileField::Locale => row.locale = None,
+                    ProfileField::TimeZone => row.time_zone = None,
+                }
+            }
             if let Some(name) = name {
                 row.name = known(name);
             }

@@ -61,17 +61,14 @@ fn difference(desired: &Map<String, Value>, reported: &Map<String, Value>) -> Ma
 }
 
 impl ReadModel for Twins {
-    const NAME: &'static str = "device_twins_v1";
+    const NAME: &'static str = "device_twins_v2";
     type Events = Device;
     type Key = StreamKey;
     type Row = Row;
 
     fn keys(event: &Recorded<Event>) -> Vec<StreamKey> {
-        let about = matches!(
-            event.event,
-            Event::Preregistered { .. } | Event::Registered { .. } | Event::DesiredStateSet { .. } | Event::StateReported { .. }
-        );
-        if about { StreamKey::of(event) } else { vec![] }
+        // Whatever happens to the device moves its version, and so that of its twin.
+        StreamKey::of(event)
     }
 
     fn apply(key: &StreamKey, row: Option<Row>, event: &Recorded<Event>) -> Option<Row> {
@@ -105,7 +102,7 @@ impl ReadModel for Twins {
 
 /// A device's twin, if there is such a device.
 pub async fn by_id(read: &mut Read, id: Uuid) -> Result<Option<Row>, QueryError> {
-    let row: Option<Json<Row>> = sqlx::query_scalar("select to_json(t) from read.device_twins_v1 t where id = $1")
+    let row: Option<Json<Row>> = sqlx::query_scalar("select to_json(t) from read.device_twins_v2 t where id = $1")
         .bind(id)
         .fetch_optional(read.connection())
         .await?;

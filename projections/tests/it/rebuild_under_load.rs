@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use cqrs_es::{Aggregate as _, DomainEvent as _};
 use domain::support::ticket::{AddComment, Channel, Event, Message, OpenTicket, Priority, Subject, Ticket, Visibility};
-use domain::{Aggregate as _, Personal, StreamId, TenantId, UserId};
+use domain::{Actor, Aggregate as _, Personal, Role, StreamId, TenantId, UserId};
 use projections::cursor::CursorKey;
 use projections::list::Paging;
 use projections::rebuild::{Purpose, rebuild};
@@ -80,10 +80,11 @@ async fn write(node: Arc<Node>, streams: Vec<StreamId>, stop: Arc<AtomicBool>) -
             body,
             priority: Priority::Low,
             channel: Channel::Web,
-            requester: Some(requester),
+            requester: None,
             tags: vec![],
         };
-        node.execute_on::<Ticket>(StreamId::new(stream.tenant, id()), open).await.unwrap();
+        let by = Actor::person(requester.to_string(), stream.tenant, Role::SupportAgent);
+        node.executor.execute(commands::Request::<Ticket>::new(StreamId::new(stream.tenant, id()), open, by, id())).await.unwrap();
         written += 2;
     }
     written

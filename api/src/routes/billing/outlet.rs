@@ -9,7 +9,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::app::App;
-use crate::extract::{After, Caller, Id, ListBody, Listed, Params, Query, Shown, paging, short};
+use crate::extract::{After, Caller, Id, ListBody, Listed, Params, Query, Shown, Sought, paging, short};
 use crate::problem::Problem;
 use crate::routes::Refusals;
 
@@ -29,12 +29,16 @@ crate::commands! { Outlet, "outlets", Caller::stream:
     params(("id" = Uuid, Path, description = "Which one."), After),
     responses((status = 200, body = outlet::Row), (status = 304, description = "It has not changed."), Refusals)
 )]
-async fn get_outlet(query: Query, Id(id): Id, Params(p): Params<After>) -> Result<Shown<outlet::Row>, Problem> {
+async fn get_outlet(query: Query, Id(id): Id, Params(p): Params<After>) -> Result<Shown, Problem> {
     query.require("outlet:read")?;
-    let mut read = query.open(&[Outlets::NAME], p.after).await?;
-    let row = outlet::by_id(&mut read, id).await?;
-    let stream = Caller::stream(id, &query.caller);
-    query.show(read, stream, row, |row| row.version).await
+    let sought = Sought::new(Caller::stream(id, &query.caller), &[Outlets::NAME], p.after);
+    query
+        .one::<Outlet, _, _, _>(
+            sought,
+            |mut read| async move { outlet::by_id(&mut read, id).await.map(|row| (read, row)) },
+            |row| row.version,
+        )
+        .await
 }
 
 /// Which outlets, in which order.

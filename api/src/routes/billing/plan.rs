@@ -11,7 +11,7 @@ use utoipa_axum::routes;
 use uuid::Uuid;
 
 use crate::app::App;
-use crate::extract::{After, Caller, Id, ListBody, Listed, Params, Query, Shown, paging};
+use crate::extract::{After, Caller, Id, ListBody, Listed, Params, Query, Shown, Sought, paging};
 use crate::problem::Problem;
 use crate::routes::Refusals;
 
@@ -36,12 +36,12 @@ crate::commands! { Plan, "plans", stream:
     params(("id" = Uuid, Path, description = "Which one."), After),
     responses((status = 200, body = plan::Row), (status = 304, description = "It has not changed."), Refusals)
 )]
-async fn get_plan(query: Query, Id(id): Id, Params(p): Params<After>) -> Result<Shown<plan::Row>, Problem> {
+async fn get_plan(query: Query, Id(id): Id, Params(p): Params<After>) -> Result<Shown, Problem> {
     query.require("plan:read")?;
-    let mut read = query.open_system(&[Plans::NAME], p.after).await?;
-    let row = plan::by_id(&mut read, id).await?;
-    let stream = stream(id, &query.caller);
-    query.show(read, stream, row, |row| row.version).await
+    let sought = Sought::new(stream(id, &query.caller), &[Plans::NAME], p.after);
+    query
+        .one::<Plan, _, _, _>(sought, |mut read| async move { plan::by_id(&mut read, id).await.map(|row| (read, row)) }, |row| row.version)
+        .await
 }
 
 /// Which plans, in which order.

@@ -135,8 +135,9 @@ impl MeterStatus {
 
 /// How the tenant's quotas stand now, by the counters that decide.
 #[utoipa::path(get, path = "/status", tag = "quotas", params(After), responses((status = 200, body = QuotaStatus), Refusals))]
-async fn get_quota_status(State(app): State<App>, query: Query, Params(_): Params<After>) -> Result<impl IntoResponse, Problem> {
+async fn get_quota_status(State(app): State<App>, query: Query, Params(p): Params<After>) -> Result<impl IntoResponse, Problem> {
     query.require("quota:read")?;
+    query.check(p.after).await?;
     let (store, tenant_id) = (app.executor.store(), query.caller.tenant);
     let position = *store.watch_head().borrow();
     let zone = lookup::calendar(store, tenant_id).await?;

@@ -2,6 +2,7 @@
 
 use axum::Json;
 use axum::extract::State;
+use axum::response::{IntoResponse as _, Response};
 use chrono::{DateTime, Utc};
 use commands::Request;
 use domain::billing::meter::Meter;
@@ -11,16 +12,19 @@ use domain::billing::subscription::{
     ExtendTrial, MarkUnpaid, PauseSubscription, Pinned, Proration, RecordPaymentFailed, RecordPaymentSucceeded, ResumeSubscription,
     SetPaymentMethod, StartSubscription, Status, Subscription, UncancelSubscription,
 };
-use projections::ReadModel as _;
 use projections::billing::subscription::{self, Subscriptions};
 use projections::billing::subscription_timeline::{self, Timeline};
+use projections::{QueryError, Read, ReadModel as _};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::app::App;
-use crate::extract::{After, Body, Caller, Id, ListBody, Listed, Listing, Params, Query, Shown, paging, sensible, short};
+use crate::extract::{
+    After, Body, Caller, Drawn, Id, ListBody, Listed, Listing, Params, Query, Repeat, Shown, Sought, nothing, paging, sensible, short,
+    unless_empty,
+};
 use crate::problem::{Problem, code};
 use crate::routes::Refusals;
 
@@ -59,12 +63,17 @@ crate::commands! { Subscription, "subscriptions", Caller::stream:
     params(("id" = Uuid, Path, description = "Which one."), After),
     responses((status = 200, body = subscription::Row), (status = 304, description = "It has not changed."), Refusals)
 )]
-async fn get_subscription(query: Query, Id(id): Id, Params(p): Params<After>) -> Result<Shown<subscription::Row>, Problem> {
+async fn get_subscription(query: Query, Id(id): Id, Params(p): Params<After>) -> Result<Shown, Problem> {
     query.require("subscription:read")?;
-    let mut read = query.open(&[Subscriptions::NAME], p.after).await?;
     let stream = Caller::stream(id, &query.caller);
-    let row = subscription::by_id(&mut read, stream).await?;
-    query.show(read, stream, row, |row| row.version).await
+    let sought = Sought::new(stream, &[Subscriptions::NAME], p.after);
+    query
+        .one::<Subscription, _, _, _>(
+            sought,
+            |mut read| async move { subscription::by_id(&mut read, stream).await.map(|row| (read, row)) },
+            |row| row.version,
+        )
+        .await
 }
 
 /// Which subscriptions, in which order.
@@ -115,10 +124,14 @@ async fn list_subscription_timeline(
 ) -> Result<Listed<subscription_timeline::Row>, Problem> {
     query.require("subscription:read")?;
     let paging = paging(&subscription_timeline::ORDERS, p.sort.as_deref(), p.limit, p.cursor)?;
-    let mut read = query.open(&[Timeline::NAME], p.after).await?;
-    let stream = Caller::stream(id, &query.caller);
-    let page = subscription_timeline::list(&mut read, query.cursors(), stream, &paging).await?;
-    query.page_of(read, stream, page, paging.cursor.as_ref()).await
+    let (stream, cursors) = (Caller::stream(id, &query.caller), query.cursors().clone());
+    let sought = Sought::new(stream, &[Timeline::NAME], p.after);
+    let (cursors, paging) = (&cursors, &paging);
+    let fetch = |mut read: Read| async move {
+        let page = subscription_timeline::list(&mut read, cursors, stream, paging).await?;
+        Ok::<_, QueryError>((read, unless_empty(page, paging)))
+    };
+    query.of_one::<Subscription, _, _, _>(sought, fetch).await
 }
 
 /// What is going to happen, until when.
@@ -241,9 +254,14 @@ struct PaymentSetup {
     post, path = "/v1/subscriptions/{id}/set-up-payment", tag = "subscriptions", params(("id" = Uuid, Path, description = "Which one.")),
     responses((status = 200, body = PaymentSetup), Refusals)
 )]
-async fn set_up_payment(State(app): State<App>, caller: Caller, Id(id): Id) -> Result<Json<PaymentSetup>, Problem> {
+async fn set_up_payment(State(app): State<App>, caller: Caller, repeat: Repeat, Id(id): Id) -> Result<Response, Problem> {
     caller.require("subscription:set_up_payment")?;
-    let stream = Caller::stream(id, &caller);
+    let run = |_: Drawn<()>| async { Ok(Json(payment_setup(&app, &caller, id).await?).into_response()) };
+    repeat.once("{}", nothing(), run).await
+}
+
+async fn payment_setup(app: &App, caller: &Caller, id: uuid::Uuid) -> Result<PaymentSetup, Problem> {
+    let stream = Caller::stream(id, caller);
     let loaded = app.executor.store().current::<Subscription>(stream).await.map_err(commands::CommandError::from)?;
     let details = loaded.state.details().filter(|details| details.status.is_live()).ok_or_else(Problem::not_found)?;
     let provider = app.payments.as_ref().ok_or_else(|| Problem::new(code::NO_PROVIDER, "this installation has no payment provider"))?;
@@ -259,5 +277,5 @@ async fn set_up_payment(State(app): State<App>, caller: Caller, Id(id): Id) -> R
         tracing::warn!(%error, "the payment provider did not set up a payment");
         Problem::new(code::PROVIDER_UNAVAILABLE, "the payment provider did not answer as it should; try again shortly")
     })?;
-    Ok(Json(PaymentSetup { provider: provider.name().to_owned(), client_secret }))
+    Ok(PaymentSetup { provider: provider.name().to_owned(), client_secret })
 }

@@ -20,7 +20,7 @@ use utoipa_axum::routes;
 use uuid::Uuid;
 
 use crate::app::App;
-use crate::extract::{Body, Caller, Params, TENURE_POSITION, Write, path_param, traceparent};
+use crate::extract::{Body, Caller, Drawn, Params, Repeat, TENURE_POSITION, Write, nothing, path_param, traceparent};
 use crate::problem::Problem;
 use crate::routes::Refusals;
 
@@ -116,7 +116,7 @@ struct RecordedUsage {
 }
 
 /// Records what was used: one item, which is refused as a whole; or several, of which each is recorded or refused for itself. An id counts once, and asking again gets its
-/// first answer, so no other idempotency key is needed.
+/// first answer; with an `Idempotency-Key` the whole request does.
 #[utoipa::path(
     post, path = "/usage/{meter}", tag = "usages", request_body = RecordUsage,
     params(("meter" = String, Path, description = "messages, api_calls or storage.", example = "messages")),
@@ -125,12 +125,18 @@ struct RecordedUsage {
 async fn record_usage(
     State(app): State<App>,
     recorder: Recorder,
+    repeat: Repeat,
     OfMeter(meter): OfMeter,
     body: Body<RecordUsage>,
 ) -> Result<Response, Problem> {
+    recorder.caller.require("usage:record")?;
+    let asked = body.asked();
+    repeat.once(&asked, nothing(), |_: Drawn<()>| record(app, recorder, meter, body.command)).await
+}
+
+async fn record(app: App, recorder: Recorder, meter: Meter, usage: RecordUsage) -> Result<Response, Problem> {
     let Recorder { caller, traceparent } = recorder;
-    caller.require("usage:record")?;
-    let RecordUsage { id, quantity, at, items } = body.command;
+    let RecordUsage { id, quantity, at, items } = usage;
     let recording = |items| Recording { tenant: caller.tenant, meter, items, actor: caller.actor.clone(), traceparent };
     match (id, items) {
         (Some(id), None) => {
@@ -235,11 +241,22 @@ struct Reservation {
 async fn check_quota(
     State(app): State<App>,
     write: Write<Usage>,
+    repeat: Repeat,
     OfMeter(meter): OfMeter,
     Params(Reserve { reserve }): Params<Reserve>,
     body: Body<CheckQuota>,
-) -> Result<Json<QuotaCheck>, Problem> {
+) -> Result<Response, Problem> {
     write.caller().require("quota:read")?;
+    // Only what holds something is done once; a question is asked anew each time.
+    if !reserve {
+        return Ok(Json(checked(&app, write, meter, reserve, body).await?).into_response());
+    }
+    let asked = body.asked();
+    let run = |_: Drawn<()>| async { Ok(Json(checked(&app, write, meter, reserve, body).await?).into_response()) };
+    repeat.once(&asked, nothing(), run).await
+}
+
+async fn checked(app: &App, write: Write<Usage>, meter: Meter, reserve: bool, body: Body<CheckQuota>) -> Result<QuotaCheck, Problem> {
     let (store, tenant, quantity) = (app.executor.store().clone(), write.caller().tenant, body.command.quantity);
     if quantity < 1 {
         return Err(Problem::invalid("/quantity".into(), "must be 1 or more".into()));
@@ -259,7 +276,7 @@ async fn check_quota(
     let standing = quota::standing(&store, tenant, meter, period).await?;
     let allowed =
         reserve || standing.limit.is_none_or(|limit| standing.used.saturating_add(standing.held).saturating_add(quantity) <= limit);
-    Ok(Json(QuotaCheck {
+    Ok(QuotaCheck {
         allowed,
         meter,
         quantity,
@@ -268,5 +285,5 @@ async fn check_quota(
         remaining: standing.remaining(),
         resets_at: meter.is_flow().then(|| period.period(zone).end),
         reservation,
-    }))
+    })
 }

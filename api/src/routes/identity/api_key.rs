@@ -2,13 +2,16 @@
 
 use std::collections::{BTreeSet, HashMap};
 
+use access::api_keys::Drawn;
+use axum::extract::State;
+use axum::response::Response;
 use chrono::{DateTime, Utc};
 use domain::identity::api_key::{ApiKey, CreateKey, Kind, RevokeKey, RotateKey};
 use domain::text::DisplayName;
-use domain::{TenantId, UserId};
-use projections::ReadModel as _;
+use domain::{StreamId, TenantId, UserId};
 use projections::identity::api_key::{self, ApiKeys};
 use projections::list::Page;
+use projections::{Read, ReadModel as _};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
@@ -16,10 +19,12 @@ use utoipa_axum::routes;
 use uuid::Uuid;
 
 use crate::app::App;
-use crate::extract::{After, Body, Caller, Id, ListBody, Listed, Listing, Params, Query, Shown, Write, Written, WrittenBody, paging};
+use crate::extract::{
+    After, Body, Caller, Id, ListBody, Listed, Listing, Params, Query, Repeat, Shown, Sought, Write, Written, WrittenBody, paging,
+};
 use crate::problem::Problem;
 use crate::routes::Refusals;
-use crate::routes::secret::Made;
+use crate::routes::secret;
 
 pub(crate) fn routes() -> OpenApiRouter<App> {
     OpenApiRouter::new()
@@ -69,7 +74,7 @@ fn hour() -> u32 {
 struct WithKey {
     #[serde(flatten)]
     written: WrittenBody,
-    /// The key. It is shown this once; a repeated request gets none.
+    /// The key. It is shown in this answer alone, and again to a request that repeats this one with the same `Idempotency-Key`.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(example = "tnr_s7Qd0wJxTnOl….Yk3…")]
     key: Option<String>,
@@ -85,43 +90,45 @@ struct Listable {
     last_used_at: Option<DateTime<Utc>>,
 }
 
-/// Makes a key for a program. It is shown in the answer, and never again.
+/// Makes a key for a program. It is shown in the answer alone.
 #[utoipa::path(
     post, path = "/v1/api-keys", tag = "api_keys", operation_id = "create_api_key", request_body = CreateApiKey,
     responses((status = 201, description = "Made.", body = WithKey), Refusals)
 )]
-async fn create_api_key(app: axum::extract::State<App>, write: Write<ApiKey>, body: Body<CreateApiKey>) -> Result<Made, Problem> {
+async fn create_api_key(app: State<App>, write: Write<ApiKey>, repeat: Repeat, body: Body<CreateApiKey>) -> Result<Response, Problem> {
     write.caller().require("api_key:create")?;
-    let stream = Caller::stream(write.id_for(body.command.id), write.caller());
-    let drawn = app.access.draw(stream).await?;
-    let body = body.map(|CreateApiKey { id: _, name, kind, scopes, expires_at }| CreateKey {
-        name,
-        prefix: drawn.prefix.clone(),
-        kind,
-        scopes,
-        expires_at,
-        secret: drawn.credential,
-    });
-    Made::of(&app, write.create(stream, body).await, "key", drawn).await
+    let (stream, asked) = (Caller::stream(write.id_for(body.command.id), write.caller()), body.asked());
+    let draw = async { Ok((stream, app.access.draw(stream).await?)) };
+    let create = |stream: StreamId, drawn: &Drawn| {
+        let (prefix, secret) = (drawn.prefix.clone(), drawn.credential);
+        let body =
+            body.map(|CreateApiKey { id: _, name, kind, scopes, expires_at }| CreateKey { name, prefix, kind, scopes, expires_at, secret });
+        write.create(stream, body)
+    };
+    secret::once((&app, &repeat, &asked), "key", draw, create).await
 }
 
-/// Gives a key another secret; the old one is good for a while. The new one is shown in the answer, and never again.
+/// Gives a key another secret; the old one is good for a while. The new one is shown in the answer alone.
 #[utoipa::path(
     post, path = "/v1/api-keys/{id}/rotate", tag = "api_keys", operation_id = "rotate_api_key", request_body = RotateApiKey,
     params(("id" = Uuid, Path, description = "Which one.")),
     responses((status = 200, description = "Done.", body = WithKey), Refusals)
 )]
 async fn rotate_api_key(
-    app: axum::extract::State<App>,
+    app: State<App>,
     write: Write<ApiKey>,
+    repeat: Repeat,
     Id(id): Id,
     body: Body<RotateApiKey>,
-) -> Result<Made, Problem> {
+) -> Result<Response, Problem> {
     write.caller().require("api_key:create")?;
-    let stream = Caller::stream(id, write.caller());
-    let drawn = app.access.draw(stream).await?;
-    let body = body.map(|c| RotateKey { secret: drawn.credential, prefix: drawn.prefix.clone(), grace_seconds: c.grace_seconds });
-    Made::of(&app, write.execute(stream, body).await, "key", drawn).await
+    let (stream, asked) = (Caller::stream(id, write.caller()), body.asked());
+    let draw = async { Ok((stream, app.access.draw(stream).await?)) };
+    let rotate = |stream: StreamId, drawn: &Drawn| {
+        let (prefix, secret) = (drawn.prefix.clone(), drawn.credential);
+        write.execute(stream, body.map(|c| RotateKey { secret, prefix, grace_seconds: c.grace_seconds }))
+    };
+    secret::once((&app, &repeat, &asked), "key", draw, rotate).await
 }
 
 /// See [`RevokeKey`].
@@ -153,23 +160,22 @@ async fn with_use(app: &App, tenant: TenantId, keys: Vec<api_key::Row>) -> Resul
     params(("id" = Uuid, Path, description = "Which one."), After),
     responses((status = 200, body = Listable), (status = 304, description = "It has not changed."), Refusals)
 )]
-async fn get_api_key(
-    app: axum::extract::State<App>,
-    query: Query,
-    Id(id): Id,
-    Params(p): Params<After>,
-) -> Result<Shown<Listable>, Problem> {
+async fn get_api_key(app: State<App>, query: Query, Id(id): Id, Params(p): Params<After>) -> Result<Shown, Problem> {
     query.require("api_key:read")?;
-    let mut read = query.open(&[ApiKeys::NAME], p.after).await?;
-    let row = api_key::by_id(&mut read, id, only(&query)).await?;
-    let row = with_use(&app, query.caller.tenant, row.into_iter().collect()).await?.pop();
-    let stream = Caller::stream(id, &query.caller);
-    query.show(read, stream, row, |row| row.key.version).await
+    let (tenant, only) = (query.caller.tenant, only(&query));
+    let sought = Sought::new(Caller::stream(id, &query.caller), &[ApiKeys::NAME], p.after);
+    let app = &app;
+    let fetch = |mut read: Read| async move {
+        let row = api_key::by_id(&mut read, id, only).await?;
+        let row = with_use(app, tenant, row.into_iter().collect()).await?.pop();
+        Ok::<_, Problem>((read, row))
+    };
+    query.one::<ApiKey, _, _, _>(sought, fetch, |row| row.key.version).await
 }
 
 /// Keys, and when they were last used: one's own, or all for those who manage them.
 #[utoipa::path(get, path = "/v1/api-keys", tag = "api_keys", params(Listing), responses((status = 200, body = ListBody<Listable>), Refusals))]
-async fn list_api_keys(app: axum::extract::State<App>, query: Query, Params(p): Params<Listing>) -> Result<Listed<Listable>, Problem> {
+async fn list_api_keys(app: State<App>, query: Query, Params(p): Params<Listing>) -> Result<Listed<Listable>, Problem> {
     query.require("api_key:read")?;
     let paging = paging(&api_key::ORDERS, p.sort.as_deref(), p.limit, p.cursor)?;
     let mut read = query.open(&[ApiKeys::NAME], p.after).await?;

@@ -4,6 +4,9 @@ use std::collections::BTreeSet;
 
 use access::authenticate::permissions;
 use access::passwords::Password;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse as _, Response};
 use domain::text::Email;
 use domain::{Actor, Role, StreamId, TenantId};
 use projections::ReadModel as _;
@@ -18,7 +21,7 @@ use uuid::Uuid;
 
 use super::user::{EndSessions, Ended, Sessions};
 use crate::app::App;
-use crate::extract::{Body, Caller};
+use crate::extract::{Body, Caller, Drawn, Repeat, nothing};
 use crate::problem::{Problem, code};
 use crate::routes::Refusals;
 
@@ -56,7 +59,7 @@ struct Me {
 
 /// Who the caller is, and what they may now.
 #[utoipa::path(get, path = "/v1/me", tag = "me", responses((status = 200, body = Me), Refusals))]
-async fn me(app: axum::extract::State<App>, caller: Caller) -> Result<axum::Json<Me>, Problem> {
+async fn me(app: State<App>, caller: Caller) -> Result<axum::Json<Me>, Problem> {
     let user = match caller.own_user() {
         Ok(stream) => {
             let mut read = app.reads.begin(View::Tenant(stream.tenant), &[Users::NAME], None).await?;
@@ -129,7 +132,7 @@ struct Memberships {
 
 /// The tenants in which the caller has a user, by the address that is shown to be theirs: where `/v1/auth/switch-tenant` leads.
 #[utoipa::path(get, path = "/v1/me/tenants", tag = "me", responses((status = 200, body = Memberships), Refusals))]
-async fn my_tenants(app: axum::extract::State<App>, caller: Caller) -> Result<axum::Json<Memberships>, Problem> {
+async fn my_tenants(app: State<App>, caller: Caller) -> Result<axum::Json<Memberships>, Problem> {
     let stream = caller.in_person()?;
     let details = app.access.details(stream).await?;
     let Some(email) = details.and_then(|user| user.proven_email().cloned()) else {
@@ -141,17 +144,20 @@ async fn my_tenants(app: axum::extract::State<App>, caller: Caller) -> Result<ax
 
 /// The caller's sessions that go on.
 #[utoipa::path(get, path = "/v1/me/sessions", tag = "me", responses((status = 200, body = Sessions), Refusals))]
-async fn my_sessions(app: axum::extract::State<App>, caller: Caller) -> Result<axum::Json<Sessions>, Problem> {
+async fn my_sessions(app: State<App>, caller: Caller) -> Result<axum::Json<Sessions>, Problem> {
     Ok(axum::Json(Sessions { data: app.access.sessions(caller.in_person()?).await? }))
 }
 
 /// Ends sessions of the caller: one, or all but the present one.
 #[utoipa::path(post, path = "/v1/me/end-sessions", tag = "me", operation_id = "end_my_sessions", request_body = EndSessions, responses((status = 200, body = Ended), Refusals))]
-async fn end_my_sessions(app: axum::extract::State<App>, caller: Caller, body: Body<EndSessions>) -> Result<axum::Json<Ended>, Problem> {
-    let which = body.command.session;
+async fn end_my_sessions(app: State<App>, caller: Caller, repeat: Repeat, body: Body<EndSessions>) -> Result<Response, Problem> {
+    let (asked, which) = (body.asked(), body.command.session);
     let but = if which.is_none() { caller.session } else { None };
-    let ended = app.access.end_sessions(caller.in_person()?, which, but, &caller.actor.name()).await?;
-    Ok(axum::Json(Ended { ended }))
+    let user = caller.in_person()?;
+    let run = |_: Drawn<()>| async {
+        Ok(axum::Json(Ended { ended: app.access.end_sessions(user, which, but, &caller.actor.name()).await? }).into_response())
+    };
+    repeat.once(&asked, nothing(), run).await
 }
 
 /// Refuses somebody who does not know their password. A wrong one counts, as at a login.
@@ -178,15 +184,15 @@ struct ChangeMyEmail {
     post, path = "/v1/me/change-email", tag = "me", operation_id = "change_my_email", request_body = ChangeMyEmail,
     responses((status = 204, description = "Done."), Refusals)
 )]
-async fn change_my_email(
-    app: axum::extract::State<App>,
-    caller: Caller,
-    body: Body<ChangeMyEmail>,
-) -> Result<axum::http::StatusCode, Problem> {
-    let stream = caller.in_person()?;
-    prove(&app, &caller, stream, body.command.current_password).await?;
-    app.access.change_email(stream, body.command.email, caller.actor).await?;
-    Ok(axum::http::StatusCode::NO_CONTENT)
+async fn change_my_email(app: State<App>, caller: Caller, repeat: Repeat, body: Body<ChangeMyEmail>) -> Result<Response, Problem> {
+    let (stream, asked) = (caller.in_person()?, body.asked());
+    let ChangeMyEmail { current_password, email } = body.command;
+    let run = |_: Drawn<()>| async move {
+        prove(&app, &caller, stream, current_password).await?;
+        app.access.change_email(stream, email, caller.actor).await?;
+        Ok(StatusCode::NO_CONTENT.into_response())
+    };
+    repeat.once(&asked, nothing(), run).await
 }
 
 /// Another password.
@@ -206,14 +212,13 @@ struct ChangePassword {
     post, path = "/v1/me/change-password", tag = "me", operation_id = "change_my_password", request_body = ChangePassword,
     responses((status = 204, description = "Done."), Refusals)
 )]
-async fn change_my_password(
-    app: axum::extract::State<App>,
-    caller: Caller,
-    body: Body<ChangePassword>,
-) -> Result<axum::http::StatusCode, Problem> {
-    let stream = caller.in_person()?;
+async fn change_my_password(app: State<App>, caller: Caller, repeat: Repeat, body: Body<ChangePassword>) -> Result<Response, Problem> {
+    let (stream, asked) = (caller.in_person()?, body.asked());
     let ChangePassword { current_password, password } = body.command;
-    prove(&app, &caller, stream, current_password).await?;
-    app.access.change_password(stream, Password::new(password), caller.session, caller.actor).await?;
-    Ok(axum::http::StatusCode::NO_CONTENT)
+    let run = |_: Drawn<()>| async move {
+        prove(&app, &caller, stream, current_password).await?;
+        app.access.change_password(stream, Password::new(password), caller.session, caller.actor).await?;
+        Ok(StatusCode::NO_CONTENT.into_response())
+    };
+    repeat.once(&asked, nothing(), run).await
 }

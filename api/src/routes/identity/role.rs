@@ -7,7 +7,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::app::App;
-use crate::extract::{After, Caller, Id, ListBody, Listed, Listing, Params, Query, Shown, paging};
+use crate::extract::{After, Caller, Id, ListBody, Listed, Listing, Params, Query, Shown, Sought, paging};
 use crate::problem::Problem;
 use crate::routes::Refusals;
 
@@ -28,12 +28,12 @@ crate::commands! { Role, "roles", Caller::stream:
     params(("id" = uuid::Uuid, Path, description = "Which one."), After),
     responses((status = 200, body = role::Row), (status = 304, description = "It has not changed."), Refusals)
 )]
-async fn get_role(query: Query, Id(id): Id, Params(p): Params<After>) -> Result<Shown<role::Row>, Problem> {
+async fn get_role(query: Query, Id(id): Id, Params(p): Params<After>) -> Result<Shown, Problem> {
     query.require("role:read")?;
-    let mut read = query.open(&[Roles::NAME], p.after).await?;
-    let row = role::by_id(&mut read, id).await?;
-    let stream = Caller::stream(id, &query.caller);
-    query.show(read, stream, row, |row| row.version).await
+    let sought = Sought::new(Caller::stream(id, &query.caller), &[Roles::NAME], p.after);
+    query
+        .one::<Role, _, _, _>(sought, |mut read| async move { role::by_id(&mut read, id).await.map(|row| (read, row)) }, |row| row.version)
+        .await
 }
 
 /// The roles that the tenant has defined, beside the built-in ones.

@@ -6,7 +6,7 @@ use access::sessions::{Login, Tokens};
 use axum::extract::{FromRequest, State};
 use axum::http::header::{CACHE_CONTROL, USER_AGENT};
 use axum::http::{HeaderMap, HeaderName, StatusCode};
-use axum::response::IntoResponse;
+use axum::response::{IntoResponse, Response};
 use domain::StreamId;
 use domain::text::DisplayName;
 use serde::de::DeserializeOwned;
@@ -18,7 +18,7 @@ use uuid::Uuid;
 
 use crate::app::App;
 use crate::client_address::ClientAddress;
-use crate::extract::{Body, Caller, WrittenBody};
+use crate::extract::{Body, Caller, Drawn, Repeat, WrittenBody, nothing};
 use crate::problem::{Problem, code};
 use crate::routes::Refusals;
 
@@ -86,7 +86,7 @@ fn written(outcome: &commands::Outcome) -> axum::Json<WrittenBody> {
 struct Secret<T>(T);
 
 impl<T: Serialize> IntoResponse for Secret<T> {
-    fn into_response(self) -> axum::response::Response {
+    fn into_response(self) -> Response {
         ([(CACHE_CONTROL, "no-store")], axum::Json(self.0)).into_response()
     }
 }
@@ -267,9 +267,11 @@ struct ResetPassword {
     post, path = "/v1/auth/reset-password", tag = "auth", security(()), request_body = ResetPassword,
     responses((status = 200, body = WrittenBody), Refusals)
 )]
-async fn reset_password(State(app): State<App>, body: Body<ResetPassword>) -> Result<axum::Json<WrittenBody>, Problem> {
+async fn reset_password(State(app): State<App>, repeat: Repeat, body: Body<ResetPassword>) -> Result<Response, Problem> {
+    let asked = body.asked();
     let ResetPassword { token, password } = body.command;
-    Ok(written(&app.access.reset_password(&token, Password::new(password)).await?))
+    let run = |_: Drawn<()>| async move { Ok(written(&app.access.reset_password(&token, Password::new(password)).await?).into_response()) };
+    repeat.once(&asked, nothing(), run).await
 }
 
 /// A link.
@@ -287,8 +289,10 @@ struct Link {
     post, path = "/v1/auth/verify-email", tag = "auth", security(()), request_body = Link,
     responses((status = 200, body = WrittenBody), Refusals)
 )]
-async fn verify_email(State(app): State<App>, body: Body<Link>) -> Result<axum::Json<WrittenBody>, Problem> {
-    Ok(written(&app.access.verify_email(&body.command.token).await?))
+async fn verify_email(State(app): State<App>, repeat: Repeat, body: Body<Link>) -> Result<Response, Problem> {
+    let asked = body.asked();
+    let run = |_: Drawn<()>| async move { Ok(written(&app.access.verify_email(&body.command.token).await?).into_response()) };
+    repeat.once(&asked, nothing(), run).await
 }
 
 /// An answer to an invitation.
@@ -311,9 +315,13 @@ struct Accept {
     post, path = "/v1/auth/accept-invitation", tag = "auth", security(()), request_body = Accept,
     responses((status = 200, body = WrittenBody), Refusals)
 )]
-async fn accept_invitation(State(app): State<App>, body: Body<Accept>) -> Result<axum::Json<WrittenBody>, Problem> {
+async fn accept_invitation(State(app): State<App>, repeat: Repeat, body: Body<Accept>) -> Result<Response, Problem> {
+    let asked = body.asked();
     let Accept { token, name, password } = body.command;
-    Ok(written(&app.access.accept_invitation(&token, name, Password::new(password)).await?))
+    let run = |_: Drawn<()>| async move {
+        Ok(written(&app.access.accept_invitation(&token, name, Password::new(password)).await?).into_response())
+    };
+    repeat.once(&asked, nothing(), run).await
 }
 
 /// Declines an invitation for whoever has the link.
@@ -321,6 +329,8 @@ async fn accept_invitation(State(app): State<App>, body: Body<Accept>) -> Result
     post, path = "/v1/auth/decline-invitation", tag = "auth", security(()), request_body = Link,
     responses((status = 200, body = WrittenBody), Refusals)
 )]
-async fn decline_invitation(State(app): State<App>, body: Body<Link>) -> Result<axum::Json<WrittenBody>, Problem> {
-    Ok(written(&app.access.decline_invitation(&body.command.token).await?))
+async fn decline_invitation(State(app): State<App>, repeat: Repeat, body: Body<Link>) -> Result<Response, Problem> {
+    let asked = body.asked();
+    let run = |_: Drawn<()>| async move { Ok(written(&app.access.decline_invitation(&body.command.token).await?).into_response()) };
+    repeat.once(&asked, nothing(), run).await
 }

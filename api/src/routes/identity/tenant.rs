@@ -8,10 +8,10 @@ use domain::identity::tenant::{
     UpdateSettings, VerifyDomain,
 };
 use domain::{StreamId, TenantId};
-use projections::ReadModel as _;
 use projections::identity::domain::{self as of_domain, Domains};
 use projections::identity::tenant::{self, Tenants};
 use projections::identity::tenant_timeline::{self, Timeline};
+use projections::{QueryError, Read, ReadModel as _};
 use serde::Deserialize;
 use utoipa::IntoParams;
 use utoipa_axum::router::OpenApiRouter;
@@ -19,7 +19,9 @@ use utoipa_axum::routes;
 use uuid::Uuid;
 
 use crate::app::App;
-use crate::extract::{After, Body, Caller, Id, ListBody, Listed, Listing, Params, Query, Shown, Write, Written, paging, sensible, short};
+use crate::extract::{
+    After, Body, Caller, Id, ListBody, Listed, Listing, Params, Query, Shown, Sought, Write, Written, paging, sensible, short, unless_empty,
+};
 use crate::problem::{Problem, code};
 use crate::routes::Refusals;
 
@@ -63,11 +65,16 @@ crate::commands! { Tenant, "tenants", stream:
     params(("id" = Uuid, Path, description = "Which one."), After),
     responses((status = 200, body = tenant::Row), (status = 304, description = "It has not changed."), Refusals)
 )]
-async fn get_tenant(query: Query, Id(id): Id, Params(p): Params<After>) -> Result<Shown<tenant::Row>, Problem> {
+async fn get_tenant(query: Query, Id(id): Id, Params(p): Params<After>) -> Result<Shown, Problem> {
     query.require("tenant:read")?;
-    let mut read = query.open_all(&[Tenants::NAME], p.after).await?;
-    let row = tenant::by_id(&mut read, id).await?;
-    query.show(read, StreamId::new(TenantId(id), id), row, |row| row.version).await
+    let sought = Sought::new(StreamId::new(TenantId(id), id), &[Tenants::NAME], p.after);
+    query
+        .one::<Tenant, _, _, _>(
+            sought,
+            |mut read| async move { tenant::by_id(&mut read, id).await.map(|row| (read, row)) },
+            |row| row.version,
+        )
+        .await
 }
 
 /// Which tenants, in which order.
@@ -127,9 +134,14 @@ async fn list_tenants(query: Query, Params(p): Params<ListTenants>) -> Result<Li
 async fn list_tenant_timeline(query: Query, Id(id): Id, Params(p): Params<Listing>) -> Result<Listed<tenant_timeline::Row>, Problem> {
     query.require("tenant:read")?;
     let paging = paging(&tenant_timeline::ORDERS, p.sort.as_deref(), p.limit, p.cursor)?;
-    let mut read = query.open_all(&[Timeline::NAME], p.after).await?;
-    let page = tenant_timeline::list(&mut read, query.cursors(), TenantId(id), &paging).await?;
-    query.page_of(read, StreamId::new(TenantId(id), id), page, paging.cursor.as_ref()).await
+    let cursors = query.cursors().clone();
+    let sought = Sought::new(StreamId::new(TenantId(id), id), &[Timeline::NAME], p.after);
+    let (cursors, paging) = (&cursors, &paging);
+    let fetch = |mut read: Read| async move {
+        let page = tenant_timeline::list(&mut read, cursors, TenantId(id), paging).await?;
+        Ok::<_, QueryError>((read, unless_empty(page, paging)))
+    };
+    query.of_one::<Tenant, _, _, _>(sought, fetch).await
 }
 
 /// The tenant's domains, with the records that have to stand in the DNS of each.

@@ -2,6 +2,8 @@
 
 use access::passwords::Password;
 use access::sessions::Session;
+use axum::extract::State;
+use axum::response::{IntoResponse as _, Response};
 use domain::Role;
 use domain::identity::user::{
     ChangeEmail, ChangeRole, DeactivateUser, DeleteUser, EraseUser, Error, InviteUser, LockUser, ReactivateUser, RegisterUser,
@@ -17,7 +19,10 @@ use utoipa_axum::routes;
 use uuid::Uuid;
 
 use crate::app::App;
-use crate::extract::{After, Body, Caller, Id, ListBody, Listed, Params, Query, Shown, Write, Written, WrittenBody, paging, short};
+use crate::extract::{
+    After, Body, Caller, Drawn, Id, ListBody, Listed, Params, Query, Repeat, Shown, Sought, Write, Written, WrittenBody, nothing, paging,
+    short,
+};
 use crate::problem::Problem;
 use crate::routes::Refusals;
 
@@ -74,7 +79,7 @@ struct NewPassword {
     params(("id" = Uuid, Path, description = "Whom.")),
     responses((status = 200, description = "Done.", body = WrittenBody), Refusals)
 )]
-async fn set_password(app: axum::extract::State<App>, write: Write<User>, Id(id): Id, body: Body<NewPassword>) -> Result<Written, Problem> {
+async fn set_password(app: State<App>, write: Write<User>, Id(id): Id, body: Body<NewPassword>) -> Result<Written, Problem> {
     // One's own is changed by whoever knows it: see `/v1/me/change-password`.
     write.caller().require("user:manage")?;
     let stream = Caller::stream(id, write.caller());
@@ -92,12 +97,12 @@ async fn set_password(app: axum::extract::State<App>, write: Write<User>, Id(id)
     params(("id" = Uuid, Path, description = "Which one."), After),
     responses((status = 200, body = user::Row), (status = 304, description = "They have not changed."), Refusals)
 )]
-async fn get_user(query: Query, Id(id): Id, Params(p): Params<After>) -> Result<Shown<user::Row>, Problem> {
+async fn get_user(query: Query, Id(id): Id, Params(p): Params<After>) -> Result<Shown, Problem> {
     query.require("user:read")?;
-    let mut read = query.open(&[Users::NAME], p.after).await?;
-    let row = user::by_id(&mut read, id).await?;
-    let stream = Caller::stream(id, &query.caller);
-    query.show(read, stream, row, |row| row.version).await
+    let sought = Sought::new(Caller::stream(id, &query.caller), &[Users::NAME], p.after);
+    query
+        .one::<User, _, _, _>(sought, |mut read| async move { user::by_id(&mut read, id).await.map(|row| (read, row)) }, |row| row.version)
+        .await
 }
 
 /// Which users, in which order.
@@ -203,7 +208,7 @@ pub(crate) struct EndSessions {
     get, path = "/v1/users/{id}/sessions", tag = "users", params(("id" = Uuid, Path, description = "Whose.")),
     responses((status = 200, body = Sessions), Refusals)
 )]
-async fn list_user_sessions(app: axum::extract::State<App>, caller: Caller, Id(id): Id) -> Result<axum::Json<Sessions>, Problem> {
+async fn list_user_sessions(app: State<App>, caller: Caller, Id(id): Id) -> Result<axum::Json<Sessions>, Problem> {
     caller.require("session:read")?;
     Ok(axum::Json(Sessions { data: app.access.sessions(Caller::stream(id, &caller)).await? }))
 }
@@ -215,15 +220,20 @@ async fn list_user_sessions(app: axum::extract::State<App>, caller: Caller, Id(i
     responses((status = 200, body = Ended), Refusals)
 )]
 async fn end_user_sessions(
-    app: axum::extract::State<App>,
+    app: State<App>,
     caller: Caller,
+    repeat: Repeat,
     Id(id): Id,
     body: Body<EndSessions>,
-) -> Result<axum::Json<Ended>, Problem> {
+) -> Result<Response, Problem> {
     caller.require("session:revoke")?;
-    if !app.access.covers(&caller.actor, Caller::stream(id, &caller)).await? {
+    let (asked, which, user) = (body.asked(), body.command.session, Caller::stream(id, &caller));
+    if !app.access.covers(&caller.actor, user).await? {
         return Err(user_error(&Error::BeyondYou));
     }
-    let ended = app.access.end_sessions(Caller::stream(id, &caller), body.command.session, None, &caller.actor.name()).await?;
-    Ok(axum::Json(Ended { ended }))
+    let run = |_: Drawn<()>| async {
+        let ended = app.access.end_sessions(user, which, None, &caller.actor.name()).await?;
+        Ok(axum::Json(Ended { ended }).into_response())
+    };
+    repeat.once(&asked, nothing(), run).await
 }

@@ -1,13 +1,13 @@
 //! `/v1/devices`.
 
+use access::api_keys::Drawn as Secret;
 use access::devices::{claim_code, claim_digest};
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
-use axum::http::header::ETAG;
-use axum::response::IntoResponse;
-use commands::Request;
+use axum::response::{IntoResponse as _, Response};
 use commands::authorize::authorize;
+use commands::{Key, Request};
 use domain::iot::device::{
     self as rules, AcceptDevice, AcknowledgeCommand, AssignGroup, ClaimDevice, DecommissionDevice, Device, DisableDevice, EnableDevice,
     Model, PreregisterDevice, QuarantineDevice, ReconsiderDevice, RejectDevice, ReportState, RevokeCredential, SendCommand, Serial,
@@ -16,11 +16,11 @@ use domain::iot::device::{
 use domain::text::JsonObject;
 use domain::{Actor, StreamId};
 use futures::StreamExt as _;
-use projections::ReadModel as _;
 use projections::iot::device::{self, Devices, SeenDevice};
 use projections::iot::device_command::{self, CommandStatus, Commands};
 use projections::iot::device_timeline::{self, Timeline};
 use projections::iot::device_twin::{self, Twins};
+use projections::{QueryError, Read, ReadModel as _};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
@@ -29,11 +29,12 @@ use uuid::Uuid;
 
 use crate::app::App;
 use crate::extract::{
-    After, Body, Caller, Id, ListBody, Listed, Listing, Params, Query, Reflecting, Shown, Write, WrittenBody, etag, paging, short,
+    After, Body, Caller, Drawn, Id, ListBody, Listed, Listing, Params, Query, Repeat, Shown, Sought, Write, WrittenBody, paging, short,
+    unless_empty,
 };
-use crate::problem::{Problem, code};
+use crate::problem::Problem;
 use crate::routes::Refusals;
-use crate::routes::secret::Made;
+use crate::routes::secret;
 
 /// The most devices that are expected by one request.
 const MAX_EXPECTED: usize = 1_000;
@@ -94,7 +95,7 @@ struct Preregistered {
     /// Its id.
     #[serde(skip_serializing_if = "Option::is_none")]
     id: Option<Uuid>,
-    /// The code that it shows to claim itself. It is shown this once.
+    /// The code that it shows to claim itself. It is shown in this answer alone.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(example = "7G2KD-M9TQ4-0XWJ1-ZB5RV")]
     claim_code: Option<String>,
@@ -114,8 +115,8 @@ struct PreregisteredDevices {
     data: Vec<Preregistered>,
 }
 
-/// Has devices expected, up to 1 000, each for itself. The code that a device will show is in the answer, and never again. Sent again, those that are expected already are
-/// refused by their serial numbers.
+/// Has devices expected, up to 1 000, each for itself. The code that a device will show is in the answer alone; repeated with the same `Idempotency-Key`, the request
+/// gets the same answer. Sent again without, those that are expected already are refused by their serial numbers.
 #[utoipa::path(
     post, path = "/v1/devices/preregister", tag = "devices", request_body = PreregisterDevices,
     responses((status = 200, description = "Answered one by one.", body = PreregisteredDevices), Refusals)
@@ -123,44 +124,51 @@ struct PreregisteredDevices {
 async fn preregister_devices(
     State(app): State<App>,
     caller: Caller,
+    repeat: Repeat,
     body: Body<PreregisterDevices>,
-) -> Result<Json<PreregisteredDevices>, Problem> {
+) -> Result<Response, Problem> {
     caller.require("device:register")?;
-    let devices = body.command.devices;
+    let (asked, devices) = (body.asked(), body.command.devices);
     if !(1..=MAX_EXPECTED).contains(&devices.len()) {
         return Err(Problem::invalid("/devices".into(), "must be 1 to 1000 devices".into()));
     }
-    let one = |device: RegisterDevice| {
-        let (executor, caller) = (app.executor.clone(), caller.clone());
+    let store = app.executor.store();
+    let draw = async { Ok(devices.iter().map(|device| (device.id.unwrap_or_else(|| store.fresh_id()), claim_code())).collect()) };
+    let run = |Drawn { value, keys, .. }: Drawn<Vec<(Uuid, String)>>| {
+        let one = |(n, (device, (id, code))): (usize, (RegisterDevice, (Uuid, String)))| {
+            preregister(app.clone(), caller.clone(), keys.nth(n), device, id, code)
+        };
+        let each: Vec<_> = devices.clone().into_iter().zip(value).enumerate().map(one).collect();
         async move {
-            let (code, serial) = (claim_code(), device.serial.as_str().to_owned());
-            let store = executor.store();
-            let stream = Caller::stream(device.id.unwrap_or_else(|| store.fresh_id()), &caller);
-            let RegisterDevice { id: _, serial: number, model, metadata } = device;
-            let expected = PreregisterDevice { serial: number, model, metadata, claim_digest: claim_digest(&code) };
-            let mut request = Request::<Device>::new(stream, expected, caller.actor, store.fresh_id());
-            request.begins = true;
-            match executor.execute(request).await {
-                Ok(outcome) => Preregistered {
-                    serial,
-                    registered: true,
-                    id: Some(outcome.id),
-                    claim_code: Some(code),
-                    position: Some(outcome.position),
-                    problem: None,
-                },
-                Err(error) => {
-                    Preregistered { serial, registered: false, id: None, claim_code: None, position: None, problem: Some(error.into()) }
-                }
-            }
+            let data = futures::stream::iter(each).buffered(AT_A_TIME).collect().await;
+            Ok(Json(PreregisteredDevices { data }).into_response())
         }
     };
-    let data = futures::stream::iter(devices.into_iter().map(one)).buffered(AT_A_TIME).collect().await;
-    Ok(Json(PreregisteredDevices { data }))
+    repeat.once(&asked, draw, run).await
+}
+
+async fn preregister(app: App, caller: Caller, keys: Vec<Key>, device: RegisterDevice, id: Uuid, code: String) -> Preregistered {
+    let RegisterDevice { id: _, serial: number, model, metadata } = device;
+    let serial = number.as_str().to_owned();
+    let expected = PreregisterDevice { serial: number, model, metadata, claim_digest: claim_digest(&code) };
+    let mut request = Request::<Device>::new(Caller::stream(id, &caller), expected, caller.actor, app.executor.store().fresh_id());
+    request.begins = true;
+    request.keys = keys;
+    match app.executor.execute(request).await {
+        Ok(outcome) => Preregistered {
+            serial,
+            registered: true,
+            id: Some(outcome.id),
+            claim_code: Some(code),
+            position: Some(outcome.position),
+            problem: None,
+        },
+        Err(error) => Preregistered { serial, registered: false, id: None, claim_code: None, position: None, problem: Some(error.into()) },
+    }
 }
 
 /// Makes a device.
-#[derive(Deserialize, ToSchema)]
+#[derive(Clone, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 #[schema(example = json!({"id": "01900000-0000-7000-8000-000000000003", "serial": "TH-2041-77", "model": "thermo-2", "metadata": {"room": "3.14"}}))]
 struct RegisterDevice {
@@ -181,24 +189,32 @@ struct RegisterDevice {
 struct WithCredential {
     #[serde(flatten)]
     written: WrittenBody,
-    /// The credential that the device authenticates with, once it is accepted. It is shown this once; a repeated request gets none.
+    /// The credential that the device authenticates with, once it is accepted. It is shown in this answer alone, and again to a request that repeats this one with the same `Idempotency-Key`.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(example = "tnd_s7Qd0wJxTnOl….Yk3…")]
     credential: Option<String>,
 }
 
-/// Makes a device, which waits to be accepted. Its credential is shown in the answer, and never again.
+/// Makes a device, which waits to be accepted. Its credential is shown in the answer alone.
 #[utoipa::path(
     post, path = "/v1/devices", tag = "devices", request_body = RegisterDevice,
     responses((status = 201, description = "Made.", body = WithCredential), Refusals)
 )]
-async fn register_device(State(app): State<App>, write: Write<Device>, body: Body<RegisterDevice>) -> Result<Made, Problem> {
+async fn register_device(
+    State(app): State<App>,
+    write: Write<Device>,
+    repeat: Repeat,
+    body: Body<RegisterDevice>,
+) -> Result<Response, Problem> {
     write.caller().require("device:register")?;
-    let stream = Caller::stream(write.id_for(body.command.id), write.caller());
-    let drawn = app.access.draw_credential(stream).await?;
-    let credential = drawn.credential;
-    let body = body.map(|RegisterDevice { id: _, serial, model, metadata }| rules::RegisterDevice { serial, model, metadata, credential });
-    Made::of(&app, write.create(stream, body).await, "credential", drawn).await
+    let (stream, asked) = (Caller::stream(write.id_for(body.command.id), write.caller()), body.asked());
+    let draw = async { Ok((stream, app.access.draw_credential(stream).await?)) };
+    let register = |stream: StreamId, drawn: &Secret| {
+        let credential = drawn.credential;
+        let complete = |RegisterDevice { id: _, serial, model, metadata }| rules::RegisterDevice { serial, model, metadata, credential };
+        write.create(stream, body.map(complete))
+    };
+    secret::once((&app, &repeat, &asked), "credential", draw, register).await
 }
 
 /// A device shows its code.
@@ -218,38 +234,47 @@ struct Claimed {
     /// Its version now.
     #[schema(example = 2)]
     version: i64,
-    /// What it authenticates with, once it is accepted. It is shown this once.
+    /// What it authenticates with, once it is accepted. It is shown in this answer alone.
     #[schema(example = "tnd_s7Qd0wJxTnOl….Yk3…")]
     credential: String,
 }
 
-/// A device that is expected shows its code, gets its credential, and waits to be accepted. Needs no token. Whoever loses the answer has it expected anew, or its
-/// credential rotated.
+/// A device that is expected shows its code, gets its credential, and waits to be accepted. Needs no token. Repeated with the same
+/// `Idempotency-Key`, the request gets the same answer.
 #[utoipa::path(
     post, path = "/v1/devices/claim", tag = "devices", request_body = Claim, security(()),
     responses((status = 200, description = "It waits to be accepted.", body = Claimed), Refusals)
 )]
-async fn claim_device(State(app): State<App>, body: Body<Claim>) -> Result<Json<Claimed>, Problem> {
+async fn claim_device(State(app): State<App>, repeat: Repeat, body: Body<Claim>) -> Result<Response, Problem> {
     if body.command.claim_code.len() > 100 {
         return Err(Problem::invalid("/claim_code".into(), "must not be longer than 100 characters".into()));
     }
-    let claim_digest = claim_digest(&body.command.claim_code);
-    let unknown = || Problem::from(commands::CommandError::rule(&rules::Error::NoSuchClaim));
-    let device: StreamId = app.access.expected(&claim_digest).await?.ok_or_else(unknown)?;
-    let drawn = app.access.draw_credential(device).await?;
-    let command = ClaimDevice { claim_digest, credential: drawn.credential };
-    let actor = Actor::Device { id: device.id, tenant: device.tenant };
-    let request = Request::<Device>::new(device, command, actor, app.executor.store().fresh_id());
-    match app.executor.execute(request).await {
-        Ok(outcome) => Ok(Json(Claimed { id: outcome.id, version: outcome.version, credential: drawn.key })),
-        Err(error) => {
-            let problem = Problem::from(error);
-            if problem.is_refusal() {
-                app.access.discard(drawn.tenant, drawn.credential).await?;
+    let (asked, claim_digest) = (body.asked(), claim_digest(&body.command.claim_code));
+    let draw = async {
+        let unknown = || Problem::from(commands::CommandError::rule(&rules::Error::NoSuchClaim));
+        let device: StreamId = app.access.expected(&claim_digest).await?.ok_or_else(unknown)?;
+        Ok((device, app.access.draw_credential(device).await?))
+    };
+    let run = |Drawn { value: (device, drawn), keys, .. }: Drawn<(StreamId, Secret)>| {
+        let (app, claim_digest) = (app.clone(), claim_digest.clone());
+        async move {
+            let command = ClaimDevice { claim_digest, credential: drawn.credential };
+            let actor = Actor::Device { id: device.id, tenant: device.tenant };
+            let mut request = Request::<Device>::new(device, command, actor, app.executor.store().fresh_id());
+            request.keys = keys.nth(0);
+            match app.executor.execute(request).await {
+                Ok(outcome) => Ok(Json(Claimed { id: outcome.id, version: outcome.version, credential: drawn.key }).into_response()),
+                Err(error) => {
+                    let problem = Problem::from(error);
+                    if problem.is_refusal() && !app.access.counts(device, drawn.credential).await? {
+                        app.access.discard(device.tenant, drawn.credential).await?;
+                    }
+                    Err(problem)
+                }
             }
-            Err(problem)
         }
-    }
+    };
+    repeat.once(&asked, draw, run).await
 }
 
 /// Gives a device another credential.
@@ -266,7 +291,7 @@ fn hour() -> u32 {
     3600
 }
 
-/// Gives a device another credential; the old one is good for a while. The new one is shown in the answer, and never again.
+/// Gives a device another credential; the old one is good for a while. The new one is shown in the answer alone.
 #[utoipa::path(
     post, path = "/v1/devices/{id}/rotate-credential", tag = "devices", request_body = RotateCredential,
     params(("id" = Uuid, Path, description = "Which one.")),
@@ -275,15 +300,18 @@ fn hour() -> u32 {
 async fn rotate_credential(
     State(app): State<App>,
     write: Write<Device>,
+    repeat: Repeat,
     Id(id): Id,
     body: Body<RotateCredential>,
-) -> Result<Made, Problem> {
+) -> Result<Response, Problem> {
     write.caller().require("device:manage_credential")?;
-    let stream = Caller::stream(id, write.caller());
-    let drawn = app.access.draw_credential(stream).await?;
-    let credential = drawn.credential;
-    let body = body.map(|c| rules::RotateCredential { credential, grace_seconds: c.grace_seconds });
-    Made::of(&app, write.execute(stream, body).await, "credential", drawn).await
+    let (stream, asked) = (Caller::stream(id, write.caller()), body.asked());
+    let draw = async { Ok((stream, app.access.draw_credential(stream).await?)) };
+    let rotate = |stream: StreamId, drawn: &Secret| {
+        let credential = drawn.credential;
+        write.execute(stream, body.map(|c| rules::RotateCredential { credential, grace_seconds: c.grace_seconds }))
+    };
+    secret::once((&app, &repeat, &asked), "credential", draw, rotate).await
 }
 
 /// A device says that it is there. Nothing of it stands in the log.
@@ -318,20 +346,19 @@ fn may_see(caller: &Caller, id: Uuid) -> Result<(), Problem> {
 #[utoipa::path(
     get, path = "/v1/devices/{id}", tag = "devices",
     params(("id" = Uuid, Path, description = "Which one."), After),
-    responses((status = 200, body = SeenDevice), Refusals)
+    responses((status = 200, body = SeenDevice), (status = 304, description = "It has not changed."), Refusals)
 )]
-async fn get_device(
-    State(app): State<App>,
-    query: Query,
-    Id(id): Id,
-    Params(p): Params<After>,
-) -> Result<Reflecting<impl IntoResponse>, Problem> {
+async fn get_device(State(app): State<App>, query: Query, Id(id): Id, Params(p): Params<After>) -> Result<Shown, Problem> {
     may_see(&query.caller, id)?;
-    let mut read = query.open(&[Devices::NAME], p.after).await?;
-    // Whether it is heard of is no part of its version, so nobody is told that nothing has changed.
-    let row = device::by_id(&mut read, id, app.executor.store().clock().now()).await?;
-    let shown = |row: SeenDevice| ([(ETAG, etag(row.device.version))], Json(row));
-    row.map(|row| Reflecting::of(&read, shown(row))).ok_or_else(Problem::not_found)
+    let now = app.executor.store().clock().now();
+    let sought = Sought::new(Caller::stream(id, &query.caller), &[Devices::NAME], p.after);
+    query
+        .one::<Device, _, _, _>(
+            sought,
+            |mut read| async move { device::by_id(&mut read, id, now).await.map(|row| (read, row)) },
+            |row| row.device.version,
+        )
+        .await
 }
 
 /// How a device should be, how it is, and what is between. A device asks for its own.
@@ -340,12 +367,16 @@ async fn get_device(
     params(("id" = Uuid, Path, description = "Which one."), After),
     responses((status = 200, body = device_twin::Row), (status = 304, description = "It has not changed."), Refusals)
 )]
-async fn get_device_twin(query: Query, Id(id): Id, Params(p): Params<After>) -> Result<Shown<device_twin::Row>, Problem> {
+async fn get_device_twin(query: Query, Id(id): Id, Params(p): Params<After>) -> Result<Shown, Problem> {
     may_see(&query.caller, id)?;
-    let mut read = query.open(&[Twins::NAME], p.after).await?;
-    let row = device_twin::by_id(&mut read, id).await?;
-    let stream = Caller::stream(id, &query.caller);
-    query.show(read, stream, row, |row| row.version).await
+    let sought = Sought::new(Caller::stream(id, &query.caller), &[Twins::NAME], p.after);
+    query
+        .one::<Device, _, _, _>(
+            sought,
+            |mut read| async move { device_twin::by_id(&mut read, id).await.map(|row| (read, row)) },
+            |row| row.version,
+        )
+        .await
 }
 
 /// Which devices, in which order.
@@ -422,12 +453,15 @@ async fn list_device_commands(
 ) -> Result<Listed<device_command::Row>, Problem> {
     may_see(&query.caller, id)?;
     let paging = paging(&device_command::ORDERS, p.sort.as_deref(), p.limit, p.cursor)?;
-    let mut read = query.open(&[Devices::NAME, Commands::NAME], p.after).await?;
-    if device::exists(&mut read, id).await? {
-        let page = device_command::list(&mut read, query.cursors(), id, p.status, &paging).await?;
-        return Ok(query.page(&read, page));
-    }
-    Err(Problem::new(code::NOT_FOUND, "there is nothing here"))
+    let cursors = query.cursors().clone();
+    let sought = Sought::new(Caller::stream(id, &query.caller), &[Devices::NAME, Commands::NAME], p.after);
+    let (cursors, paging) = (&cursors, &paging);
+    let fetch = |mut read: Read| async move {
+        let there = device::exists(&mut read, id).await?;
+        let page = if there { Some(device_command::list(&mut read, cursors, id, p.status, paging).await?) } else { None };
+        Ok::<_, QueryError>((read, page))
+    };
+    query.of_one::<Device, _, _, _>(sought, fetch).await
 }
 
 /// What has happened to a device, newest first.
@@ -439,8 +473,12 @@ async fn list_device_commands(
 async fn list_device_timeline(query: Query, Id(id): Id, Params(p): Params<Listing>) -> Result<Listed<device_timeline::Row>, Problem> {
     query.require("device:read")?;
     let paging = paging(&device_timeline::ORDERS, p.sort.as_deref(), p.limit, p.cursor)?;
-    let mut read = query.open(&[Timeline::NAME], p.after).await?;
-    let stream = Caller::stream(id, &query.caller);
-    let page = device_timeline::list(&mut read, query.cursors(), stream, &paging).await?;
-    query.page_of(read, stream, page, paging.cursor.as_ref()).await
+    let (stream, cursors) = (Caller::stream(id, &query.caller), query.cursors().clone());
+    let sought = Sought::new(stream, &[Timeline::NAME], p.after);
+    let (cursors, paging) = (&cursors, &paging);
+    let fetch = |mut read: Read| async move {
+        let page = device_timeline::list(&mut read, cursors, stream, paging).await?;
+        Ok::<_, QueryError>((read, unless_empty(page, paging)))
+    };
+    query.of_one::<Device, _, _, _>(sought, fetch).await
 }

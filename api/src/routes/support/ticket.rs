@@ -7,10 +7,10 @@ use domain::support::ticket::{
     DetachFile, EditTicket, LinkTicket, OpenTicket, Priority, RedactComment, RemoveFollower, ReopenTicket, ResolveTicket, Status,
     TagTicket, Ticket, UnassignTicket, UnlinkTicket, UntagTicket,
 };
-use projections::ReadModel as _;
 use projections::support::ticket::{self, Audience, Tickets};
 use projections::support::ticket_statistics::{self, Statistics};
 use projections::support::ticket_thread::{self, Thread};
+use projections::{QueryError, Read, ReadModel as _};
 use serde::Deserialize;
 use utoipa::IntoParams;
 use utoipa_axum::router::OpenApiRouter;
@@ -18,7 +18,9 @@ use utoipa_axum::routes;
 use uuid::Uuid;
 
 use crate::app::App;
-use crate::extract::{After, Caller, Id, ListBody, Listed, Listing, Params, Query, Shown, bad_query, paging, sensible, short};
+use crate::extract::{
+    After, Caller, Id, ListBody, Listed, Listing, Params, Query, Shown, Sought, bad_query, paging, sensible, short, unless_empty,
+};
 use crate::problem::Problem;
 use crate::routes::Refusals;
 
@@ -60,12 +62,17 @@ crate::commands! { Ticket, "tickets", Caller::stream:
     params(("id" = Uuid, Path, description = "Which one."), After),
     responses((status = 200, body = ticket::Row), (status = 304, description = "It has not changed."), Refusals)
 )]
-async fn get_ticket(query: Query, Id(id): Id, Params(p): Params<After>) -> Result<Shown<ticket::Row>, Problem> {
+async fn get_ticket(query: Query, Id(id): Id, Params(p): Params<After>) -> Result<Shown, Problem> {
     query.require("ticket:read")?;
-    let mut read = query.open(&[Tickets::NAME], p.after).await?;
-    let row = ticket::by_id(&mut read, Audience::of(&query.caller.actor), id).await?;
-    let stream = Caller::stream(id, &query.caller);
-    query.show(read, stream, row, |row| row.version).await
+    let audience = Audience::of(&query.caller.actor);
+    let sought = Sought::new(Caller::stream(id, &query.caller), &[Tickets::NAME], p.after);
+    query
+        .one::<Ticket, _, _, _>(
+            sought,
+            |mut read| async move { ticket::by_id(&mut read, audience, id).await.map(|row| (read, row)) },
+            |row| row.version,
+        )
+        .await
 }
 
 /// Which tickets, in which order.
@@ -153,10 +160,14 @@ async fn list_tickets(query: Query, Params(p): Params<ListTickets>) -> Result<Li
 async fn list_ticket_thread(query: Query, Id(id): Id, Params(p): Params<Listing>) -> Result<Listed<ticket_thread::Row>, Problem> {
     query.require("ticket:read")?;
     let paging = paging(&ticket_thread::ORDERS, p.sort.as_deref(), p.limit, p.cursor)?;
-    let mut read = query.open(&[Thread::NAME], p.after).await?;
-    let page = ticket_thread::list(&mut read, query.cursors(), Audience::of(&query.caller.actor), id, &paging).await?;
-    let stream = Caller::stream(id, &query.caller);
-    query.page_of(read, stream, page, paging.cursor.as_ref()).await
+    let (audience, cursors) = (Audience::of(&query.caller.actor), query.cursors().clone());
+    let sought = Sought::new(Caller::stream(id, &query.caller), &[Thread::NAME], p.after);
+    let (cursors, paging) = (&cursors, &paging);
+    let fetch = |mut read: Read| async move {
+        let page = ticket_thread::list(&mut read, cursors, audience, id, paging).await?;
+        Ok::<_, QueryError>((read, unless_empty(page, paging)))
+    };
+    query.of_one::<Ticket, _, _, _>(sought, fetch).await
 }
 
 /// Which days.

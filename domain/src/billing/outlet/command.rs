@@ -5,7 +5,7 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::event::WhatsApp;
-use crate::text::{DisplayName, SecretRef, TextError, line, not_null};
+use crate::text::{DisplayName, SecretRef, TextError, line, not_null, removable};
 
 /// Digits, as Meta's ids are.
 fn digits(text: &str) -> Result<String, TextError> {
@@ -68,15 +68,16 @@ pub struct CreateOutlet {
 #[serde(deny_unknown_fields)]
 #[schema(example = json!({"name": "Vienna Central", "whatsapp": null}))]
 pub struct UpdateOutlet {
-    /// What people call it.
+    /// What people call it; cannot be `null`.
     #[serde(default, deserialize_with = "not_null", skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     pub name: Option<DisplayName>,
-    /// Where it is called.
-    #[serde(default, deserialize_with = "not_null", skip_serializing_if = "Option::is_none")]
+    /// Where it is called; `null` removes it.
+    #[serde(default, deserialize_with = "removable", skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<PhoneNumber>)]
     pub phone: Option<Option<PhoneNumber>>,
-    /// How it sends messages.
-    #[serde(default, deserialize_with = "not_null", skip_serializing_if = "Option::is_none")]
+    /// How it sends messages; `null` removes it.
+    #[serde(default, deserialize_with = "removable", skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<WhatsAppConfig>)]
     pub whatsapp: Option<Option<WhatsAppConfig>>,
 }

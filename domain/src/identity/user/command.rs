@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use super::Status;
 use crate::actor::Role;
-use crate::text::{DisplayName, Email, Reason, TextError, line, not_null};
+use crate::text::{DisplayName, Email, Reason, TextError, line, not_null, removable};
 
 crate::text_types! {
     /// A language, as a BCP 47 tag.
@@ -105,19 +105,22 @@ pub struct ChangeEmail {
     pub proven: bool,
 }
 
-/// Changes what is known of a user, as a JSON merge patch.
+/// Changes what is known of a user, as a JSON merge patch (RFC 7396): what is not named stays, `null` takes away.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct UpdateProfile {
-    /// What to call them.
+    /// What to call them; cannot be `null`.
     #[serde(default, deserialize_with = "not_null", skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     pub name: Option<DisplayName>,
-    /// The language they read.
-    #[serde(default, deserialize_with = "not_null", skip_serializing_if = "Option::is_none")]
-    pub locale: Option<Locale>,
-    /// Where their clock is.
-    #[serde(default, deserialize_with = "not_null", skip_serializing_if = "Option::is_none")]
-    pub time_zone: Option<TimeZone>,
+    /// The language they read; `null` removes it.
+    #[serde(default, deserialize_with = "removable", skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Locale>)]
+    pub locale: Option<Option<Locale>>,
+    /// Where their clock is; `null` removes it.
+    #[serde(default, deserialize_with = "removable", skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<TimeZone>)]
+    pub time_zone: Option<Option<TimeZone>>,
 }
 
 /// Lets a user do something else. Nobody gives what they do not have themselves, and a tenant keeps at least one org_admin.

@@ -10,6 +10,16 @@ use crate::actor::Role;
 use crate::ids::{SubjectId, UserId};
 use crate::personal::Personal;
 
+/// What may be absent of what is known of a user.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ProfileField {
+    /// The language they read.
+    Locale,
+    /// Where their clock is.
+    TimeZone,
+}
+
 /// Something that has happened to a user.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
@@ -85,6 +95,9 @@ pub enum Event {
         /// Where their clock is.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         time_zone: Option<Personal<String>>,
+        /// What is known no more.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        removed: Vec<ProfileField>,
     },
     /// They may something else.
     RoleChanged {

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 pub use command::*;
-pub use event::Event;
+pub use event::{Event, ProfileField};
 
 use crate::actor::Role;
 use crate::aggregate::{EventKind, Issued, Lookup, MailCause};
@@ -285,10 +285,16 @@ impl Details {
                 // Whoever reads the old mail box must not get in by it.
                 self.end_links();
             }
-            Event::ProfileUpdated { name, locale, time_zone } => {
+            Event::ProfileUpdated { name, locale, time_zone, removed } => {
                 self.name = name.or(self.name.take());
                 self.locale = locale.or(self.locale.take());
                 self.time_zone = time_zone.or(self.time_zone.take());
+                for field in removed {
+                    match field {
+                        ProfileField::Locale => self.locale = None,
+                        ProfileField::TimeZone => self.time_zone = None,
+                    }
+                }
             }
             Event::RoleChanged { from: _, to } => self.role = to,
             Event::PasswordSet { credential, keeps, by_owner } => {

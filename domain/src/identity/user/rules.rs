@@ -4,8 +4,8 @@ use chrono::{DateTime, TimeDelta, Utc};
 use uuid::Uuid;
 
 use super::{
-    Command, Details, Error, Event, LOCK, LONGEST_RESEND_PAUSE, Link, MAIL_PAUSE, NOTICE_PAUSE, RESEND_PAUSE, RESET_WINDOW, Status,
-    VERIFICATION_WINDOW,
+    Command, Details, Error, Event, LOCK, LONGEST_RESEND_PAUSE, Link, MAIL_PAUSE, NOTICE_PAUSE, ProfileField, RESEND_PAUSE, RESET_WINDOW,
+    Status, VERIFICATION_WINDOW,
 };
 use crate::actor::{Actor, Role};
 use crate::aggregate::{Ask as _, Context, Found, Issued, changed};
@@ -89,12 +89,18 @@ impl Details {
                 self.self_or_managed(&ctx)?;
                 let name = c.name.map(String::from).filter(|name| self.name.as_ref().and_then(Personal::known) != Some(name));
                 let name = name.map(|name| personal(&ctx, name));
+                let gone = [
+                    (c.locale == Some(None) && self.locale.is_some(), ProfileField::Locale),
+                    (c.time_zone == Some(None) && self.time_zone.is_some(), ProfileField::TimeZone),
+                ];
+                let removed: Vec<_> = gone.into_iter().filter_map(|(gone, field)| gone.then_some(field)).collect();
                 let other = |text: &String, known: Option<&Personal<String>>| known.and_then(Personal::known) != Some(text);
-                let locale = c.locale.map(String::from).filter(|locale| other(locale, self.locale.as_ref()));
+                let locale = c.locale.flatten().map(String::from).filter(|locale| other(locale, self.locale.as_ref()));
                 let locale = locale.map(|locale| personal(&ctx, locale));
-                let time_zone = c.time_zone.map(String::from).filter(|zone| other(zone, self.time_zone.as_ref()));
+                let time_zone = c.time_zone.flatten().map(String::from).filter(|zone| other(zone, self.time_zone.as_ref()));
                 let time_zone = time_zone.map(|zone| personal(&ctx, zone));
-                Ok(changed(name.is_some() || locale.is_some() || time_zone.is_some(), || Event::ProfileUpdated { name, locale, time_zone }))
+                let differs = name.is_some() || locale.is_some() || time_zone.is_some() || !removed.is_empty();
+                Ok(changed(differs, || Event::ProfileUpdated { name, locale, time_zone, removed }))
             }
             Command::ChangeRole(c) => {
                 self.managed_by(&ctx)?;

@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use super::Status;
 use super::event::Outcome;
-use crate::text::{JsonObject, Reason, Tag, TextError, line, not_null};
+use crate::text::{JsonObject, Reason, Tag, TextError, line, removable};
 
 /// Letters, digits and what joins them, without blanks.
 fn word(text: &str, max: usize) -> Result<String, TextError> {
@@ -108,7 +108,7 @@ pub struct UntagDevice {
 #[schema(example = json!({"group": "vienna"}))]
 pub struct AssignGroup {
     /// Which; `null`: none.
-    #[serde(deserialize_with = "not_null")]
+    #[serde(deserialize_with = "removable")]
     #[schema(value_type = Option<GroupName>)]
     pub group: Option<Option<GroupName>>,
 }

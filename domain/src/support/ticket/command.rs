@@ -51,7 +51,7 @@ pub struct OpenTicket {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct EditTicket {
-    /// What it is about.
+    /// What it is about; cannot be `null`.
     #[serde(default, deserialize_with = "not_null", skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub subject: Option<Subject>,
@@ -223,6 +223,15 @@ pub struct RemoveFollower {
     pub user: UserId,
 }
 
+/// Lets go of a user who can work no more; sent by a policy.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ReleaseUser {
+    /// Whom.
+    pub user: UserId,
+    /// Whether they are gone for good: then they follow nothing either.
+    pub gone: bool,
+}
+
 crate::bare_commands! {
     /// Has the one work on a ticket who has the fewest to work on, unless somebody does already.
     AutoAssignTicket
@@ -260,6 +269,7 @@ crate::commands! { "ticket":
     Detach(DetachFile) "detach", "detach";
     AddFollower(AddFollower) "add_follower", "follow";
     RemoveFollower(RemoveFollower) "remove_follower", "follow";
+    ReleaseUser(ReleaseUser) "release_user", "release_user";
 }
 
 crate::errors! {
@@ -292,6 +302,8 @@ crate::errors! {
         NothingToLink: Invalid "ticket.nothing_to_link", "there is no such ticket to link to";
         /// Only an active user with ticket:work works on tickets.
         NotAnAgent: Invalid "ticket.not_an_agent", "the assignee is no active user who may work on tickets";
+        /// A requester or a follower has to be a user of the tenant.
+        NoSuchUser: Invalid "ticket.no_such_user", "the requester or follower is no user of the tenant";
         /// There is nobody who works on tickets.
         NobodyToAssign: Conflict "ticket.nobody_to_assign", "the tenant has no active user who may work on tickets";
         /// There is a bound on everything that a ticket has.

@@ -105,11 +105,19 @@ fn room(has: usize, limit: usize, what: &'static str) -> Result<(), Error> {
     if has < limit { Ok(()) } else { Err(Error::TooMany { what, limit }) }
 }
 
+/// Refuses somebody who is no user of the tenant, or no longer.
+fn exists(user: UserId, ctx: &Context) -> Result<(), Error> {
+    if ctx.found.users.get(&user).is_some_and(|user| !user.deleted) { Ok(()) } else { Err(Error::NoSuchUser) }
+}
+
 fn open(c: OpenTicket, ctx: &Context) -> Result<Vec<Event>, Error> {
     let caller = ctx.actor.user();
     let requester = c.requester.or(caller).ok_or(Error::NoRequester)?;
     if Some(requester) != caller && !ctx.actor.may("ticket:work") {
         return Err(Error::AgentsOnly);
+    }
+    if c.requester.is_some_and(|requester| Some(requester) != caller) {
+        exists(requester, ctx)?;
     }
     let tags: BTreeSet<String> = c.tags.into_iter().map(String::from).collect();
     if tags.len() > MAX_PARTS {
@@ -201,7 +209,9 @@ impl Details {
                 Status::Resolved => Ok(vec![Event::Closed]),
                 Status::New | Status::Open | Status::PendingCustomer | Status::OnHold | Status::Deleted => Err(not_now),
             },
-            Command::Delete(_) if self.status == Status::Deleted => Ok(vec![]),
+            Command::Delete(_) | Command::ReleaseUser(_) if self.status == Status::Deleted => Ok(vec![]),
+            // Whoever is gone works on no ticket, in whatever status it is.
+            Command::ReleaseUser(c) => Ok(self.release(&c)),
             _ if !self.status.is_live() => Err(not_now),
             Command::Delete(_) => Ok(vec![Event::Deleted { freed: self.attachments.values().map(|(_, size)| size).sum() }]),
             Command::Resolve(_) => Ok(changed(self.status != Status::Resolved, || Event::Resolved { at: ctx.now })),
@@ -269,10 +279,18 @@ impl Details {
             Command::AddFollower(c) if self.followers.contains(&c.user) => Ok(vec![]),
             Command::AddFollower(c) => {
                 room(self.followers.len(), MAX_PARTS, "followers")?;
+                exists(c.user, &ctx)?;
                 Ok(vec![Event::FollowerAdded { user: c.user }])
             }
             Command::RemoveFollower(c) => Ok(changed(self.followers.contains(&c.user), || Event::FollowerRemoved { user: c.user })),
         }
+    }
+
+    /// What it takes to let go of a user.
+    fn release(&self, c: &ReleaseUser) -> Vec<Event> {
+        let unassigned = self.assignee.filter(|assignee| *assignee == c.user).map(|from| Event::Unassigned { from });
+        let unfollowed = (c.gone && self.followers.contains(&c.user)).then_some(Event::FollowerRemoved { user: c.user });
+        unassigned.into_iter().chain(unfollowed).collect()
     }
 
     fn comment(&self, c: AddComment, ctx: &Context) -> Result<Vec<Event>, Error> {
@@ -327,6 +345,15 @@ impl crate::Aggregate for Ticket {
     const METERED: &'static [(&'static str, Meter)] =
         &[("ticket.attached", Meter::Storage), ("ticket.detached", Meter::Storage), ("ticket.deleted", Meter::Storage)];
 
+    const NAMES_USERS: &'static [(&'static str, &'static str)] = &[("ticket.assigned", "to"), ("ticket.follower_added", "user")];
+
+    fn releases(&self, user: UserId, gone: bool) -> Option<Command> {
+        let Self::Filed(ticket) = self else { return None };
+        let command = ReleaseUser { user, gone };
+        let left = ticket.status != Status::Deleted && !ticket.release(&command).is_empty();
+        left.then(|| command.into())
+    }
+
     fn metered(event: &Event) -> i64 {
         let bytes = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
         if let Event::Detached { size: freed, .. } | Event::Deleted { freed } = event {
@@ -338,6 +365,11 @@ impl crate::Aggregate for Ticket {
         }
     }
 
+    /// Nobody is kept as an assignee because the tenant is closed.
+    fn gated(command: &Command) -> bool {
+        !matches!(command, Command::ReleaseUser(_))
+    }
+
     fn decide(&self, issued: Issued<Command>) -> Result<Vec<Event>, Error> {
         match (self, issued.command) {
             (Self::Absent, Command::Open(c)) => open(c, &issued.ctx),
@@ -347,8 +379,11 @@ impl crate::Aggregate for Ticket {
     }
 
     fn looks_up(&self, command: &Command) -> Vec<Lookup> {
-        if let Command::Assign(c) = command {
-            vec![Lookup::User(c.assignee)]
+        if let Command::Assign(AssignTicket { assignee: user })
+        | Command::AddFollower(AddFollower { user })
+        | Command::Open(OpenTicket { requester: Some(user), .. }) = command
+        {
+            vec![Lookup::User(*user)]
         } else if matches!(command, Command::AutoAssign(_)) {
             vec![Lookup::LeastLoaded { claim: STAFF, counter: LOAD, permission: "ticket:work" }]
         } else {

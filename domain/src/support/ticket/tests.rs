@@ -24,7 +24,7 @@ fn day(n: i64) -> DateTime<Utc> {
 }
 
 fn issued(user: UserId, role: Role, now: DateTime<Utc>, command: impl Into<Command>) -> Issued<Command> {
-    let agent = || Person { active: true, role: Role::SupportAgent, grants: Grants::OfRole };
+    let agent = || Person { active: true, deleted: false, role: Role::SupportAgent, grants: Grants::OfRole };
     let found = Found { users: [(ADA, agent()), (GRACE, agent())].into(), least_loaded: Some(GRACE), ..Found::default() };
     let actor = Actor::person(user.to_string(), TENANT, role);
     Issued { command: command.into(), ctx: Context { now, actor, stream: StreamId::new(TENANT, TICKET), fresh_id: FRESH, found } }
@@ -156,7 +156,7 @@ fn only_an_active_user_who_works_on_tickets_can_be_assigned_one() {
         issued.ctx.found.users = person.map(|person| (ADA, person)).into_iter().collect();
         given(vec![opened()]).when(issued)
     };
-    let person = |active, role, grants| Some(Person { active, role, grants });
+    let person = |active, role, grants| Some(Person { active, deleted: false, role, grants });
     let may = |permissions: &[&str]| Grants::Only(std::sync::Arc::new(permissions.iter().map(|p| (*p).to_owned()).collect()));
     let custom = Role::Custom(crate::RoleId(OTHER));
     assign(person(true, Role::SupportAgent, Grants::OfRole)).then_expect_events(vec![Event::Assigned { from: None, to: ADA }]);
