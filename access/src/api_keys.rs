@@ -11,6 +11,7 @@ use domain::actor::Grants;
 use domain::identity::api_key::{ApiKey, Kind, within};
 use domain::identity::user::User;
 use domain::iot::device::Device;
+use domain::text::Reference;
 use domain::{Actor, StreamId, TenantId};
 use sha2::{Digest as _, Sha256};
 use std::sync::Arc;
@@ -37,7 +38,7 @@ pub struct Drawn {
     /// The key, to be shown once.
     pub key: String,
     /// How it begins.
-    pub prefix: String,
+    pub prefix: Reference,
 }
 
 impl Access {
@@ -55,7 +56,8 @@ impl Access {
         which.rotate_left(16);
         let text = format!("{beginning}{}.{}", BASE64.encode(&which), BASE64.encode(random));
         let credential = self.keep_for(owner, key, hex::encode(Sha256::digest(random))).await?;
-        let prefix = text.chars().take(SHOWN).collect();
+        let beginning: String = text.chars().take(SHOWN).collect();
+        let prefix = Reference::parse(&beginning).map_err(|error| AccessError::Internal(error.to_string()))?;
         Ok(Drawn { tenant: key.tenant, credential, key: text, prefix })
     }
 

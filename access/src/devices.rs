@@ -24,13 +24,13 @@ pub fn claim_code() -> String {
 }
 
 /// What is kept of a code. Case and hyphens do not matter, nor letters that look like digits.
-pub fn claim_digest(code: &str) -> String {
+pub fn claim_digest(code: &str) -> domain::text::Sha256 {
     let plain = code.chars().filter(char::is_ascii_alphanumeric).map(|letter| match letter.to_ascii_uppercase() {
         'O' => '0',
         'I' | 'L' => '1',
         other => other,
     });
-    hex::encode(Sha256::digest(plain.collect::<String>()))
+    <[u8; 32]>::from(Sha256::digest(plain.collect::<String>())).into()
 }
 
 impl Access {

@@ -11,6 +11,9 @@ use admission::{Admission, Bounds};
 use argon2::password_hash::{PasswordHash, PasswordHasher as _, PasswordVerifier as _, SaltString};
 use argon2::{Algorithm, Argon2, Params, Version};
 use domain::{StreamId, TenantId};
+use precis_core::profile::PrecisFastInvocation as _;
+use precis_profiles::OpaqueString;
+use serde::Deserialize;
 use zeroize::Zeroizing;
 
 use crate::AccessError;
@@ -23,14 +26,33 @@ pub const MAX_LENGTH: usize = 128;
 /// The least score of zxcvbn (Wheeler, USENIX Security 2016): 3 is beyond 10^8 guesses.
 const MIN_SCORE: u8 = 3;
 
-/// A password in clear; forgotten when dropped, and never printed.
-#[derive(Clone)]
-pub struct Password(Zeroizing<String>);
+/// A password in clear; forgotten when dropped, and never printed. Prepared as RFC 8265 section 4.2 has it (`OpaqueString`: NFC, every space a plain one), so that it is the same
+/// password whichever keyboard it is typed on.
+#[derive(Clone, Deserialize)]
+#[serde(from = "String")]
+pub struct Password {
+    /// As it is hashed; none where it contains what no password may.
+    prepared: Option<Zeroizing<String>>,
+    /// As it was typed: what was hashed before passwords were prepared.
+    typed: Zeroizing<String>,
+}
 
 impl Password {
     /// What somebody typed.
     pub fn new(text: String) -> Self {
-        Self(Zeroizing::new(text))
+        let prepared = OpaqueString::enforce(text.as_str()).ok().map(|text| Zeroizing::new(text.into_owned()));
+        Self { prepared, typed: Zeroizing::new(text) }
+    }
+
+    /// As it is hashed from now on.
+    fn text(&self) -> &str {
+        self.prepared.as_ref().unwrap_or(&self.typed)
+    }
+}
+
+impl From<String> for Password {
+    fn from(text: String) -> Self {
+        Self::new(text)
     }
 }
 
@@ -130,7 +152,7 @@ impl Hasher {
     /// The hash of a password, as a PHC string.
     pub async fn hash(&self, password: Password, party: Party, lane: u64) -> Result<String, AccessError> {
         let argon2 = self.argon2.clone();
-        self.run(party, lane, move || hash(&argon2, &password.0))
+        self.run(party, lane, move || hash(&argon2, password.text()))
             .await?
             .ok_or_else(|| AccessError::Internal("a password could not be hashed".into()))
     }
@@ -140,11 +162,13 @@ impl Hasher {
         let argon2 = self.argon2.clone();
         let (nobody, stored) = (stored.is_none(), stored.unwrap_or_else(|| self.nobody.to_string()));
         self.run(party, lane, move || {
-            let right = verify(&password.0, &stored) && !nobody;
-            if !right {
+            let prepared = verify(password.text(), &stored);
+            // One that was set before passwords were prepared opens as it was typed, and is hashed anew.
+            let typed = !prepared && password.text() != password.typed.as_str() && verify(&password.typed, &stored);
+            if nobody || !(prepared || typed) {
                 return Checked::Wrong;
             }
-            Checked::Right { better: weaker(&argon2, &stored).then(|| hash(&argon2, &password.0)).flatten() }
+            Checked::Right { better: (typed || weaker(&argon2, &stored)).then(|| hash(&argon2, password.text())).flatten() }
         })
         .await
     }
@@ -190,7 +214,11 @@ fn weaker(argon2: &Argon2<'_>, stored: &str) -> bool {
 
 /// Why a password will not do, if it will not: too short, too long, too common, or too much like what is known of its owner. No rules of composition.
 pub fn weakness(password: &Password, known: &[&str]) -> Option<String> {
-    let length = password.0.chars().count();
+    if password.prepared.is_none() && !password.typed.is_empty() {
+        return Some("must not contain control characters, or characters that Unicode has not assigned".into());
+    }
+    let text = password.text();
+    let length = text.chars().count();
     if length < MIN_LENGTH {
         return Some(format!("must have at least {MIN_LENGTH} characters"));
     }
@@ -203,12 +231,12 @@ pub fn weakness(password: &Password, known: &[&str]) -> Option<String> {
         .filter(|part| part.chars().count() > 2)
         .chain(["tenure"])
         .collect();
-    let lower = password.0.to_lowercase();
+    let lower = text.to_lowercase();
     let rest = parts.iter().fold(lower.clone(), |rest, part| rest.replace(&part.to_lowercase(), ""));
     if rest.len() < lower.len() && rest.chars().count() < MIN_LENGTH / 2 {
         return Some("is too much like your name or your e-mail address".into());
     }
-    let entropy = zxcvbn::zxcvbn(&password.0, &parts);
+    let entropy = zxcvbn::zxcvbn(text, &parts);
     if u8::from(entropy.score()) >= MIN_SCORE {
         return None;
     }

@@ -173,15 +173,7 @@ impl Access {
                 Err(AccessError::InvalidCredentials)
             }
             (_, None) => {
-                let note = NoteAccess {
-                    action: Action::Login,
-                    outcome: Outcome::Refused,
-                    actor: None,
-                    target: None,
-                    code: None,
-                    count: None,
-                    source: None,
-                };
+                let note = NoteAccess::new(Action::Login, Outcome::Refused, None, None, None);
                 // Of a tenant that does not exist the platform keeps the record.
                 if let Err(error) = self.note(tenant.unwrap_or(TenantId::SYSTEM), note, login.source).await {
                     tracing::warn!(%error, "a login of nobody could not be recorded");
@@ -392,15 +384,8 @@ impl Access {
             return Ok(row);
         }
         let tenant = TenantId(row.tenant_id);
-        let note = NoteAccess {
-            action: Action::RefreshTokenReuse,
-            outcome: Outcome::Refused,
-            actor: Some(row.user_id.to_string()),
-            target: Some(session.to_string()),
-            code: None,
-            count: None,
-            source: None,
-        };
+        let (user, of) = (row.user_id.to_string(), session.to_string());
+        let note = NoteAccess::new(Action::RefreshTokenReuse, Outcome::Refused, Some(&user), Some(&of), None);
         // Recorded first, since a session that has ended shows no reuse any more; and ended, recorded or not.
         let noted = self.note_always(tenant, note).await;
         self.end(row.stream(), Some(session), None).await?;
@@ -455,15 +440,8 @@ impl Access {
     pub async fn end_sessions(&self, user: StreamId, which: Option<Uuid>, but: Option<Uuid>, by: &str) -> Result<u64, AccessError> {
         let ended = self.end(user, which, but).await?;
         if ended > 0 {
-            let note = NoteAccess {
-                action: Action::EndSession,
-                outcome: Outcome::Done,
-                actor: Some(by.to_owned()),
-                target: Some(which.map_or_else(|| user.id.to_string(), |session| session.to_string())),
-                code: None,
-                count: None,
-                source: None,
-            };
+            let target = which.map_or_else(|| user.id.to_string(), |session| session.to_string());
+            let note = NoteAccess::new(Action::EndSession, Outcome::Done, Some(by), Some(&target), None);
             self.note_always(user.tenant, note).await?;
         }
         Ok(ended)

@@ -15,6 +15,7 @@ use commands::Executor;
 use domain::IdSource;
 use domain::identity::access_record::{Action, NoteAccess, Outcome};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+use percent_encoding::percent_decode_str;
 use projections::ReadSide;
 use tower::ServiceBuilder;
 use tower::limit::GlobalConcurrencyLimitLayer;
@@ -170,6 +171,7 @@ fn around(routes: Router<App>, app: App, proxies: TrustedProxies) -> Router {
                 .on_failure(()),
         )
         .layer(middleware::from_fn(finish))
+        .layer(middleware::from_fn(refuse_unsound_uris))
         .layer(middleware::from_fn_with_state(app.access.clone(), record_refusals))
         .layer(CatchPanicLayer::custom(panicked));
     routes
@@ -178,6 +180,16 @@ fn around(routes: Router<App>, app: App, proxies: TrustedProxies) -> Router {
         .layer(DefaultBodyLimit::max(BODY))
         .layer(around)
         .with_state(app)
+}
+
+/// Refuses paths and query strings with NUL or with bytes that are no UTF-8: no table holds them, so there is nothing that they could name.
+async fn refuse_unsound_uris(request: axum::extract::Request, next: middleware::Next) -> Response {
+    let sound = |text: &str| percent_decode_str(text).decode_utf8().is_ok_and(|text| !text.contains('\0'));
+    let uri = request.uri();
+    if sound(uri.path()) && uri.query().is_none_or(sound) {
+        return next.run(request).await;
+    }
+    Problem::invalid(String::new(), "the path and the query must be UTF-8 without NUL".into()).into_response()
 }
 
 /// Has it recorded who was refused what, without their waiting for it.
@@ -194,15 +206,8 @@ async fn record_refusals(
     if response.status() == StatusCode::FORBIDDEN
         && let Some(caller) = asked.0.get().cloned()
     {
-        let note = NoteAccess {
-            action: Action::Command,
-            outcome: Outcome::Refused,
-            actor: Some(caller.actor.name()),
-            target: Some(target),
-            code: response.extensions().get::<Problem>().map(|problem| problem.code().to_owned()),
-            count: None,
-            source: None,
-        };
+        let code = response.extensions().get::<Problem>().map(Problem::code);
+        let note = NoteAccess::new(Action::Command, Outcome::Refused, Some(&caller.actor.name()), Some(&target), code);
         tokio::spawn(async move {
             if let Err(error) = access.note(caller.tenant, note, address.source()).await {
                 tracing::warn!(%error, "a refusal could not be recorded");

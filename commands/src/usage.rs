@@ -52,7 +52,7 @@ pub type Answer = Result<Recorded, CommandError>;
 
 /// An item's idempotency key.
 fn key(tenant: TenantId, meter: Meter, item: &UsageItem) -> Key {
-    let at = item.at.map(|at| at.timestamp_micros().to_string()).unwrap_or_default();
+    let at = item.at.map(|at| at.time().timestamp_micros().to_string()).unwrap_or_default();
     let fingerprint = Sha256::new().chain_update(item.quantity.to_string()).chain_update([0]).chain_update(at).finalize().into();
     Key { tenant, scope: format!("usage:{meter}"), key: item.id.as_str().to_owned(), fingerprint }
 }
@@ -238,7 +238,7 @@ impl Fitting {
         let mut months: HashMap<Month, (i64, Option<i64>)> = HashMap::new();
         let mut fitting = Self { chosen: vec![], refused: vec![], preconditions: vec![] };
         for n in of {
-            let at: DateTime<Utc> = items[*n].at.unwrap_or(now);
+            let at: DateTime<Utc> = items[*n].at.map_or(now, Into::into);
             let mut period = usage::place(meter, at, now, zone, |month| closed.contains(&month)).period;
             if !months.contains_key(&period) && quota::is_closed(store, tenant, meter, period).await? {
                 closed.insert(period);

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use chrono::{DateTime, DurationRound, TimeDelta, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use uuid::{ContextV7, Timestamp, Uuid};
 
 /// Tells the time. All time in Tenure comes from one of these.
@@ -47,7 +47,8 @@ impl Clock for ManualClock {
 
 /// `time` cut to whole microseconds.
 pub fn micros(time: DateTime<Utc>) -> DateTime<Utc> {
-    time.duration_trunc(TimeDelta::microseconds(1)).unwrap_or(time)
+    // Not by `duration_trunc`, which counts nanoseconds in 64 bits and leaves times before 1677 and after 2262 as they are.
+    DateTime::from_timestamp_micros(time.timestamp_micros()).unwrap_or(time)
 }
 
 /// Draws UUIDv7 (RFC 9562 section 5.7) identifiers that rise within a process even when the clock stands still.

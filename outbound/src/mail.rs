@@ -323,6 +323,9 @@ fn render(source: &str, values: &minijinja::Value) -> Result<(String, String), m
 
 #[cfg(test)]
 mod tests {
+    use domain::text::Email;
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -360,6 +363,20 @@ mod tests {
             let shown: Vec<_> = source.split("{{").skip(1).map(|rest| rest.split("}}").next().unwrap().trim()).collect();
             let known = ["name", "organisation", "link", "until", "warning.threshold", "warning.meter", "warning.used", "warning.quota"];
             assert!(shown.iter().all(|value| known.contains(value)), "{shown:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_is_accepted_as_an_address_can_be_mailed(local in "[ -~]{1,70}", host in "[ -~]{1,12}(\\.[a-z0-9-]{1,8}){0,3}", fine in "[a-z0-9!#$%&'*+/=?^_`{|}~-]{1,20}(\\.[a-z0-9+]{1,9}){0,2}") {
+            for text in [format!("{local}@{host}"), format!("{fine}@{host}"), format!("{fine}@x.example"), local] {
+                let Ok(address) = Email::parse(&text) else { continue };
+                let to = Mailbox::new(None, address.as_str().parse().expect("an address of the mail library"));
+                let mail = Message::builder().from(to.clone()).to(to).subject("s").header(ContentType::TEXT_PLAIN).body(encoded("b"));
+                let envelope = mail.expect("a mail").envelope().clone();
+                prop_assert_eq!(envelope.to().len(), 1);
+                prop_assert_eq!(envelope.to()[0].to_string(), address.as_str());
+            }
         }
     }
 }

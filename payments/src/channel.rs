@@ -5,6 +5,7 @@ use std::sync::Arc;
 use commands::{CommandError, Executor, Request};
 use domain::billing::subscription::{Command, LinkCustomer, LinkProvider, PauseReason, Subscription};
 use domain::identity::tenant::Tenant;
+use domain::text::Reference;
 use domain::{Actor, StreamId, TenantId};
 use futures::future::BoxFuture;
 use outbound::queue::{Attempt, Due};
@@ -58,6 +59,7 @@ impl PaymentChannel {
 
     async fn tell(&self, due: &Due) -> Result<(), Attempt> {
         let failed = |why: &str| Attempt::Failed(why.to_owned());
+        let named = |name: &str| Reference::parse(name).map_err(|error| failed(&format!("a name of the provider's {error}")));
         let intent = Intent::ALL.into_iter().find(|intent| intent.as_str() == due.template);
         let intent = intent.ok_or_else(|| failed("what is to be told is not known to this version"))?;
         let stream = StreamId::new(TenantId(due.tenant_id), due.subject_id);
@@ -73,7 +75,7 @@ impl PaymentChannel {
                     let me = StreamId::new(stream.tenant, stream.tenant.0);
                     let tenant = store.current::<Tenant>(me).await.map_err(|_| failed("the tenant cannot be read"))?;
                     let customer = provider.create_customer(&key, stream, tenant.state.name()).await.map_err(told)?;
-                    self.note(due, stream, LinkCustomer { provider: provider.name().to_owned(), customer: customer.clone() }).await?;
+                    self.note(due, stream, LinkCustomer { provider: named(provider.name())?, customer: named(&customer)? }).await?;
                     self.reconsider(&customer).await
                 }
                 Intent::Customer => Err(Attempt::Dropped("the subscription is over".into())),
@@ -98,7 +100,7 @@ impl PaymentChannel {
             (Intent::Subscription | Intent::Update, None) => {
                 let new = NewSubscription { subscription: stream, details, customer, now: store.clock().now() };
                 let subscription = provider.create_subscription(&key, &new).await.map_err(told)?;
-                self.note(due, stream, LinkProvider { provider: provider.name().to_owned(), subscription }).await
+                self.note(due, stream, LinkProvider { provider: named(provider.name())?, subscription: named(&subscription)? }).await
             }
             (Intent::Subscription | Intent::Update, Some(subscription)) => {
                 provider.update_subscription(details, subscription).await.map_err(told)

@@ -72,7 +72,7 @@ pub async fn take_in(executor: &Executor, provider: &dyn PaymentProvider, messag
     let store = executor.store();
     let known: Option<String> = sqlx::query_scalar("select outcome from ops.provider_events where provider = $1 and event_id = $2")
         .bind(provider.name())
-        .bind(&message.id)
+        .bind(message.id.as_str())
         .fetch_optional(store.pool())
         .await
         .map_err(unavailable)?;
@@ -135,11 +135,11 @@ async fn apply(executor: &Executor, provider: &str, stream: Option<StreamId>, me
     let store = executor.store();
     let mut request = Request::<Subscription>::new(stream, report, Actor::system(provider), store.fresh_id());
     request.keys =
-        vec![Key { tenant: stream.tenant, scope: format!("provider:{provider}"), key: message.id.clone(), fingerprint: [0; 32] }];
+        vec![Key { tenant: stream.tenant, scope: format!("provider:{provider}"), key: message.id.clone().into(), fingerprint: [0; 32] }];
     match executor.execute(request).await {
         Ok(_) => Ok(Outcome::Applied),
         Err(CommandError::Rejected { code, .. }) => {
-            tracing::warn!(provider, event = message.id, %code, "what a payment provider told was refused");
+            tracing::warn!(provider, event = message.id.as_str(), %code, "what a payment provider told was refused");
             Ok(Outcome::Refused)
         }
         Err(error) => Err(error),
@@ -161,11 +161,11 @@ async fn keep(
            where e.outcome = 'waiting'",
     )
     .bind(provider)
-    .bind(&message.id)
-    .bind(&message.kind)
-    .bind(message.occurred_at)
+    .bind(message.id.as_str())
+    .bind(message.kind.as_str())
+    .bind(message.occurred_at.time())
     .bind(store.clock().now())
-    .bind(&message.customer)
+    .bind(message.customer.as_deref())
     .bind(stream.map(|stream| stream.tenant.0))
     .bind(stream.map(|stream| stream.id))
     .bind(outcome.as_str())

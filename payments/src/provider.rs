@@ -5,6 +5,8 @@ use std::sync::Arc;
 use chrono::{DateTime, Utc};
 use domain::StreamId;
 use domain::billing::subscription::{Details, Fact};
+use domain::instant::Instant;
+use domain::text::Reference;
 use futures::future::BoxFuture;
 
 /// A payment provider. Each call is made again until it is answered, so each has to be harmless when it is repeated.
@@ -68,15 +70,15 @@ pub enum ProviderError {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Message {
     /// Its own id of the message.
-    pub id: String,
+    pub id: Reference,
     /// Its own name of what happened.
-    pub kind: String,
+    pub kind: Reference,
     /// When it happened, in whole seconds mostly.
-    pub occurred_at: DateTime<Utc>,
+    pub occurred_at: Instant,
     /// The subscription that it is about, where the provider was told so.
     pub about: Option<StreamId>,
     /// What the provider calls whoever pays.
-    pub customer: Option<String>,
+    pub customer: Option<Reference>,
     /// What it means here; `None`: nothing.
     pub fact: Option<Fact>,
 }

@@ -18,7 +18,7 @@ use uuid::Uuid;
 
 pub use entity_tag::{Condition, EntityTag};
 pub use query::{After, ListBody, Listed, Listing, Params, Query, Reflecting, Shown, Sought};
-pub(crate) use query::{bad_query, paging, sensible, short, unless_empty};
+pub(crate) use query::{bad_query, paging, unless_empty};
 pub(crate) use repeat::nothing;
 pub use repeat::{Drawn, ItemKeys, Repeat};
 pub(crate) use write::traceparent;

@@ -11,10 +11,10 @@ use axum::response::{IntoResponse, Response};
 use commands::authorize::{authorize, may_enter};
 use commands::{Key, Outcome, Request as CommandRequest};
 use domain::aggregate::Ask as _;
+use domain::json::{self, JsonError};
 use domain::{Aggregate, StreamId, TenantId};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 use utoipa::ToSchema;
 use uuid::Uuid;
@@ -77,8 +77,10 @@ impl<C> Body<C> {
 
 impl<C: DeserializeOwned> Body<C> {
     fn parse(bytes: &[u8]) -> Result<Self, Problem> {
-        let value: Value =
-            serde_json::from_slice(bytes).map_err(|e| Problem::new(code::MALFORMED, format!("the body is not JSON: {e}")))?;
+        let value = json::parse(bytes).map_err(|error| match error {
+            JsonError::Syntax(_) => Problem::new(code::MALFORMED, error.to_string()),
+            JsonError::Value { pointer, error } => Problem::invalid(pointer, error.to_string()),
+        })?;
         if !value.is_object() {
             return Err(Problem::invalid(String::new(), "the body must be an object".into()));
         }

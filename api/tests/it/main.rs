@@ -20,3 +20,4 @@ mod tenant;
 mod third;
 mod ticket;
 mod user;
+mod values;

@@ -32,8 +32,8 @@ pub(crate) enum Import {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Row {
-    email: String,
-    name: String,
+    email: Email,
+    name: DisplayName,
     #[serde(default)]
     role: Option<Role>,
     #[serde(default)]
@@ -62,9 +62,7 @@ enum Came {
 }
 
 async fn bring(executor: &Executor, access: &Access, tenant: TenantId, row: Row) -> anyhow::Result<Came> {
-    let parsed = |what: &str, error: domain::text::TextError| anyhow::anyhow!("{what} {error}");
-    let email = Email::parse(&row.email).map_err(|error| parsed("email", error))?;
-    let name = DisplayName::parse(&row.name).map_err(|error| parsed("name", error))?;
+    let Row { email, name, .. } = row;
     let hash = row.password_hash.filter(|hash| !hash.is_empty());
     anyhow::ensure!(hash.as_deref().is_none_or(is_hash), "password_hash is neither bcrypt nor an Argon2id PHC string");
     // The same row is the same user, however often it is brought.

@@ -86,7 +86,7 @@ impl std::str::FromStr for Month {
         let digits = |text: &str, n: usize| text.len() == n && text.bytes().all(|byte| byte.is_ascii_digit());
         let (year, month) = text.split_once('-').filter(|(year, month)| digits(year, 4) && digits(month, 2)).ok_or(NoMonth)?;
         let (year, month) = (year.parse().map_err(|_| NoMonth)?, month.parse().map_err(|_| NoMonth)?);
-        if (1..=12).contains(&month) { Ok(Self { year, month }) } else { Err(NoMonth) }
+        if (1..=12).contains(&month) && (1..=9999).contains(&year) { Ok(Self { year, month }) } else { Err(NoMonth) }
     }
 }
 

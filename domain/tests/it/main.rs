@@ -6,6 +6,7 @@ mod periods;
 mod tenant;
 mod ticket;
 mod usage;
+mod values;
 
 use std::path::PathBuf;
 

@@ -3,6 +3,8 @@
 use chrono::{DateTime, TimeDelta, Utc};
 use domain::billing::money::{Currency, Money};
 use domain::billing::subscription::{Fact, Standing};
+use domain::instant::Instant;
+use domain::text::Reference;
 use hmac::{Hmac, Mac as _};
 use serde_json::Value;
 use sha2::Sha256;
@@ -40,8 +42,8 @@ pub(super) fn verify(header: Option<&str>, body: &[u8], secrets: &[String], now:
 }
 
 /// An id, or an object that has one (Stripe expands what it is asked to).
-pub(super) fn reference(value: &Value) -> Option<String> {
-    value.as_str().or_else(|| value["id"].as_str()).map(str::to_owned)
+pub(super) fn reference(value: &Value) -> Option<Reference> {
+    value.as_str().or_else(|| value["id"].as_str()).and_then(|text| Reference::parse(text).ok())
 }
 
 fn money(amount: &Value, currency: &Value) -> Option<Money> {
@@ -52,12 +54,12 @@ fn money(amount: &Value, currency: &Value) -> Option<Money> {
 pub(super) fn parse(body: &[u8]) -> Result<Message, MessageError> {
     let event: Value = serde_json::from_slice(body).map_err(|error| MessageError::Malformed(error.to_string()))?;
     let missing = |what: &str| MessageError::Malformed(format!("the event has no {what}"));
-    let text = |name: &str| event[name].as_str().map(str::to_owned).ok_or_else(|| missing(name));
-    let created = event["created"].as_i64().and_then(|seconds| DateTime::from_timestamp(seconds, 0));
+    let text = |name: &str| {
+        let text = event[name].as_str().ok_or_else(|| missing(name))?;
+        Reference::parse(text).map_err(|error| MessageError::Malformed(format!("the event's {name} {error}")))
+    };
+    let created = event["created"].as_i64().and_then(|seconds| Instant::try_from(DateTime::from_timestamp(seconds, 0)?).ok());
     let (id, kind, occurred_at) = (text("id")?, text("type")?, created.ok_or_else(|| missing("created"))?);
-    if id.len() > 255 || kind.len() > 255 {
-        return Err(MessageError::Malformed("an id or a type is longer than any of Stripe's".into()));
-    }
     let object = &event["data"]["object"];
     // Newer versions of Stripe's interface keep the invoice's subscription in its parent.
     let metadata =

@@ -11,7 +11,8 @@ use commands::{Executor, Request};
 use domain::identity::tenant::{
     CancelTenant, ChangeSlug, Command, CompleteProvisioning, ProvisionTenant, ReactivateTenant, RenameTenant, Slug, Tenant, UpdateSettings,
 };
-use domain::text::{DisplayName, JsonObject};
+use domain::json::JsonObject;
+use domain::text::DisplayName;
 use domain::{StreamId, TenantId};
 use projections::cursor::CursorKey;
 use projections::identity::tenant::{self, Filter, Tenants};

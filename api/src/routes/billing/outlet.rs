@@ -1,6 +1,7 @@
 //! `/v1/outlets`.
 
 use domain::billing::outlet::{CreateOutlet, Outlet, RemoveOutlet, UpdateOutlet};
+use domain::text::{SearchText, TokenText};
 use projections::ReadModel as _;
 use projections::billing::outlet::{self, Outlets};
 use serde::Deserialize;
@@ -9,7 +10,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::app::App;
-use crate::extract::{After, Caller, Id, ListBody, Listed, Params, Query, Shown, Sought, paging, short};
+use crate::extract::{After, Caller, Id, ListBody, Listed, Params, Query, Shown, Sought, paging};
 use crate::problem::Problem;
 use crate::routes::Refusals;
 
@@ -47,15 +48,17 @@ async fn get_outlet(query: Query, Id(id): Id, Params(p): Params<After>) -> Resul
 #[serde(deny_unknown_fields)]
 struct ListOutlets {
     /// Whose name or phone number contains this.
-    #[param(max_length = 200)]
-    q: Option<String>,
+    #[param(value_type = Option<String>, max_length = 200)]
+    q: Option<SearchText>,
     /// `-created_at` (the default), `created_at`, `name` or `-name`.
-    sort: Option<String>,
+    #[param(value_type = Option<String>)]
+    sort: Option<SearchText>,
     /// How many rows at most.
     #[param(minimum = 1, maximum = 200, default = 50)]
     limit: Option<u32>,
     /// Where to go on: the `next_cursor` of the page before.
-    cursor: Option<String>,
+    #[param(value_type = Option<String>)]
+    cursor: Option<TokenText>,
     /// Wait up to 2 s until the answer reflects this position; 504 if it takes longer.
     #[param(minimum = 0)]
     after: Option<i64>,
@@ -66,7 +69,6 @@ struct ListOutlets {
 async fn list_outlets(query: Query, Params(p): Params<ListOutlets>) -> Result<Listed<outlet::Row>, Problem> {
     query.require("outlet:read")?;
     let paging = paging(&outlet::ORDERS, p.sort.as_deref(), p.limit, p.cursor)?;
-    short(&[&p.q])?;
     let mut read = query.open(&[Outlets::NAME], p.after).await?;
     let page = outlet::list(&mut read, query.cursors(), p.q.as_deref(), &paging).await?;
     Ok(query.page(&read, page))

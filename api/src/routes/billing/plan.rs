@@ -1,6 +1,7 @@
 //! `/v1/plans`.
 
 use domain::billing::plan::{DefinePlan, Plan, RetirePlan, RevisePlan};
+use domain::text::{SearchText, TokenText};
 use domain::{StreamId, TenantId};
 use projections::ReadModel as _;
 use projections::billing::plan::{self, Plans};
@@ -53,12 +54,14 @@ struct ListPlans {
     #[serde(default)]
     retired: bool,
     /// `-created_at` (the default), `created_at`, `code` or `-code`.
-    sort: Option<String>,
+    #[param(value_type = Option<String>)]
+    sort: Option<SearchText>,
     /// How many rows at most.
     #[param(minimum = 1, maximum = 200, default = 50)]
     limit: Option<u32>,
     /// Where to go on: the `next_cursor` of the page before.
-    cursor: Option<String>,
+    #[param(value_type = Option<String>)]
+    cursor: Option<TokenText>,
     /// Wait up to 2 s until the answer reflects this position; 504 if it takes longer.
     after: Option<i64>,
 }

@@ -6,11 +6,13 @@ use axum::http::HeaderValue;
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::{Json, Router};
-use chrono::{DateTime, NaiveDate, Utc};
+use chrono::{DateTime, Utc};
 use commands::{lookup, quota};
 use domain::TenantId;
 use domain::billing::meter::{Meter, Standing};
 use domain::billing::period::Month;
+use domain::instant::Day;
+use domain::text::{SearchText, TokenText};
 use projections::ReadModel as _;
 use projections::billing::plan::{self, Plans};
 use projections::billing::usage::{self, Days, Months};
@@ -22,7 +24,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::app::App;
-use crate::extract::{After, ListBody, Listed, Params, Query, TENURE_POSITION, TENURE_TENANT, bad_query, paging};
+use crate::extract::{After, ListBody, Listed, Params, Query, TENURE_POSITION, TENURE_TENANT, paging};
 use crate::problem::Problem;
 use crate::routes::Refusals;
 
@@ -158,7 +160,8 @@ struct ListTiers {
     #[param(minimum = 1, maximum = 200, default = 50)]
     limit: Option<u32>,
     /// Where to go on: the `next_cursor` of the page before.
-    cursor: Option<String>,
+    #[param(value_type = Option<String>)]
+    cursor: Option<TokenText>,
     /// Wait up to 2 s until the answer reflects this position; 504 if it takes longer.
     #[param(minimum = 0)]
     after: Option<i64>,
@@ -188,12 +191,14 @@ struct ListUsageMonths {
     #[param(value_type = Option<String>, example = "2026-12")]
     to: Option<Month>,
     /// `-period` (the default) or `period`.
-    sort: Option<String>,
+    #[param(value_type = Option<String>)]
+    sort: Option<SearchText>,
     /// How many rows at most.
     #[param(minimum = 1, maximum = 200, default = 50)]
     limit: Option<u32>,
     /// Where to go on: the `next_cursor` of the page before.
-    cursor: Option<String>,
+    #[param(value_type = Option<String>)]
+    cursor: Option<TokenText>,
     /// Wait up to 2 s until the answer reflects this position; 504 if it takes longer.
     #[param(minimum = 0)]
     after: Option<i64>,
@@ -220,16 +225,20 @@ struct ListUsageDays {
     /// Of this meter.
     meter: Option<Meter>,
     /// From this day on, UTC.
-    from: Option<NaiveDate>,
+    #[param(value_type = Option<String>, format = Date)]
+    from: Option<Day>,
     /// To this day, which is included.
-    to: Option<NaiveDate>,
+    #[param(value_type = Option<String>, format = Date)]
+    to: Option<Day>,
     /// `-day` (the default) or `day`.
-    sort: Option<String>,
+    #[param(value_type = Option<String>)]
+    sort: Option<SearchText>,
     /// How many rows at most.
     #[param(minimum = 1, maximum = 200, default = 50)]
     limit: Option<u32>,
     /// Where to go on: the `next_cursor` of the page before.
-    cursor: Option<String>,
+    #[param(value_type = Option<String>)]
+    cursor: Option<TokenText>,
     /// Wait up to 2 s until the answer reflects this position; 504 if it takes longer.
     #[param(minimum = 0)]
     after: Option<i64>,
@@ -240,10 +249,9 @@ struct ListUsageDays {
 async fn list_usage_days(query: Query, Params(p): Params<ListUsageDays>) -> Result<Listed<usage::Day>, Problem> {
     query.require("quota:read")?;
     let paging = paging(&usage::DAYS, p.sort.as_deref(), p.limit, p.cursor)?;
-    if [p.from, p.to].into_iter().flatten().any(|day| !(0..=9999).contains(&chrono::Datelike::year(&day))) {
-        return Err(bad_query("a day must lie in the years 0 to 9999"));
-    }
     let mut read = query.open(&[Days::NAME], p.after).await?;
-    let page = usage::days(&mut read, query.cursors(), query.caller.tenant, p.meter, (p.from, p.to), &paging).await?;
+    let page =
+        usage::days(&mut read, query.cursors(), query.caller.tenant, p.meter, (p.from.map(Into::into), p.to.map(Into::into)), &paging)
+            .await?;
     Ok(query.page(&read, page))
 }

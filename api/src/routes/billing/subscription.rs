@@ -12,6 +12,8 @@ use domain::billing::subscription::{
     ExtendTrial, MarkUnpaid, PauseSubscription, Pinned, Proration, RecordPaymentFailed, RecordPaymentSucceeded, ResumeSubscription,
     SetPaymentMethod, StartSubscription, Status, Subscription, UncancelSubscription,
 };
+use domain::instant::Instant;
+use domain::text::{SearchText, TokenText};
 use projections::billing::subscription::{self, Subscriptions};
 use projections::billing::subscription_timeline::{self, Timeline};
 use projections::{QueryError, Read, ReadModel as _};
@@ -22,7 +24,7 @@ use utoipa_axum::routes;
 
 use crate::app::App;
 use crate::extract::{
-    After, Body, Caller, Drawn, Id, ListBody, Listed, Listing, Params, Query, Repeat, Shown, Sought, nothing, paging, sensible, short,
+    After, Body, Caller, Drawn, Id, ListBody, Listed, Listing, Params, Query, Repeat, Shown, Sought, nothing, paging,
     unless_empty,
 };
 use crate::problem::{Problem, code};
@@ -84,14 +86,17 @@ struct ListSubscriptions {
     /// In this status.
     status: Option<Status>,
     /// To this plan, by its code.
-    plan: Option<String>,
+    #[param(value_type = Option<String>)]
+    plan: Option<SearchText>,
     /// `-started_at` (the default) or `started_at`.
-    sort: Option<String>,
+    #[param(value_type = Option<String>)]
+    sort: Option<SearchText>,
     /// How many rows at most.
     #[param(minimum = 1, maximum = 200, default = 50)]
     limit: Option<u32>,
     /// Where to go on: the `next_cursor` of the page before.
-    cursor: Option<String>,
+    #[param(value_type = Option<String>)]
+    cursor: Option<TokenText>,
     /// Wait up to 2 s until the answer reflects this position; 504 if it takes longer.
     after: Option<i64>,
 }
@@ -104,8 +109,7 @@ struct ListSubscriptions {
 async fn list_subscriptions(query: Query, Params(p): Params<ListSubscriptions>) -> Result<Listed<subscription::Row>, Problem> {
     query.require("subscription:read")?;
     let paging = paging(&subscription::ORDERS, p.sort.as_deref(), p.limit, p.cursor)?;
-    short(&[&p.plan])?;
-    let filter = subscription::Filter { status: p.status, plan: p.plan };
+    let filter = subscription::Filter { status: p.status, plan: p.plan.map(Into::into) };
     let mut read = query.open_all(&[Subscriptions::NAME], p.after).await?;
     let page = subscription::list(&mut read, query.cursors(), &filter, &paging).await?;
     Ok(query.page(&read, page))
@@ -140,14 +144,17 @@ async fn list_subscription_timeline(
 #[serde(deny_unknown_fields)]
 struct Until {
     /// Before this time.
-    before: Option<DateTime<Utc>>,
+    #[param(value_type = Option<String>, format = DateTime)]
+    before: Option<Instant>,
     /// How to order the rows; `-` in front is descending.
-    sort: Option<String>,
+    #[param(value_type = Option<String>)]
+    sort: Option<SearchText>,
     /// How many rows at most.
     #[param(minimum = 1, maximum = 200, default = 50)]
     limit: Option<u32>,
     /// Where to go on: the `next_cursor` of the page before.
-    cursor: Option<String>,
+    #[param(value_type = Option<String>)]
+    cursor: Option<TokenText>,
     /// Wait up to 2 s until the answer reflects this position; 504 if it takes longer.
     after: Option<i64>,
 }
@@ -159,10 +166,9 @@ struct Until {
 )]
 async fn list_upcoming_changes(query: Query, Params(p): Params<Until>) -> Result<Listed<subscription::Row>, Problem> {
     query.require("subscription:read")?;
-    sensible(&[p.before])?;
     let paging = paging(&subscription::UPCOMING, p.sort.as_deref().or(Some("upcoming_at")), p.limit, p.cursor)?;
     let mut read = query.open_all(&[Subscriptions::NAME], p.after).await?;
-    let page = subscription::upcoming(&mut read, query.cursors(), p.before, &paging).await?;
+    let page = subscription::upcoming(&mut read, query.cursors(), p.before.map(Into::into), &paging).await?;
     Ok(query.page(&read, page))
 }
 
@@ -173,10 +179,9 @@ async fn list_upcoming_changes(query: Query, Params(p): Params<Until>) -> Result
 )]
 async fn list_ending_trials(query: Query, Params(p): Params<Until>) -> Result<Listed<subscription::Row>, Problem> {
     query.require("subscription:read")?;
-    sensible(&[p.before])?;
     let paging = paging(&subscription::TRIALS, p.sort.as_deref().or(Some("trial_ends_at")), p.limit, p.cursor)?;
     let mut read = query.open_all(&[Subscriptions::NAME], p.after).await?;
-    let page = subscription::trials(&mut read, query.cursors(), p.before, &paging).await?;
+    let page = subscription::trials(&mut read, query.cursors(), p.before.map(Into::into), &paging).await?;
     Ok(query.page(&read, page))
 }
 

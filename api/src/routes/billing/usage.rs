@@ -13,6 +13,7 @@ use commands::{lookup, quota};
 use domain::StreamId;
 use domain::billing::meter::Meter;
 use domain::billing::usage::{CommitUsage, MAX_ITEMS, ReleaseUsage, ReserveUsage, Usage, UsageId, UsageItem};
+use domain::instant::Instant;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
@@ -73,7 +74,7 @@ struct RecordUsage {
     /// Of one item: how much; 1, if nothing is said.
     quantity: Option<i64>,
     /// Of one item: when it was used; now, if nothing is said.
-    at: Option<DateTime<Utc>>,
+    at: Option<Instant>,
     /// Several items, each for itself.
     items: Option<Vec<UsageItem>>,
 }

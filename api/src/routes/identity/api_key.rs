@@ -7,7 +7,9 @@ use axum::extract::State;
 use axum::response::Response;
 use chrono::{DateTime, Utc};
 use domain::identity::api_key::{ApiKey, CreateKey, Kind, RevokeKey, RotateKey};
+use domain::instant::Instant;
 use domain::text::DisplayName;
+use domain::text::Permission;
 use domain::{StreamId, TenantId, UserId};
 use projections::identity::api_key::{self, ApiKeys};
 use projections::list::Page;
@@ -48,11 +50,11 @@ struct CreateApiKey {
     kind: Kind,
     /// What it may: no more than the caller.
     #[schema(example = json!(["ticket:read"]))]
-    scopes: BTreeSet<String>,
+    scopes: BTreeSet<Permission>,
     /// Until when it is good; for ever, if nothing is said.
     #[serde(default)]
     #[schema(example = "2036-01-01T00:00:00Z")]
-    expires_at: Option<DateTime<Utc>>,
+    expires_at: Option<Instant>,
 }
 
 /// Gives a key another secret.

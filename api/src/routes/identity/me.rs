@@ -8,6 +8,7 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse as _, Response};
 use domain::text::Email;
+use domain::text::Permission;
 use domain::{Actor, Role, StreamId, TenantId};
 use projections::ReadModel as _;
 use projections::View;
@@ -91,7 +92,7 @@ const CHECKS: usize = 200;
 struct Check {
     /// The permissions.
     #[schema(example = json!(["ticket:open", "user:invite"]))]
-    permissions: Vec<String>,
+    permissions: Vec<Permission>,
 }
 
 /// What is answered, in the same order.
@@ -119,7 +120,10 @@ async fn check(caller: Caller, body: Body<Check>) -> Result<axum::Json<Checked>,
     if permissions.len() > CHECKS {
         return Err(Problem::invalid("/permissions".into(), format!("must not be more than {CHECKS}")));
     }
-    let results = permissions.into_iter().map(|permission| Allowed { allowed: caller.actor.may(&permission), permission }).collect();
+    let results = permissions
+        .into_iter()
+        .map(|permission| Allowed { allowed: caller.actor.may(&permission), permission: permission.into() })
+        .collect();
     Ok(axum::Json(Checked { results }))
 }
 
@@ -161,8 +165,8 @@ async fn end_my_sessions(app: State<App>, caller: Caller, repeat: Repeat, body: 
 }
 
 /// Refuses somebody who does not know their password. A wrong one counts, as at a login.
-async fn prove(app: &App, caller: &Caller, user: StreamId, password: String) -> Result<(), Problem> {
-    if app.access.knows(user, caller.session, Password::new(password)).await? {
+async fn prove(app: &App, caller: &Caller, user: StreamId, password: Password) -> Result<(), Problem> {
+    if app.access.knows(user, caller.session, password).await? {
         return Ok(());
     }
     Err(Problem::new(code::WRONG_PASSWORD, "the present password is another one, or nobody can use it for a while"))
@@ -173,8 +177,8 @@ async fn prove(app: &App, caller: &Caller, user: StreamId, password: String) -> 
 #[serde(deny_unknown_fields)]
 struct ChangeMyEmail {
     /// The present password.
-    #[schema(example = "correct horse battery staple")]
-    current_password: String,
+    #[schema(value_type = String, example = "correct horse battery staple")]
+    current_password: Password,
     /// The new address.
     email: Email,
 }
@@ -200,11 +204,11 @@ async fn change_my_email(app: State<App>, caller: Caller, repeat: Repeat, body: 
 #[serde(deny_unknown_fields)]
 struct ChangePassword {
     /// The present one.
-    #[schema(example = "correct horse battery staple")]
-    current_password: String,
+    #[schema(value_type = String, example = "correct horse battery staple")]
+    current_password: Password,
     /// The new one.
-    #[schema(example = "purple monkey dishwasher lamp")]
-    password: String,
+    #[schema(value_type = String, example = "purple monkey dishwasher lamp")]
+    password: Password,
 }
 
 /// Changes the caller's password. All their other sessions end.
@@ -217,7 +221,7 @@ async fn change_my_password(app: State<App>, caller: Caller, repeat: Repeat, bod
     let ChangePassword { current_password, password } = body.command;
     let run = |_: Drawn<()>| async move {
         prove(&app, &caller, stream, current_password).await?;
-        app.access.change_password(stream, Password::new(password), caller.session, caller.actor).await?;
+        app.access.change_password(stream, password, caller.session, caller.actor).await?;
         Ok(StatusCode::NO_CONTENT.into_response())
     };
     repeat.once(&asked, nothing(), run).await

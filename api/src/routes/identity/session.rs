@@ -9,6 +9,7 @@ use axum::http::{HeaderMap, HeaderName, StatusCode};
 use axum::response::{IntoResponse, Response};
 use domain::StreamId;
 use domain::text::DisplayName;
+use domain::text::{LoginName, TokenText};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -56,13 +57,13 @@ enum Format {
 struct LogIn {
     /// The tenant's id or slug; `system` is the platform.
     #[schema(example = "acme")]
-    tenant: String,
+    tenant: LoginName,
     /// The user's address.
     #[schema(example = "ada@example.com")]
-    email: String,
+    email: LoginName,
     /// Their password.
-    #[schema(example = "correct horse battery staple")]
-    password: String,
+    #[schema(value_type = String, example = "correct horse battery staple")]
+    password: Password,
     /// Which kind of access tokens is wanted.
     #[serde(default)]
     access_token_format: Format,
@@ -103,7 +104,7 @@ async fn login(State(app): State<App>, address: ClientAddress, headers: HeaderMa
     let opaque = access_token_format == Format::Opaque;
     let login =
         Login { tenant: &tenant, email: &email, opaque, user_agent: agent(&headers), source: address.source(), device: device(&headers) };
-    Ok(Secret(app.access.login(login, Password::new(password)).await?))
+    Ok(Secret(app.access.login(login, password).await?))
 }
 
 /// A refresh token.
@@ -112,7 +113,7 @@ async fn login(State(app): State<App>, address: ClientAddress, headers: HeaderMa
 struct Refresh {
     /// The newest of the session.
     #[schema(example = "trt_AaH8TVi…")]
-    refresh_token: String,
+    refresh_token: TokenText,
 }
 
 /// The next tokens of a session. A refresh token is good once; asked again within 10 s it gets the same answer, after that the whole session ends.
@@ -136,7 +137,7 @@ async fn logout(State(app): State<App>, caller: Caller) -> Result<StatusCode, Pr
 struct SwitchTenant {
     /// Its id or slug.
     #[schema(example = "acme")]
-    tenant: String,
+    tenant: LoginName,
     /// Which kind of access tokens is wanted.
     #[serde(default)]
     access_token_format: Format,
@@ -175,6 +176,7 @@ impl<T: DeserializeOwned> FromRequest<App> for Form<T> {
             Err(error) if error.status() == StatusCode::UNSUPPORTED_MEDIA_TYPE => {
                 Err(Problem::new(code::MEDIA_TYPE, "the body must be application/x-www-form-urlencoded"))
             }
+            Err(error) if error.status() == StatusCode::UNPROCESSABLE_ENTITY => Err(Problem::invalid(String::new(), error.to_string())),
             Err(error) => Err(Problem::new(code::MALFORMED, error.to_string())),
         }
     }
@@ -185,11 +187,11 @@ impl<T: DeserializeOwned> FromRequest<App> for Form<T> {
 struct Token {
     /// The token.
     #[schema(example = "tat_AaH8TVi…")]
-    token: String,
+    token: TokenText,
     /// Which kind it is; not needed.
     #[serde(default, rename = "token_type_hint")]
     #[schema(example = "access_token")]
-    _hint: Option<String>,
+    _hint: Option<TokenText>,
 }
 
 /// Whether an access token or an API key of the caller's tenant is good, and for what (RFC 7662).
@@ -234,10 +236,10 @@ async fn jwks(State(app): State<App>) -> Result<impl IntoResponse, Problem> {
 struct RequestReset {
     /// The tenant's id or slug.
     #[schema(example = "acme")]
-    tenant: String,
+    tenant: LoginName,
     /// The user's address.
     #[schema(example = "ada@example.com")]
-    email: String,
+    email: LoginName,
 }
 
 /// Sends a link to set another password, if there is such a user; nobody is told whether.
@@ -256,10 +258,10 @@ async fn request_password_reset(State(app): State<App>, body: Body<RequestReset>
 struct ResetPassword {
     /// What the link in the mail ends with.
     #[schema(example = "AZr8TVh4cf2C…")]
-    token: String,
+    token: TokenText,
     /// The new password.
-    #[schema(example = "correct horse battery staple")]
-    password: String,
+    #[schema(value_type = String, example = "correct horse battery staple")]
+    password: Password,
 }
 
 /// Sets another password for whoever has the link. All sessions end.
@@ -270,7 +272,7 @@ struct ResetPassword {
 async fn reset_password(State(app): State<App>, repeat: Repeat, body: Body<ResetPassword>) -> Result<Response, Problem> {
     let asked = body.asked();
     let ResetPassword { token, password } = body.command;
-    let run = |_: Drawn<()>| async move { Ok(written(&app.access.reset_password(&token, Password::new(password)).await?).into_response()) };
+    let run = |_: Drawn<()>| async move { Ok(written(&app.access.reset_password(&token, password).await?).into_response()) };
     repeat.once(&asked, nothing(), run).await
 }
 
@@ -281,7 +283,7 @@ async fn reset_password(State(app): State<App>, repeat: Repeat, body: Body<Reset
 struct Link {
     /// What the link in the mail ends with.
     #[schema(example = "AZr8TVh4cf2C…")]
-    token: String,
+    token: TokenText,
 }
 
 /// Shows that the address is theirs who has the link.
@@ -301,13 +303,13 @@ async fn verify_email(State(app): State<App>, repeat: Repeat, body: Body<Link>) 
 struct Accept {
     /// What the link in the mail ends with.
     #[schema(example = "AZr8TVh4cf2C…")]
-    token: String,
+    token: TokenText,
     /// What to call them; needed unless the invitation says it.
     #[serde(default)]
     name: Option<DisplayName>,
     /// Their password.
-    #[schema(example = "correct horse battery staple")]
-    password: String,
+    #[schema(value_type = String, example = "correct horse battery staple")]
+    password: Password,
 }
 
 /// Makes whoever has the link a user.
@@ -319,7 +321,7 @@ async fn accept_invitation(State(app): State<App>, repeat: Repeat, body: Body<Ac
     let asked = body.asked();
     let Accept { token, name, password } = body.command;
     let run = |_: Drawn<()>| async move {
-        Ok(written(&app.access.accept_invitation(&token, name, Password::new(password)).await?).into_response())
+        Ok(written(&app.access.accept_invitation(&token, name, password).await?).into_response())
     };
     repeat.once(&asked, nothing(), run).await
 }

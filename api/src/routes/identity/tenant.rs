@@ -1,12 +1,13 @@
 //! `/v1/tenants`.
 
 use axum::extract::State;
-use chrono::{DateTime, Utc};
 use domain::identity::tenant::{
     AddDomain, CancelTenant, ChangeSlug, ClearLimitOverride, CompleteProvisioning, DeactivateTenant, DeleteTenant, FreezeTenant,
     OverrideLimit, ProvisionTenant, ReactivateTenant, RemoveDomain, RenameTenant, SetBranding, SetLlmConfig, Status, SuspendTenant, Tenant,
     UpdateSettings, VerifyDomain,
 };
+use domain::instant::Instant;
+use domain::text::{SearchText, TokenText, TxtRecord};
 use domain::{StreamId, TenantId};
 use projections::identity::domain::{self as of_domain, Domains};
 use projections::identity::tenant::{self, Tenants};
@@ -20,7 +21,7 @@ use uuid::Uuid;
 
 use crate::app::App;
 use crate::extract::{
-    After, Body, Caller, Id, ListBody, Listed, Listing, Params, Query, Shown, Sought, Write, Written, paging, sensible, short, unless_empty,
+    After, Body, Caller, Id, ListBody, Listed, Listing, Params, Query, Shown, Sought, Write, Written, paging, unless_empty,
 };
 use crate::problem::{Problem, code};
 use crate::routes::Refusals;
@@ -85,25 +86,32 @@ struct ListTenants {
     /// In this status. Deleted ones are shown only when asked for.
     status: Option<Status>,
     /// Made for this plan.
-    plan: Option<String>,
+    #[param(value_type = Option<String>)]
+    plan: Option<SearchText>,
     /// With this text in the name or the slug, whatever its case.
-    #[param(max_length = 200)]
-    q: Option<String>,
+    #[param(value_type = Option<String>, max_length = 200)]
+    q: Option<SearchText>,
     /// With this slug, or with this one as an alias.
-    slug: Option<String>,
+    #[param(value_type = Option<String>)]
+    slug: Option<SearchText>,
     /// With this domain, verified.
-    domain: Option<String>,
+    #[param(value_type = Option<String>)]
+    domain: Option<SearchText>,
     /// Made at or after this time.
-    created_from: Option<DateTime<Utc>>,
+    #[param(value_type = Option<String>, format = DateTime)]
+    created_from: Option<Instant>,
     /// Made before this time.
-    created_to: Option<DateTime<Utc>>,
+    #[param(value_type = Option<String>, format = DateTime)]
+    created_to: Option<Instant>,
     /// `-created_at` (the default), `created_at`, `name` or `-name`.
-    sort: Option<String>,
+    #[param(value_type = Option<String>)]
+    sort: Option<SearchText>,
     /// How many rows at most.
     #[param(minimum = 1, maximum = 200, default = 50)]
     limit: Option<u32>,
     /// Where to go on: the `next_cursor` of the page before.
-    cursor: Option<String>,
+    #[param(value_type = Option<String>)]
+    cursor: Option<TokenText>,
     /// Wait up to 2 s until the answer reflects this position; 504 if it takes longer.
     after: Option<i64>,
 }
@@ -116,10 +124,16 @@ struct ListTenants {
 async fn list_tenants(query: Query, Params(p): Params<ListTenants>) -> Result<Listed<tenant::Row>, Problem> {
     query.require("tenant:read")?;
     let paging = paging(&tenant::ORDERS, p.sort.as_deref(), p.limit, p.cursor)?;
-    short(&[&p.plan, &p.q, &p.slug, &p.domain])?;
-    sensible(&[p.created_from, p.created_to])?;
-    let (created_from, created_to) = (p.created_from, p.created_to);
-    let filter = tenant::Filter { status: p.status, plan: p.plan, q: p.q, slug: p.slug, domain: p.domain, created_from, created_to };
+    let (created_from, created_to) = (p.created_from.map(Into::into), p.created_to.map(Into::into));
+    let filter = tenant::Filter {
+        status: p.status,
+        plan: p.plan.map(Into::into),
+        q: p.q.map(Into::into),
+        slug: p.slug.map(Into::into),
+        domain: p.domain.map(Into::into),
+        created_from,
+        created_to,
+    };
     let mut read = query.open_all(&[Tenants::NAME, Domains::NAME], p.after).await?;
     let page = tenant::list(&mut read, query.cursors(), &filter, &paging).await?;
     Ok(query.page(&read, page))
@@ -168,10 +182,11 @@ async fn verify_domain(State(app): State<App>, write: Write<Tenant>, Id(id): Id,
     // Nobody who may not has anything looked up.
     write.caller().require("tenant:manage_domains")?;
     let (name, _) = domain::identity::tenant::proof(body.command.domain.as_str(), Uuid::nil());
-    body.command.records = app.dns.txt(&name).await.map_err(|error| {
+    let records = app.dns.txt(&name).await.map_err(|error| {
         tracing::warn!(%error, "a domain cannot be looked up");
         Problem::new(code::DNS_UNAVAILABLE, "the DNS did not answer; try again shortly")
     })?;
+    body.command.records = records.iter().filter_map(|record| TxtRecord::parse(record).ok()).collect();
     let stream = stream(id, write.caller());
     write.execute(stream, body).await
 }

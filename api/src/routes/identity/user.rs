@@ -9,6 +9,7 @@ use domain::identity::user::{
     ChangeEmail, ChangeRole, DeactivateUser, DeleteUser, EraseUser, Error, InviteUser, LockUser, ReactivateUser, RegisterUser,
     RequestEmailVerification, ResendInvitation, RevokeInvitation, SetPassword, Status, SuspendUser, UnlockUser, UpdateProfile, User,
 };
+use domain::text::{SearchText, TokenText};
 use projections::ReadModel as _;
 use projections::identity::invitation::{self, Answer, Invitations};
 use projections::identity::user::{self, Users};
@@ -69,8 +70,8 @@ async fn invite_user(write: Write<User>, body: Body<InviteUser>) -> Result<Writt
 #[serde(deny_unknown_fields)]
 struct NewPassword {
     /// The password.
-    #[schema(example = "correct horse battery staple")]
-    password: String,
+    #[schema(value_type = String, example = "correct horse battery staple")]
+    password: Password,
 }
 
 /// Gives somebody a password. All their sessions end.
@@ -83,7 +84,7 @@ async fn set_password(app: State<App>, write: Write<User>, Id(id): Id, body: Bod
     // One's own is changed by whoever knows it: see `/v1/me/change-password`.
     write.caller().require("user:manage")?;
     let stream = Caller::stream(id, write.caller());
-    let credential = app.access.credential(stream, Password::new(body.command.password.clone()), None).await?;
+    let credential = app.access.credential(stream, body.command.password.clone(), None).await?;
     let written = write.execute(stream, body.map(|_| SetPassword { credential, keeps: None, proven: false })).await;
     if written.as_ref().is_err_and(Problem::is_refusal) {
         app.access.discard(stream.tenant, credential).await?;
@@ -116,15 +117,17 @@ struct ListUsers {
     #[param(value_type = Option<String>)]
     role: Option<Role>,
     /// With this in the name or the address, whatever its case.
-    #[param(max_length = 200)]
-    q: Option<String>,
+    #[param(value_type = Option<String>, max_length = 200)]
+    q: Option<SearchText>,
     /// `-created_at` (the default), `created_at`, and so on for `name` and `email`.
-    sort: Option<String>,
+    #[param(value_type = Option<String>)]
+    sort: Option<SearchText>,
     /// How many rows at most.
     #[param(minimum = 1, maximum = 200, default = 50)]
     limit: Option<u32>,
     /// Where to go on: the `next_cursor` of the page before.
-    cursor: Option<String>,
+    #[param(value_type = Option<String>)]
+    cursor: Option<TokenText>,
     /// Wait up to 2 s until the answer reflects this position; 504 if it takes longer.
     #[param(minimum = 0)]
     after: Option<i64>,
@@ -135,8 +138,7 @@ struct ListUsers {
 async fn list_users(query: Query, Params(p): Params<ListUsers>) -> Result<Listed<user::Row>, Problem> {
     query.require("user:read")?;
     let paging = paging(&user::ORDERS, p.sort.as_deref(), p.limit, p.cursor)?;
-    short(&[&p.q])?;
-    let filter = user::Filter { status: p.status, role: p.role, q: p.q };
+    let filter = user::Filter { status: p.status, role: p.role, q: p.q.map(Into::into) };
     let mut read = query.open(&[Users::NAME], p.after).await?;
     let page = user::list(&mut read, query.cursors(), &filter, &paging).await?;
     Ok(query.page(&read, page))
@@ -150,12 +152,14 @@ struct ListInvitations {
     /// With this answer.
     answer: Option<Answer>,
     /// `-created_at` (the default) or `created_at`.
-    sort: Option<String>,
+    #[param(value_type = Option<String>)]
+    sort: Option<SearchText>,
     /// How many rows at most.
     #[param(minimum = 1, maximum = 200, default = 50)]
     limit: Option<u32>,
     /// Where to go on: the `next_cursor` of the page before.
-    cursor: Option<String>,
+    #[param(value_type = Option<String>)]
+    cursor: Option<TokenText>,
     /// Wait up to 2 s until the answer reflects this position; 504 if it takes longer.
     #[param(minimum = 0)]
     after: Option<i64>,

@@ -13,7 +13,8 @@ use domain::iot::device::{
     Model, PreregisterDevice, QuarantineDevice, ReconsiderDevice, RejectDevice, ReportState, RevokeCredential, SendCommand, Serial,
     SetDesiredState, Status, TagDevice, UntagDevice, UpdateMetadata,
 };
-use domain::text::JsonObject;
+use domain::json::JsonObject;
+use domain::text::{SearchText, TokenText};
 use domain::{Actor, StreamId};
 use futures::StreamExt as _;
 use projections::iot::device::{self, Devices, SeenDevice};
@@ -29,7 +30,7 @@ use uuid::Uuid;
 
 use crate::app::App;
 use crate::extract::{
-    After, Body, Caller, Drawn, Id, ListBody, Listed, Listing, Params, Query, Repeat, Shown, Sought, Write, WrittenBody, paging, short,
+    After, Body, Caller, Drawn, Id, ListBody, Listed, Listing, Params, Query, Repeat, Shown, Sought, Write, WrittenBody, paging,
     unless_empty,
 };
 use crate::problem::Problem;
@@ -223,7 +224,7 @@ async fn register_device(
 struct Claim {
     /// The code that it was expected with.
     #[schema(example = "7G2KD-M9TQ4-0XWJ1-ZB5RV", max_length = 100)]
-    claim_code: String,
+    claim_code: TokenText,
 }
 
 /// The answer to a device that has shown its code.
@@ -387,23 +388,28 @@ struct ListDevices {
     /// In this status. Decommissioned ones are shown only when asked for.
     status: Option<Status>,
     /// Of this model.
-    model: Option<String>,
+    #[param(value_type = Option<String>)]
+    model: Option<SearchText>,
     /// In this group.
-    group: Option<String>,
+    #[param(value_type = Option<String>)]
+    group: Option<SearchText>,
     /// Found under this word.
-    tag: Option<String>,
+    #[param(value_type = Option<String>)]
+    tag: Option<SearchText>,
     /// Heard of within the last two minutes, or not.
     online: Option<bool>,
     /// Whose serial number contains this.
-    #[param(max_length = 200)]
-    q: Option<String>,
+    #[param(value_type = Option<String>, max_length = 200)]
+    q: Option<SearchText>,
     /// `-created_at` (the default), `created_at`, and so on for `updated_at` and `serial`.
-    sort: Option<String>,
+    #[param(value_type = Option<String>)]
+    sort: Option<SearchText>,
     /// How many rows at most.
     #[param(minimum = 1, maximum = 200, default = 50)]
     limit: Option<u32>,
     /// Where to go on: the `next_cursor` of the page before.
-    cursor: Option<String>,
+    #[param(value_type = Option<String>)]
+    cursor: Option<TokenText>,
     /// Wait up to 2 s until the answer reflects this position; 504 if it takes longer.
     #[param(minimum = 0)]
     after: Option<i64>,
@@ -414,8 +420,14 @@ struct ListDevices {
 async fn list_devices(State(app): State<App>, query: Query, Params(p): Params<ListDevices>) -> Result<Listed<SeenDevice>, Problem> {
     query.require("device:read")?;
     let paging = paging(&device::ORDERS, p.sort.as_deref(), p.limit, p.cursor)?;
-    short(&[&p.model, &p.group, &p.tag, &p.q])?;
-    let filter = device::Filter { status: p.status, model: p.model, group: p.group, tag: p.tag, online: p.online, q: p.q };
+    let filter = device::Filter {
+        status: p.status,
+        model: p.model.map(Into::into),
+        group: p.group.map(Into::into),
+        tag: p.tag.map(Into::into),
+        online: p.online,
+        q: p.q.map(Into::into),
+    };
     let mut read = query.open(&[Devices::NAME], p.after).await?;
     let page = device::list(&mut read, query.cursors(), &filter, app.executor.store().clock().now(), &paging).await?;
     Ok(query.page(&read, page))
@@ -429,12 +441,14 @@ struct ListDeviceCommands {
     /// Of which this has become; a device asks for `pending`.
     status: Option<CommandStatus>,
     /// `-sent_at` (the default) or `sent_at`.
-    sort: Option<String>,
+    #[param(value_type = Option<String>)]
+    sort: Option<SearchText>,
     /// How many rows at most.
     #[param(minimum = 1, maximum = 200, default = 50)]
     limit: Option<u32>,
     /// Where to go on: the `next_cursor` of the page before.
-    cursor: Option<String>,
+    #[param(value_type = Option<String>)]
+    cursor: Option<TokenText>,
     /// Wait up to 2 s until the answer reflects this position; 504 if it takes longer.
     #[param(minimum = 0)]
     after: Option<i64>,

@@ -1,12 +1,13 @@
 //! `/v1/tickets`.
 
-use chrono::{DateTime, NaiveDate, Utc};
 use domain::UserId;
+use domain::instant::{Day, Instant};
 use domain::support::ticket::{
     AddComment, AddFollower, AssignTicket, AttachFile, AutoAssignTicket, ChangePriority, ChangeStatus, Channel, CloseTicket, DeleteTicket,
     DetachFile, EditTicket, LinkTicket, OpenTicket, Priority, RedactComment, RemoveFollower, ReopenTicket, ResolveTicket, Status,
     TagTicket, Ticket, UnassignTicket, UnlinkTicket, UntagTicket,
 };
+use domain::text::{SearchText, TokenText};
 use projections::support::ticket::{self, Audience, Tickets};
 use projections::support::ticket_statistics::{self, Statistics};
 use projections::support::ticket_thread::{self, Thread};
@@ -19,7 +20,7 @@ use uuid::Uuid;
 
 use crate::app::App;
 use crate::extract::{
-    After, Caller, Id, ListBody, Listed, Listing, Params, Query, Shown, Sought, bad_query, paging, sensible, short, unless_empty,
+    After, Caller, Id, ListBody, Listed, Listing, Params, Query, Shown, Sought, bad_query, paging, unless_empty,
 };
 use crate::problem::Problem;
 use crate::routes::Refusals;
@@ -87,27 +88,33 @@ struct ListTickets {
     /// That came in this way.
     channel: Option<Channel>,
     /// That this user works on; `none`: that nobody works on.
-    assignee: Option<String>,
+    #[param(value_type = Option<String>)]
+    assignee: Option<SearchText>,
     /// Of this requester.
     requester: Option<Uuid>,
     /// Filed under this word; needs `ticket:work`.
-    tag: Option<String>,
+    #[param(value_type = Option<String>)]
+    tag: Option<SearchText>,
     /// With this number.
     number: Option<i64>,
     /// In which the subject or one message has all these words: `invoice wrong`, `"wrong amount"`, `invoice -paid`.
-    #[param(max_length = 200)]
-    q: Option<String>,
+    #[param(value_type = Option<String>, max_length = 200)]
+    q: Option<SearchText>,
     /// Opened at or after this time.
-    created_from: Option<DateTime<Utc>>,
+    #[param(value_type = Option<String>, format = DateTime)]
+    created_from: Option<Instant>,
     /// Opened before this time.
-    created_to: Option<DateTime<Utc>>,
+    #[param(value_type = Option<String>, format = DateTime)]
+    created_to: Option<Instant>,
     /// `-created_at` (the default), `created_at`, and so on for `updated_at`, `number` and `priority`.
-    sort: Option<String>,
+    #[param(value_type = Option<String>)]
+    sort: Option<SearchText>,
     /// How many rows at most.
     #[param(minimum = 1, maximum = 200, default = 50)]
     limit: Option<u32>,
     /// Where to go on: the `next_cursor` of the page before.
-    cursor: Option<String>,
+    #[param(value_type = Option<String>)]
+    cursor: Option<TokenText>,
     /// Wait up to 2 s until the answer reflects this position; 504 if it takes longer.
     #[param(minimum = 0)]
     after: Option<i64>,
@@ -125,8 +132,6 @@ async fn list_tickets(query: Query, Params(p): Params<ListTickets>) -> Result<Li
     }
     let audience = Audience::of(&query.caller.actor);
     let paging = paging(&audience.ticket_orders(), p.sort.as_deref(), p.limit, p.cursor)?;
-    short(&[&p.q, &p.tag])?;
-    sensible(&[p.created_from, p.created_to])?;
     let assignee = match p.assignee.as_deref() {
         None => None,
         Some("none") => Some(None),
@@ -138,11 +143,11 @@ async fn list_tickets(query: Query, Params(p): Params<ListTickets>) -> Result<Li
         channel: p.channel,
         assignee,
         requester: p.requester.map(UserId),
-        tag: p.tag,
+        tag: p.tag.map(Into::into),
         number: p.number,
-        q: p.q,
-        created_from: p.created_from,
-        created_to: p.created_to,
+        q: p.q.map(Into::into),
+        created_from: p.created_from.map(Into::into),
+        created_to: p.created_to.map(Into::into),
     };
     // What is said is looked for in the thread too.
     let models = if filter.q.is_some() { &[Tickets::NAME, Thread::NAME][..] } else { &[Tickets::NAME] };
@@ -176,16 +181,20 @@ async fn list_ticket_thread(query: Query, Id(id): Id, Params(p): Params<Listing>
 #[serde(deny_unknown_fields)]
 struct ListStatistics {
     /// From this day on, UTC.
-    from: Option<NaiveDate>,
+    #[param(value_type = Option<String>, format = Date)]
+    from: Option<Day>,
     /// To this day, which is included.
-    to: Option<NaiveDate>,
+    #[param(value_type = Option<String>, format = Date)]
+    to: Option<Day>,
     /// `-day` (the default) or `day`.
-    sort: Option<String>,
+    #[param(value_type = Option<String>)]
+    sort: Option<SearchText>,
     /// How many rows at most.
     #[param(minimum = 1, maximum = 200, default = 50)]
     limit: Option<u32>,
     /// Where to go on: the `next_cursor` of the page before.
-    cursor: Option<String>,
+    #[param(value_type = Option<String>)]
+    cursor: Option<TokenText>,
     /// Wait up to 2 s until the answer reflects this position; 504 if it takes longer.
     #[param(minimum = 0)]
     after: Option<i64>,
@@ -199,10 +208,8 @@ struct ListStatistics {
 async fn list_ticket_statistics(query: Query, Params(p): Params<ListStatistics>) -> Result<Listed<ticket_statistics::Row>, Problem> {
     query.require("ticket:report")?;
     let paging = paging(&ticket_statistics::ORDERS, p.sort.as_deref(), p.limit, p.cursor)?;
-    let midnight = |day: Option<NaiveDate>| day.map(|day| day.and_time(chrono::NaiveTime::MIN).and_utc());
-    sensible(&[midnight(p.from), midnight(p.to)])?;
     let mut read = query.open(&[Statistics::NAME], p.after).await?;
     let audience = Audience::of(&query.caller.actor);
-    let page = ticket_statistics::list(&mut read, query.cursors(), audience, p.from, p.to, &paging).await?;
+    let page = ticket_statistics::list(&mut read, query.cursors(), audience, p.from.map(Into::into), p.to.map(Into::into), &paging).await?;
     Ok(query.page(&read, page))
 }

@@ -18,6 +18,7 @@ use domain::iot::device::{
 };
 use domain::support::ticket::{AddComment, AssignTicket, AttachFile, ChangeStatus, CloseTicket, OpenTicket, ResolveTicket, Ticket};
 use domain::text::DisplayName;
+use domain::text::Permission;
 use domain::{Actor, Role, StreamId, TenantId};
 use fake::Fake as _;
 use fake::faker::company::en::CompanyName;
@@ -246,7 +247,7 @@ impl Firm {
             name: DisplayName::parse("Metering")?,
             prefix: drawn.prefix,
             kind: Kind::Service,
-            scopes: ["usage:record", "quota:read"].map(str::to_owned).into(),
+            scopes: ["usage:record", "quota:read"].into_iter().filter_map(|name| Permission::parse(name).ok()).collect(),
             expires_at: None,
             secret: drawn.credential,
         };

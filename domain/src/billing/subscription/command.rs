@@ -1,6 +1,5 @@
 //! What may be asked of a subscription, and why it may be refused.
 
-use chrono::{DateTime, Utc};
 use chrono_tz::Tz;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -9,12 +8,8 @@ use uuid::Uuid;
 use super::{Standing, Status};
 use crate::billing::money::{Currency, Money};
 use crate::billing::period::Billing;
-use crate::text::{PlanCode, line};
-
-crate::text_types! {
-    /// What a provider calls something: a message, a customer, a payment method. Never a card's number.
-    Reference { max: 255, example: "pm_1NXWPnLkdIwHu7ixHnJqNDrP", parse: |t| line(t, 255) }
-}
+use crate::instant::Instant;
+use crate::text::{PlanCode, Reference};
 
 /// When something takes effect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -67,7 +62,7 @@ fn one() -> u32 {
 pub struct ExtendTrial {
     /// Until when: later than it ends now.
     #[schema(example = "2030-01-01T00:00:00Z")]
-    pub until: DateTime<Utc>,
+    pub until: Instant,
 }
 
 /// Changes the plan. What is used must fit into the new one, unless it begins with the next period.
@@ -107,7 +102,7 @@ pub struct RecordPayment {
     pub provider_event_id: Reference,
     /// When it happened there. What happened later decides.
     #[schema(example = "2026-01-01T09:00:00Z")]
-    pub occurred_at: DateTime<Utc>,
+    pub occurred_at: Instant,
     /// How much.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub amount: Option<Money>,
@@ -125,9 +120,9 @@ pub struct SetPaymentMethod {
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Report {
     /// What the provider calls its message.
-    pub provider_event_id: String,
+    pub provider_event_id: Reference,
     /// When it happened there.
-    pub occurred_at: DateTime<Utc>,
+    pub occurred_at: Instant,
     /// What.
     pub fact: Fact,
 }
@@ -143,27 +138,27 @@ pub enum Fact {
     /// How its own subscription stands.
     Stands(Standing),
     /// There is something to pay with.
-    MethodSet(String),
+    MethodSet(Reference),
     /// There is nothing to pay with any more.
-    MethodRemoved(String),
+    MethodRemoved(Reference),
 }
 
 /// Notes who pays at a provider; sent by the policy that made them known there.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct LinkCustomer {
     /// Which one.
-    pub provider: String,
+    pub provider: Reference,
     /// What it calls them.
-    pub customer: String,
+    pub customer: Reference,
 }
 
 /// Notes what collects the payments at a provider; sent by the policy that made it there.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct LinkProvider {
     /// Which one.
-    pub provider: String,
+    pub provider: Reference,
     /// What it calls its own subscription.
-    pub subscription: String,
+    pub subscription: Reference,
 }
 
 crate::bare_commands! {

@@ -100,20 +100,20 @@ impl Details {
             }
             Command::LinkCustomer(c) => {
                 // The first one is kept: what was set up to pay with belongs to it.
-                let known = self.customer.as_ref().is_some_and(|(provider, _)| *provider == c.provider);
-                Ok(changed(!known, || Event::CustomerLinked { provider: c.provider, customer: c.customer }))
+                let known = self.customer.as_ref().is_some_and(|(provider, _)| provider == c.provider.as_str());
+                Ok(changed(!known, || Event::CustomerLinked { provider: c.provider.into(), customer: c.customer.into() }))
             }
-            Command::LinkProvider(c) => Ok(changed(self.provider_subscription.as_ref() != Some(&c.subscription), || {
-                Event::ProviderLinked { provider: c.provider, subscription: c.subscription }
+            Command::LinkProvider(c) => Ok(changed(self.provider_subscription.as_deref() != Some(c.subscription.as_str()), || {
+                Event::ProviderLinked { provider: c.provider.into(), subscription: c.subscription.into() }
             })),
             Command::ExtendTrial(c) if status == Status::Trialing => {
                 let end = self.trial.map_or(ctx.now, |trial| trial.ends_at);
-                match c.until {
+                match c.until.time() {
                     until if until == end => Ok(vec![]),
                     until if until < end || until <= ctx.now || until > ctx.now + TimeDelta::days(MAX_TRIAL.into()) => {
                         Err(Error::OnlyForward)
                     }
-                    until => Ok(vec![Event::TrialExtended { trial: trial(crate::time::micros(until), ctx.now) }]),
+                    until => Ok(vec![Event::TrialExtended { trial: trial(until, ctx.now) }]),
                 }
             }
             Command::RemindOfTrialEnd(_) if status == Status::Trialing => match self.trial {
@@ -299,12 +299,14 @@ impl Details {
     /// What a provider's message comes to: it is recorded once, and what follows from all that were heard so far happens.
     fn reported(&self, report: Report, now: DateTime<Utc>) -> Vec<Event> {
         let Report { provider_event_id, occurred_at, fact } = report;
-        let occurred_at = crate::time::micros(occurred_at);
+        let (provider_event_id, occurred_at) = (String::from(provider_event_id), occurred_at.time());
         let event = match fact {
             Fact::MethodSet(reference) => {
+                let reference = String::from(reference);
                 return changed(self.marks.is_newer(occurred_at, &reference), || self.method_set(reference, occurred_at));
             }
             Fact::MethodRemoved(reference) => {
+                let reference = String::from(reference);
                 return changed(!self.marks.is_removed(&reference, occurred_at), || {
                     let mut marks = self.marks.clone();
                     marks.remove_method(reference.clone(), occurred_at);
@@ -366,7 +368,7 @@ impl Details {
 }
 
 fn payment(payment: super::RecordPayment, fact: impl FnOnce(Option<crate::billing::money::Money>) -> Fact) -> Report {
-    Report { provider_event_id: payment.provider_event_id.into(), occurred_at: payment.occurred_at, fact: fact(payment.amount) }
+    Report { provider_event_id: payment.provider_event_id, occurred_at: payment.occurred_at, fact: fact(payment.amount) }
 }
 
 fn pause(reason: PauseReason, at: DateTime<Utc>) -> Event {

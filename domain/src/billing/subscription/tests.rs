@@ -15,7 +15,7 @@ use crate::billing::period::Interval;
 use crate::billing::plan::Terms;
 use crate::error::{DomainError as _, Kind};
 use crate::ids::{StreamId, TenantId};
-use crate::text::PlanCode;
+use crate::text::{PlanCode, Reference};
 
 fn day(n: i64) -> DateTime<Utc> {
     // The first of January 2026.
@@ -105,7 +105,7 @@ fn method() -> Event {
 }
 
 fn payment(id: &str, occurred_at: DateTime<Utc>) -> RecordPayment {
-    RecordPayment { provider_event_id: Reference::parse(id).unwrap(), occurred_at, amount: None }
+    RecordPayment { provider_event_id: Reference::parse(id).unwrap(), occurred_at: occurred_at.try_into().unwrap(), amount: None }
 }
 
 fn paid(id: &str, occurred_at: DateTime<Utc>) -> Event {
@@ -144,7 +144,7 @@ fn status(subscription: &Subscription) -> Option<Status> {
 fn command(word: &str) -> Command {
     match word {
         "start" => start("starter").into(),
-        "extend_trial" => ExtendTrial { until: day(20) }.into(),
+        "extend_trial" => ExtendTrial { until: day(20).try_into().unwrap() }.into(),
         "convert_trial" => ConvertTrial {}.into(),
         "end_trial" => EndTrialWithoutPayment {}.into(),
         "upgrade" => change("growth", When::Now).into(),
@@ -164,7 +164,7 @@ fn command(word: &str) -> Command {
         "expire" => ExpireSubscription {}.into(),
         "ended_there" => {
             let fact = Fact::Stands(Standing::Ended);
-            Report { provider_event_id: "e".into(), occurred_at: day(6), fact }.into()
+            Report { provider_event_id: Reference::parse("e").unwrap(), occurred_at: day(6).try_into().unwrap(), fact }.into()
         }
         other => panic!("{other}"),
     }
@@ -283,7 +283,7 @@ fn a_trial_without_a_payment_method_pauses_and_paying_brings_it_back() {
 #[test]
 fn an_extended_trial_ends_at_its_new_end_only_and_is_reminded_of_again() {
     let extended = Event::TrialExtended { trial: Trial { ends_at: day(20), remind_at: Some(day(17)) } };
-    given(&[trialing()]).when(at(day(12), ExtendTrial { until: day(20) })).then_expect_events(vec![extended.clone()]);
+    given(&[trialing()]).when(at(day(12), ExtendTrial { until: day(20).try_into().unwrap() })).then_expect_events(vec![extended.clone()]);
     let effects = fold(&[trialing(), Event::TrialEnding { ends_at: day(14) }]).effects(&extended);
     assert_eq!(
         effects,
@@ -292,7 +292,7 @@ fn an_extended_trial_ends_at_its_new_end_only_and_is_reminded_of_again() {
     given(&[trialing(), extended.clone()]).when(at(day(14), ConvertTrial {})).then_expect_error(Error::NotDue);
     given(&[trialing(), extended]).when(at(day(17), RemindOfTrialEnd {})).then_expect_events(vec![Event::TrialEnding { ends_at: day(20) }]);
     for until in [day(13), day(380)] {
-        given(&[trialing()]).when(at(day(12), ExtendTrial { until })).then_expect_error(Error::OnlyForward);
+        given(&[trialing()]).when(at(day(12), ExtendTrial { until: until.try_into().unwrap() })).then_expect_error(Error::OnlyForward);
     }
     given(&[trialing()]).when(at(day(10), RemindOfTrialEnd {})).then_expect_error(Error::NotDue);
     given(&[trialing(), Event::TrialEnding { ends_at: day(14) }]).when(at(day(11), RemindOfTrialEnd {})).then_expect_events(vec![]);
@@ -403,7 +403,11 @@ fn a_first_period_of_a_calendar_is_shorter_and_costs_as_much_less() {
 #[test]
 fn what_a_provider_says_to_be_in_order_is_not_paid_for_that() {
     let paused = [trialing(), Event::Paused { reason: PauseReason::NoPaymentMethod, at: day(14) }];
-    let said = Report { provider_event_id: "e".into(), occurred_at: day(15), fact: Fact::Stands(Standing::Active) };
+    let said = Report {
+        provider_event_id: Reference::parse("e").unwrap(),
+        occurred_at: day(15).try_into().unwrap(),
+        fact: Fact::Stands(Standing::Active),
+    };
     let events = fold(&paused).decide(at(day(15), said)).unwrap();
     assert!(matches!(events[..], [Event::StandingReported { .. }]), "{events:?}");
 }
@@ -470,19 +474,19 @@ fn a_provider_event_counts_once_and_one_that_is_older_is_recorded_without_effect
 /// What a provider may have told, from its log of four weeks: payments, standings, payment methods.
 fn told() -> Vec<Report> {
     let report = |n: i64, hour: i64, fact| Report {
-        provider_event_id: format!("evt_{n}"),
-        occurred_at: (day(1) + TimeDelta::hours(hour)).trunc_subsecs(0),
+        provider_event_id: Reference::parse(&format!("evt_{n}")).unwrap(),
+        occurred_at: (day(1) + TimeDelta::hours(hour)).trunc_subsecs(0).try_into().unwrap(),
         fact,
     };
     vec![
-        report(1, 1, Fact::MethodSet("pm_1".into())),
+        report(1, 1, Fact::MethodSet(Reference::parse("pm_1").unwrap())),
         report(2, 2, Fact::Paid(Some(usd(2_900)))),
         report(3, 2, Fact::Stands(Standing::Active)),
         report(4, 200, Fact::NotPaid(Some(usd(2_900)))),
         report(5, 200, Fact::Stands(Standing::PastDue)),
         report(6, 272, Fact::NotPaid(None)),
-        report(7, 300, Fact::MethodRemoved("pm_1".into())),
-        report(8, 301, Fact::MethodSet("pm_2".into())),
+        report(7, 300, Fact::MethodRemoved(Reference::parse("pm_1").unwrap())),
+        report(8, 301, Fact::MethodSet(Reference::parse("pm_2").unwrap())),
         report(9, 340, Fact::Stands(Standing::Unpaid)),
         report(10, 341, Fact::NotPaid(None)),
         report(11, 400, Fact::Paid(Some(usd(2_900)))),
@@ -511,7 +515,11 @@ fn a_recorded_sequence_of_provider_events_ends_in_the_same_state_in_a_thousand_r
     let paused = || vec![trialing(), Event::Paused { reason: PauseReason::NoPaymentMethod, at: day(1) }];
     let ended = || {
         let mut all = told();
-        all.push(Report { provider_event_id: "evt_15".into(), occurred_at: day(19), fact: Fact::Stands(Standing::Ended) });
+        all.push(Report {
+            provider_event_id: Reference::parse("evt_15").unwrap(),
+            occurred_at: day(19).try_into().unwrap(),
+            fact: Fact::Stands(Standing::Ended),
+        });
         all
     };
     let cases = [
@@ -574,11 +582,11 @@ proptest! {
             if let Command::RecordPaymentSucceeded(RecordPaymentSucceeded(payment)) | Command::RecordPaymentFailed(RecordPaymentFailed(payment)) =
                 &mut issued.command
             {
-                *payment = RecordPayment { provider_event_id: Reference::parse(&format!("evt_{n}")).unwrap(), occurred_at: now, amount: None };
+                *payment = RecordPayment { provider_event_id: Reference::parse(&format!("evt_{n}")).unwrap(), occurred_at: now.try_into().unwrap(), amount: None };
             } else if let Command::Report(report) = &mut issued.command {
-                report.provider_event_id = format!("evt_{n}");
+                report.provider_event_id = Reference::parse(&format!("evt_{n}")).unwrap();
             } else if let Command::ExtendTrial(extend) = &mut issued.command {
-                extend.until = now + TimeDelta::days(20);
+                extend.until = (now + TimeDelta::days(20)).try_into().unwrap();
             }
             let before = status(&subscription).unwrap();
             let decided = subscription.decide(issued);

@@ -2,13 +2,13 @@
 
 use std::collections::BTreeSet;
 
-use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
 use crate::billing::meter::Meter;
 use crate::billing::period::Month;
+use crate::instant::Instant;
 use crate::text::{TextError, line};
 
 crate::text_types! {
@@ -31,7 +31,7 @@ pub struct UsageItem {
     pub quantity: i64,
     /// When it was used; now, if nothing is said. At most 35 days ago, and 5 minutes ahead.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub at: Option<DateTime<Utc>>,
+    pub at: Option<Instant>,
 }
 
 fn one() -> i64 {

@@ -21,6 +21,7 @@ use super::period::Month;
 use crate::aggregate::{Context, EventKind, Issued, Lookup};
 use crate::effect::{CounterName, Effect, Precondition, Refusal};
 use crate::ids::StreamId;
+use crate::instant::Instant;
 
 /// How long after its end a month takes in what was used in it.
 pub const CLOSING: TimeDelta = TimeDelta::hours(72);
@@ -107,7 +108,7 @@ pub fn sensible(meter: Meter, item: &UsageItem, now: DateTime<Utc>) -> Result<()
     if item.quantity == 0 || !(least..=MAX_QUANTITY).contains(&item.quantity) {
         return Err(Error::BadQuantity);
     }
-    match item.at {
+    match item.at.map(Instant::time) {
         Some(at) if at > now + AHEAD => Err(Error::Ahead),
         Some(at) if at < now - OLDEST => Err(Error::TooOld),
         Some(_) | None => Ok(()),
@@ -129,7 +130,7 @@ fn record(c: RecordUsage, ctx: &Context) -> Result<Vec<Event>, Error> {
     let mut events: Vec<(Place, Vec<Used>)> = Vec::new();
     for item in c.items {
         sensible(c.meter, &item, ctx.now)?;
-        let at = item.at.unwrap_or(ctx.now);
+        let at = item.at.map_or(ctx.now, Into::into);
         let place = place(c.meter, at, ctx.now, zone, |month| c.closed.contains(&month));
         let used = Used { id: item.id.into(), quantity: item.quantity, at };
         match events.iter_mut().find(|(other, _)| *other == place) {

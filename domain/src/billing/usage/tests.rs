@@ -21,7 +21,7 @@ fn issued(now: &str, zone: Tz, command: impl Into<Command>) -> Issued<Command> {
 }
 
 fn item(quantity: i64, used_at: Option<&str>) -> UsageItem {
-    UsageItem { id: UsageId::parse("a").unwrap(), quantity, at: used_at.map(at) }
+    UsageItem { id: UsageId::parse("a").unwrap(), quantity, at: used_at.map(|n| at(n).try_into().unwrap()) }
 }
 
 fn record(meter: Meter, items: Vec<UsageItem>) -> RecordUsage {

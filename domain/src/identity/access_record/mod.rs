@@ -39,6 +39,7 @@ impl crate::Aggregate for AccessRecord {
     fn decide(&self, Issued { command, .. }: Issued<Command>) -> Result<Vec<Event>, Infallible> {
         match command {
             Command::Note(NoteAccess { action, outcome, actor, target, code, count, source }) => {
+                let [actor, target, code, source] = [actor, target, code, source].map(|text| text.map(String::from));
                 Ok(vec![Event::Noted { action, outcome, actor, target, code, count, source }])
             }
         }

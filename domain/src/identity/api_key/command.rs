@@ -2,12 +2,12 @@
 
 use std::collections::BTreeSet;
 
-use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::Kind;
-use crate::text::DisplayName;
+use crate::instant::Instant;
+use crate::text::{DisplayName, Permission, Reference};
 
 /// Makes a key whose secret was drawn already.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -15,13 +15,13 @@ pub struct CreateKey {
     /// What it is called.
     pub name: DisplayName,
     /// How it begins, so that its owner recognises it.
-    pub prefix: String,
+    pub prefix: Reference,
     /// Whose it is.
     pub kind: Kind,
     /// What it may.
-    pub scopes: BTreeSet<String>,
+    pub scopes: BTreeSet<Permission>,
     /// Until when it is good; for ever, if nothing is said.
-    pub expires_at: Option<DateTime<Utc>>,
+    pub expires_at: Option<Instant>,
     /// Where the hash of its secret is.
     pub secret: Uuid,
 }
@@ -32,7 +32,7 @@ pub struct RotateKey {
     /// Where the hash of the new secret is.
     pub secret: Uuid,
     /// How the key begins from now on.
-    pub prefix: String,
+    pub prefix: Reference,
     /// For how many seconds the old secret is good beside it.
     pub grace_seconds: u32,
 }

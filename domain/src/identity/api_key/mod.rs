@@ -21,6 +21,7 @@ use crate::actor::{Actor, Permissions, grantable};
 use crate::aggregate::{Context, EventKind, Issued};
 use crate::effect::Effect;
 use crate::ids::UserId;
+use crate::instant::Instant;
 
 /// How long an old secret may be good beside the new one, at most.
 pub const MAX_GRACE: TimeDelta = TimeDelta::days(7);
@@ -122,21 +123,22 @@ fn create(c: CreateKey, ctx: &Context) -> Result<Vec<Event>, Error> {
     }
     let known = grantable();
     if let Some(scope) = c.scopes.iter().find(|scope| !known.contains(scope.as_str())) {
-        return Err(Error::NoSuchScope { scope: scope.clone() });
+        return Err(Error::NoSuchScope { scope: scope.clone().into() });
     }
-    if let Some(scope) = c.scopes.iter().find(|scope| !ctx.actor.may(scope)) {
-        return Err(Error::BeyondYou { scope: scope.clone() });
+    if let Some(scope) = c.scopes.iter().find(|scope| !ctx.actor.may(scope.as_str())) {
+        return Err(Error::BeyondYou { scope: scope.clone().into() });
     }
-    if c.expires_at.is_some_and(|at| at <= ctx.now) {
+    let expires_at = c.expires_at.map(Instant::time);
+    if expires_at.is_some_and(|at| at <= ctx.now) {
         return Err(Error::ExpiresInThePast);
     }
     Ok(vec![Event::Created {
         name: c.name.into(),
-        prefix: c.prefix,
+        prefix: c.prefix.into(),
         kind: c.kind,
         owner: ctx.actor.user(),
-        scopes: c.scopes,
-        expires_at: c.expires_at,
+        scopes: c.scopes.into_iter().map(String::from).collect(),
+        expires_at,
         secret: c.secret,
     }])
 }
@@ -163,7 +165,7 @@ impl Details {
                 if grace > MAX_GRACE {
                     return Err(Error::GraceTooLong);
                 }
-                Ok(vec![Event::Rotated { secret: c.secret, prefix: c.prefix, previous_until: ctx.now + grace }])
+                Ok(vec![Event::Rotated { secret: c.secret, prefix: c.prefix.into(), previous_until: ctx.now + grace }])
             }
         }
     }

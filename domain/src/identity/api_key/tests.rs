@@ -6,7 +6,7 @@ use cqrs_es::test::{AggregateTestExecutor, TestFramework};
 use super::*;
 use crate::actor::Role;
 use crate::aggregate::Found;
-use crate::text::DisplayName;
+use crate::text::{DisplayName, Permission, Reference};
 use crate::{StreamId, TenantId};
 
 const TENANT: TenantId = TenantId(Uuid::from_u128(7));
@@ -31,7 +31,14 @@ fn given(events: Vec<Event>) -> AggregateTestExecutor<ApiKey> {
 
 fn create(kind: Kind, scope: &str) -> CreateKey {
     let name = DisplayName::parse("export").unwrap();
-    CreateKey { name, prefix: "tnr_abc".into(), kind, scopes: [scope.to_owned()].into(), expires_at: Some(day(10)), secret: FIRST }
+    CreateKey {
+        name,
+        prefix: Reference::parse("tnr_abc").unwrap(),
+        kind,
+        scopes: [Permission::parse(scope).unwrap()].into(),
+        expires_at: Some(day(10).try_into().unwrap()),
+        secret: FIRST,
+    }
 }
 
 fn created(kind: Kind) -> Event {
@@ -88,7 +95,7 @@ fn the_old_secret_is_good_for_its_grace_time_only_and_none_after_revocation_or_e
 
 #[test]
 fn somebody_elses_key_does_not_exist_but_for_those_who_manage_keys_and_they_only_end_it() {
-    let rotate = |seconds| RotateKey { secret: SECOND, prefix: "tnr_def".into(), grace_seconds: seconds };
+    let rotate = |seconds| RotateKey { secret: SECOND, prefix: Reference::parse("tnr_def").unwrap(), grace_seconds: seconds };
     let rotated = Event::Rotated { secret: SECOND, prefix: "tnr_def".into(), previous_until: day(1) + TimeDelta::seconds(60) };
     let personal = || vec![created(Kind::Personal)];
     given(personal()).when(by(ADA, Role::User, rotate(60))).then_expect_events(vec![rotated.clone()]);

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use crate::text::line;
+use crate::text::{Permission, line};
 
 crate::text_types! {
     /// What a role is called.
@@ -24,7 +24,7 @@ pub struct DefineRole {
     pub name: RoleName,
     /// What somebody in it may.
     #[schema(example = json!(["ticket:read", "ticket:read_all", "ticket:assign"]))]
-    pub permissions: BTreeSet<String>,
+    pub permissions: BTreeSet<Permission>,
 }
 
 /// Calls a role something else.
@@ -41,7 +41,7 @@ pub struct RenameRole {
 pub struct ChangePermissions {
     /// What somebody in it may.
     #[schema(example = json!(["ticket:read", "ticket:read_all"]))]
-    pub permissions: BTreeSet<String>,
+    pub permissions: BTreeSet<Permission>,
 }
 
 crate::bare_commands! {

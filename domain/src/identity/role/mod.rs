@@ -18,6 +18,7 @@ use crate::actor::{Permissions, grantable};
 use crate::aggregate::{Context, EventKind, Issued, changed};
 use crate::effect::{Claim, CounterName, Effect, Precondition, Refusal, Scope};
 use crate::ids::{StreamId, TenantId};
+use crate::text::Permission;
 
 /// The name of a role, whatever its case: unique in the tenant.
 pub const NAME: Claim = Claim { namespace: "role_name", scope: Scope::Tenant, personal: false };
@@ -62,14 +63,21 @@ impl Role {
 }
 
 /// The permissions, if all of them exist and the actor has them too.
-fn may_give(permissions: BTreeSet<String>, ctx: &Context) -> Result<BTreeSet<String>, Error> {
+fn may_give(permissions: BTreeSet<Permission>, ctx: &Context) -> Result<BTreeSet<String>, Error> {
+    let permissions: BTreeSet<String> = permissions.into_iter().map(String::from).collect();
+    has_all(&permissions, ctx)?;
+    Ok(permissions)
+}
+
+/// Refuses permissions that do not exist, or that the actor lacks.
+fn has_all(permissions: &BTreeSet<String>, ctx: &Context) -> Result<(), Error> {
     let known = grantable();
     if let Some(unknown) = permissions.iter().find(|permission| !known.contains(permission.as_str())) {
         return Err(Error::NoSuchPermission { permission: unknown.clone() });
     }
     match permissions.iter().find(|permission| !ctx.actor.may(permission)) {
         Some(permission) => Err(Error::BeyondYou { permission: permission.clone() }),
-        None => Ok(permissions),
+        None => Ok(()),
     }
 }
 
@@ -91,9 +99,13 @@ impl crate::Aggregate for Role {
             (Self::Defined { name, .. }, Command::Rename(c)) => {
                 Ok(changed(name != c.name.as_str(), || Event::Renamed { name: c.name.into() }))
             }
-            (Self::Defined { permissions, .. }, Command::ChangePermissions(c)) if **permissions == c.permissions => Ok(vec![]),
+            (Self::Defined { permissions, .. }, Command::ChangePermissions(c))
+                if permissions.iter().eq(c.permissions.iter().map(Permission::as_str)) =>
+            {
+                Ok(vec![])
+            }
             (Self::Defined { permissions, .. }, Command::ChangePermissions(c)) => {
-                may_give((**permissions).clone(), &ctx)?;
+                has_all(permissions, &ctx)?;
                 Ok(vec![Event::PermissionsChanged { permissions: may_give(c.permissions, &ctx)? }])
             }
             (Self::Defined { .. }, Command::Delete(_)) => Ok(vec![Event::Deleted]),

@@ -1,13 +1,14 @@
 //! What may be asked of a tenant, and why it may be refused.
 
-use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::Status;
 use crate::billing::meter::Meter;
-use crate::text::{DisplayName, Email, JsonObject, PlanCode, Reason, SecretRef, TextError, line, slug};
+use crate::instant::Instant;
+use crate::json::JsonObject;
+use crate::text::{DisplayName, DomainName, Email, HttpsUrl, PlanCode, Reason, SecretRef, TextError, TxtRecord, line, slug};
 
 crate::text_types! {
     /// A tenant's short name in URLs: `^[a-z0-9](-?[a-z0-9])*$`, 3 to 63 characters, not a reserved word, not of the shape of a UUID, unique over all tenants.
@@ -19,25 +20,12 @@ crate::text_types! {
         }
         if RESERVED.contains(&text.as_str()) { Err(TextError::Malformed("is a reserved word")) } else { Ok(text) }
     } }
-    /// A domain name in ASCII (one in another script as punycode): labels of letters, digits and hyphens, two of them at least (RFC 1035 section 2.3.1).
-    DomainName { max: 253, example: "acme.example", parse: |t| {
-        let text = line(t, 253)?.to_ascii_lowercase();
-        let label = |label: &str| {
-            (1..=63).contains(&label.len()) && !label.starts_with('-') && !label.ends_with('-') && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
-        };
-        let top = text.rsplit('.').next().unwrap_or_default();
-        let fine = text.contains('.') && text.split('.').all(label) && top.bytes().any(|b| b.is_ascii_alphabetic());
-        if fine { Ok(text) } else { Err(TextError::Malformed("must be a domain name, such as acme.example")) }
-    } }
+    /// A slug that a tenant has or had, reserved or not.
+    SlugAlias { max: 63, example: "acme", parse: |t| slug(t, 1, 63) }
     /// A colour, `#rrggbb`.
     Color { max: 7, example: "#0a7cff", parse: |t| match t.strip_prefix('#') {
         Some(hex) if hex.len() == 6 && hex.bytes().all(|b| b.is_ascii_hexdigit()) => Ok(t.to_ascii_lowercase()),
         _ => Err(TextError::Malformed("must be a colour #rrggbb")),
-    } }
-    /// An `https` address.
-    HttpsUrl { max: 2000, example: "https://cdn.example.com/logo.svg", parse: |t| {
-        let text = line(t, 2000)?;
-        if text.starts_with("https://") && text.len() > 8 && !text.contains(' ') { Ok(text) } else { Err(TextError::Malformed("must be an https:// address")) }
     } }
     /// A short identifier of a vendor or a model.
     Identifier { max: 100, example: "gpt-4o", parse: |t| line(t, 100) }
@@ -138,7 +126,7 @@ pub struct ChangeSlug {
 #[serde(deny_unknown_fields)]
 pub struct ExpireSlugAlias {
     /// That slug.
-    pub slug: String,
+    pub slug: SlugAlias,
 }
 
 /// Changes a tenant's settings by a JSON merge patch (RFC 7396).
@@ -191,7 +179,7 @@ pub struct OverrideLimit {
     /// Until when; for ever, if nothing is said.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(example = "2030-01-01T00:00:00Z")]
-    pub until: Option<DateTime<Utc>>,
+    pub until: Option<Instant>,
 }
 
 /// Gives a tenant the limit of its subscription again.
@@ -225,7 +213,7 @@ pub struct VerifyDomain {
     pub domain: DomainName,
     /// What stands in its DNS: looked up, never said by whoever asks.
     #[serde(skip)]
-    pub records: Vec<String>,
+    pub records: Vec<TxtRecord>,
 }
 
 /// Takes a domain off a tenant.

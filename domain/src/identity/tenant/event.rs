@@ -53,6 +53,7 @@ pub enum Event {
     /// Its settings were changed.
     SettingsUpdated {
         /// The change, as a JSON merge patch (RFC 7396).
+        #[serde(deserialize_with = "crate::json::stored")]
         patch: Value,
     },
     /// It uses another language model.

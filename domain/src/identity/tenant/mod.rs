@@ -377,7 +377,7 @@ impl crate::Aggregate for Tenant {
     }
 
     fn timer(name: &str) -> Option<Command> {
-        let slug = name.strip_prefix(ALIAS_TIMER).map(|slug| ExpireSlugAlias { slug: slug.to_owned() }.into());
+        let slug = name.strip_prefix(ALIAS_TIMER).and_then(|slug| SlugAlias::parse(slug).ok()).map(|slug| ExpireSlugAlias { slug }.into());
         let meter = name.strip_prefix(OVERRIDE_TIMER).and_then(|meter| meter.parse().ok());
         slug.or_else(|| meter.map(|meter| ExpireLimitOverride { meter }.into()))
     }

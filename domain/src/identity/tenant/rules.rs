@@ -8,7 +8,8 @@ use super::{
     Standing, Status, TIME_ZONE, VerifyDomain, proof,
 };
 use crate::aggregate::{Ask as _, Context, Issued, changed};
-use crate::text::{JSON_OBJECT_MAX, JsonObject};
+use crate::instant::Instant;
+use crate::json::{self, JSON_OBJECT_MAX, JsonObject};
 
 impl Details {
     fn settle_in(&self, patch: JsonObject) -> Result<Vec<Event>, Error> {
@@ -19,7 +20,7 @@ impl Details {
         if patch.get(TIME_ZONE).is_some() && !zone.is_null() && zone.as_str().is_none_or(|zone| zone.parse::<Tz>().is_err()) {
             return Err(Error::NoTimeZone);
         }
-        if merged.to_string().len() > JSON_OBJECT_MAX {
+        if json::size(&merged) > JSON_OBJECT_MAX {
             return Err(Error::SettingsTooLarge);
         }
         Ok(changed(merged != self.settings, || Event::SettingsUpdated { patch }))
@@ -50,8 +51,8 @@ impl Details {
                 }))
             }
             // Time passes for a closed tenant too, so this one is legal in every status.
-            Command::ExpireSlugAlias(c) => match self.aliases.get(&c.slug) {
-                Some(until) if *until <= ctx.now => Ok(vec![Event::SlugAliasExpired { slug: c.slug }]),
+            Command::ExpireSlugAlias(c) => match self.aliases.get(c.slug.as_str()) {
+                Some(until) if *until <= ctx.now => Ok(vec![Event::SlugAliasExpired { slug: c.slug.into() }]),
                 Some(_) | None => Err(Error::AliasNotExpired),
             },
             Command::UpdateSettings(c) if open => self.settle_in(c.0),
@@ -135,7 +136,7 @@ impl Details {
 
     fn override_limit(&self, c: &OverrideLimit, now: DateTime<Utc>) -> Result<Vec<Event>, Error> {
         let limit = i64::try_from(c.limit.min(MAX_LIMIT)).unwrap_or(i64::MAX);
-        let until = c.until.map(crate::time::micros);
+        let until = c.until.map(Instant::time);
         if c.limit > MAX_LIMIT || until.is_some_and(|until| until <= now) {
             return Err(Error::BadOverride);
         }
@@ -166,7 +167,7 @@ impl Details {
         let domain = String::from(c.domain);
         let known = self.domains.get(&domain).ok_or(Error::NoSuchDomain)?;
         let (name, value) = proof(&domain, known.token);
-        if !known.verified && !c.records.contains(&value) {
+        if !known.verified && c.records.iter().all(|record| record.as_str() != value) {
             return Err(Error::DomainNotProven { name, value });
         }
         Ok(changed(!known.verified, || Event::DomainVerified { domain }))

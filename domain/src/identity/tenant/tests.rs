@@ -9,7 +9,8 @@ use uuid::Uuid;
 use super::*;
 use crate::Actor;
 use crate::aggregate::{Aggregate as _, Context};
-use crate::text::{DisplayName, Email, JsonObject, Reason, SecretRef};
+use crate::json::JsonObject;
+use crate::text::{DisplayName, DomainName, Email, Reason, SecretRef, TxtRecord};
 use crate::{StreamId, TenantId};
 
 fn day(n: i64) -> DateTime<Utc> {
@@ -255,7 +256,7 @@ fn a_cancelled_tenant_comes_back_within_30_days_and_not_later() {
 fn an_old_slug_stays_an_alias_for_30_days() {
     let changed = Event::SlugChanged { from: "acme".into(), to: "other".into(), alias_until: day(31) };
     given(&[&provisioned()]).when(now(ChangeSlug { slug: slug("other") })).then_expect_events(vec![changed.clone()]);
-    let expire = || ExpireSlugAlias { slug: "acme".into() };
+    let expire = || ExpireSlugAlias { slug: SlugAlias::parse("acme").unwrap() };
     given(&[&provisioned(), &changed]).when(at(day(30), expire())).then_expect_error(Error::AliasNotExpired);
     given(&[&provisioned(), &changed])
         .when(at(day(31), expire()))
@@ -275,7 +276,7 @@ fn an_alias_expires_in_every_status_or_its_slug_would_be_held_for_ever() {
     ] {
         let events = [&provisioned(), &Event::ProvisioningCompleted { trialing: false }, &changed, &status];
         given(&events)
-            .when(at(day(40), ExpireSlugAlias { slug: "acme".into() }))
+            .when(at(day(40), ExpireSlugAlias { slug: SlugAlias::parse("acme").unwrap() }))
             .then_expect_events(vec![Event::SlugAliasExpired { slug: "acme".into() }]);
     }
 }
@@ -371,8 +372,9 @@ fn a_tenant_is_deleted_only_without_a_live_subscription() {
 #[test]
 fn an_overridden_limit_stands_instead_of_the_subscriptions_until_its_time() {
     let until = Some(day(5));
-    let set = Event::LimitOverridden { meter: Meter::Users, limit: 7, until };
-    let override_limit = || OverrideLimit { meter: Meter::Users, limit: 7, until };
+    let set = Event::LimitOverridden { meter: Meter::Users, limit: 7, until: until.map(|until: DateTime<Utc>| until.try_into().unwrap()) };
+    let override_limit =
+        || OverrideLimit { meter: Meter::Users, limit: 7, until: until.map(|until: DateTime<Utc>| until.try_into().unwrap()) };
     given(&[&provisioned()]).when(now(override_limit())).then_expect_events(vec![set.clone()]);
     given(&[&provisioned(), &set]).when(now(override_limit())).then_expect_events(vec![]);
     given(&[&provisioned()]).when(at(day(5), override_limit())).then_expect_error(Error::BadOverride);
@@ -397,7 +399,9 @@ fn a_domain_counts_once_its_record_was_found() {
     given(&[&provisioned()]).when(now(AddDomain { domain: domain() })).then_expect_events(vec![added.clone()]);
     let (name, value) = proof("acme.example", token);
     assert_eq!(name, "_tenure.acme.example");
-    let verify = |records: Vec<String>| now(VerifyDomain { domain: domain(), records });
+    let verify = |records: Vec<String>| {
+        now(VerifyDomain { domain: domain(), records: records.iter().map(|record| TxtRecord::parse(record).unwrap()).collect() })
+    };
     let not_proven = Error::DomainNotProven { name, value: value.clone() };
     given(&[&provisioned(), &added]).when(verify(vec!["v=spf1".into()])).then_expect_error(not_proven);
     let verified = Event::DomainVerified { domain: "acme.example".into() };

@@ -6,22 +6,7 @@ use uuid::Uuid;
 
 use super::Status;
 use crate::actor::Role;
-use crate::text::{DisplayName, Email, Reason, TextError, line, not_null, removable};
-
-crate::text_types! {
-    /// A language, as a BCP 47 tag.
-    Locale { max: 35, example: "en-GB", parse: |t| {
-        let text = line(t, 35)?;
-        let fine = text.split('-').all(|part| (1..=8).contains(&part.len()) && part.bytes().all(|b| b.is_ascii_alphanumeric()));
-        if fine { Ok(text) } else { Err(TextError::Malformed("must be a language tag, such as en-GB")) }
-    } }
-    /// A time zone of the IANA database.
-    TimeZone { max: 60, example: "Europe/Vienna", parse: |t| {
-        let text = line(t, 60)?;
-        let fine = text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'/' | b'_' | b'-' | b'+'));
-        if fine { Ok(text) } else { Err(TextError::Malformed("must be a time zone, such as Europe/Vienna")) }
-    } }
-}
+use crate::text::{DisplayName, Email, Locale, Reason, TimeZone, not_null, removable};
 
 /// Makes somebody a user. They get a mail with a link that shows the address to be theirs; without a password they set one by a reset.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]

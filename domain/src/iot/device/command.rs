@@ -1,13 +1,14 @@
 //! What may be asked of a device, and why it may be refused.
 
-use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::Status;
 use super::event::Outcome;
-use crate::text::{JsonObject, Reason, Tag, TextError, line, removable};
+use crate::instant::Instant;
+use crate::json::JsonObject;
+use crate::text::{Reason, Sha256, Tag, TextError, line, removable};
 
 /// Letters, digits and what joins them, without blanks.
 fn word(text: &str, max: usize) -> Result<String, TextError> {
@@ -37,7 +38,7 @@ pub struct PreregisterDevice {
     /// Whatever else is known of it.
     pub metadata: JsonObject,
     /// SHA-256 of the code that it will show, in hexadecimal digits.
-    pub claim_digest: String,
+    pub claim_digest: Sha256,
 }
 
 /// Makes a device that is to be accepted. Its secret was drawn already.
@@ -57,7 +58,7 @@ pub struct RegisterDevice {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ClaimDevice {
     /// SHA-256 of the code.
-    pub claim_digest: String,
+    pub claim_digest: Sha256,
     /// Where the hash of its secret is.
     pub credential: Uuid,
 }
@@ -157,7 +158,7 @@ pub struct SendCommand {
     pub params: JsonObject,
     /// Until when; for an hour, if nothing is said, and for 30 days at most.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub expires_at: Option<DateTime<Utc>>,
+    pub expires_at: Option<Instant>,
 }
 
 /// A device says what became of what it was asked to do.

@@ -27,6 +27,7 @@ pub enum Event {
         /// What kind of device it is.
         model: String,
         /// Whatever else is known of it.
+        #[serde(deserialize_with = "crate::json::stored")]
         metadata: Value,
         /// SHA-256 of the code that it will show.
         claim_digest: String,
@@ -38,6 +39,7 @@ pub enum Event {
         /// What kind of device it is.
         model: String,
         /// Whatever else is known of it.
+        #[serde(deserialize_with = "crate::json::stored")]
         metadata: Value,
         /// Where the hash of its secret is.
         credential: Uuid,
@@ -73,6 +75,7 @@ pub enum Event {
     /// What is known of it has changed.
     MetadataUpdated {
         /// How (RFC 7396).
+        #[serde(deserialize_with = "crate::json::stored")]
         patch: Value,
     },
     /// It is found under a word.
@@ -102,6 +105,7 @@ pub enum Event {
     /// It should be otherwise.
     DesiredStateSet {
         /// How (RFC 7396).
+        #[serde(deserialize_with = "crate::json::stored")]
         patch: Value,
         /// The how-manieth wish it is.
         version: i64,
@@ -109,6 +113,7 @@ pub enum Event {
     /// It is otherwise.
     StateReported {
         /// How (RFC 7396).
+        #[serde(deserialize_with = "crate::json::stored")]
         patch: Value,
         /// The how-manieth report it is, by the device's own count.
         seq: i64,
@@ -120,6 +125,7 @@ pub enum Event {
         /// What.
         method: String,
         /// With what.
+        #[serde(deserialize_with = "crate::json::stored")]
         params: Value,
         /// Until when.
         expires_at: DateTime<Utc>,
@@ -131,6 +137,7 @@ pub enum Event {
         /// Whether it was done.
         outcome: Outcome,
         /// What it has to say of it.
+        #[serde(deserialize_with = "crate::json::stored")]
         result: Value,
     },
     /// It has not done it in time.

@@ -6,7 +6,7 @@ use serde_json::Value;
 use super::{Command, Details, EXPIRY, Error, Event, MAX_GRACE, MAX_PENDING, MAX_TAGS, SendCommand, Status};
 use crate::actor::Actor;
 use crate::aggregate::{Ask as _, Context, Issued, changed};
-use crate::text::{JSON_OBJECT_MAX, JsonObject};
+use crate::json::{self, JSON_OBJECT_MAX, JsonObject};
 
 /// The rules of a device that is not there yet.
 pub(super) fn begin(command: Command) -> Result<Vec<Event>, Error> {
@@ -15,7 +15,7 @@ pub(super) fn begin(command: Command) -> Result<Vec<Event>, Error> {
             serial: c.serial.into(),
             model: c.model.into(),
             metadata: c.metadata.into_value(),
-            claim_digest: c.claim_digest,
+            claim_digest: c.claim_digest.into(),
         }]),
         Command::Register(c) => Ok(vec![Event::Registered {
             serial: c.serial.into(),
@@ -59,7 +59,7 @@ fn merged(state: &Value, patch: JsonObject, what: &'static str) -> Result<(bool,
     let patch = patch.into_value();
     let mut after = state.clone();
     json_patch::merge(&mut after, &patch);
-    if after.to_string().len() > JSON_OBJECT_MAX { Err(Error::TooLarge { what }) } else { Ok((after != *state, patch)) }
+    if json::size(&after) > JSON_OBJECT_MAX { Err(Error::TooLarge { what }) } else { Ok((after != *state, patch)) }
 }
 
 impl Details {
@@ -86,7 +86,7 @@ impl Details {
             (Command::ReportState(_) | Command::AcknowledgeCommand(_), status) if status != Active => itself(&ctx).and(Err(not_now)),
             // A device that has not shown its code has no credential to be replaced: whoever has the code gets the first one.
             (_, Decommissioned) | (Command::RotateCredential(_), Preregistered) => Err(not_now),
-            (Command::Claim(c), Preregistered) if self.claim_digest.as_ref() == Some(&c.claim_digest) => {
+            (Command::Claim(c), Preregistered) if self.claim_digest.as_deref() == Some(c.claim_digest.as_str()) => {
                 Ok(vec![Event::Claimed { credential: c.credential }])
             }
             (Command::Claim(_), _) => Err(Error::NoSuchClaim),
@@ -170,7 +170,7 @@ impl Details {
             return Err(Error::TooManyCommands);
         }
         let (usual, longest) = EXPIRY;
-        let expires_at: DateTime<Utc> = c.expires_at.unwrap_or(ctx.now + usual);
+        let expires_at: DateTime<Utc> = c.expires_at.map_or(ctx.now + usual, Into::into);
         if expires_at <= ctx.now || expires_at > ctx.now + longest {
             return Err(Error::BadExpiry);
         }

@@ -6,7 +6,8 @@ use super::*;
 use crate::actor::Actor;
 use crate::aggregate::{Context, Found};
 use crate::ids::{StreamId, TenantId};
-use crate::text::{JsonObject, Reason, Tag};
+use crate::json::JsonObject;
+use crate::text::{Reason, Sha256, Tag};
 use crate::{Aggregate as _, Role};
 
 const ID: Uuid = Uuid::from_u128(1);
@@ -37,7 +38,7 @@ fn object(value: Value) -> JsonObject {
 }
 
 fn preregistered() -> Event {
-    Event::Preregistered { serial: "S1".into(), model: "m".into(), metadata: json!({}), claim_digest: "d".into() }
+    Event::Preregistered { serial: "S1".into(), model: "m".into(), metadata: json!({}), claim_digest: "d".repeat(64) }
 }
 
 fn registered() -> Event {
@@ -98,7 +99,7 @@ const TABLE: [(&str, &str); 17] = [
 fn command(name: &str) -> (Actor, Command) {
     let by_admin = |command: Command| (admin(), command);
     match name {
-        "claim" => (itself(), ClaimDevice { claim_digest: "d".into(), credential: SECRET }.into()),
+        "claim" => (itself(), ClaimDevice { claim_digest: Sha256::parse(&"d".repeat(64)).unwrap(), credential: SECRET }.into()),
         "accept" => by_admin(AcceptDevice {}.into()),
         "reject" => by_admin(RejectDevice { reason: reason() }.into()),
         "reconsider" => by_admin(ReconsiderDevice {}.into()),
@@ -258,11 +259,11 @@ fn a_command_is_acknowledged_once_or_expires() {
     let acknowledged = Event::CommandAcknowledged { command: id, outcome: Outcome::Done, result: json!({}) };
     let ack = || AcknowledgeCommand { command: id, outcome: Outcome::Done, result: object(json!({})) };
     let active = to(Status::Active);
-    assert_eq!(decide(&active, 1, admin(), send(Some(at(100)))), Ok(vec![waits.clone()]));
-    assert_eq!(decide(&active, 1, admin(), send(Some(at(1)))), Err(Error::BadExpiry));
-    assert_eq!(decide(&active, 1, admin(), send(Some(at(1) + TimeDelta::days(31)))), Err(Error::BadExpiry));
+    assert_eq!(decide(&active, 1, admin(), send(Some(at(100).try_into().unwrap()))), Ok(vec![waits.clone()]));
+    assert_eq!(decide(&active, 1, admin(), send(Some(at(1).try_into().unwrap()))), Err(Error::BadExpiry));
+    assert_eq!(decide(&active, 1, admin(), send(Some((at(1) + TimeDelta::days(31)).try_into().unwrap()))), Err(Error::BadExpiry));
     let waiting = [active.clone(), vec![waits]].concat();
-    assert_eq!(decide(&waiting, 1, admin(), send(Some(at(100)))), Err(Error::CommandExists));
+    assert_eq!(decide(&waiting, 1, admin(), send(Some(at(100).try_into().unwrap()))), Err(Error::CommandExists));
     assert_eq!(decide(&waiting, 99, itself(), ack()), Ok(vec![acknowledged.clone()]));
     assert_eq!(decide(&waiting, 100, itself(), ack()), Err(Error::CommandExpired));
     assert_eq!(decide(&waiting, 99, Actor::system("timers"), ExpireCommand { command: id }), Err(Error::CommandNotDue));

@@ -6,19 +6,13 @@ use uuid::Uuid;
 
 use super::{Channel, Priority, Relation, Status, Visibility};
 use crate::ids::UserId;
-use crate::text::{Tag, TextError, block, line, not_null};
+use crate::text::{FileName, Sha256, Tag, TextError, block, line, not_null};
 
 crate::text_types! {
     /// What a ticket is about, in one line.
     Subject { max: 300, example: "The invoice shows the wrong amount", parse: |t| line(t, 300) }
     /// What somebody says, in any number of lines.
     Message { max: 50_000, example: "Invoice 2041 says 99.00 USD, our plan is 29.00.", parse: |t| block(t, 50_000) }
-    /// The name of a file.
-    FileName { max: 255, example: "invoice-2041.pdf", parse: |t| line(t, 255) }
-    /// A SHA-256 in hexadecimal.
-    Sha256 { max: 64, example: "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08", parse: |t| {
-        if t.len() == 64 && t.bytes().all(|b| b.is_ascii_hexdigit()) { Ok(t.to_ascii_lowercase()) } else { Err(TextError::Malformed("must be 64 hexadecimal digits")) }
-    } }
 }
 
 /// Asks for help.

@@ -9,7 +9,7 @@ use uuid::Uuid;
 use super::*;
 use crate::actor::{Actor, Grants, Role};
 use crate::aggregate::{Aggregate as _, Context, Found, Person};
-use crate::text::Tag;
+use crate::text::{FileName, Sha256, Tag};
 use crate::{StreamId, TenantId};
 
 const TENANT: TenantId = TenantId(Uuid::from_u128(7));
