@@ -127,8 +127,7 @@ async fn malformed_requests_are_4xx_problems_and_nothing_is_written() {
         "created_from=yesterday",
         "created_from=-100000-01-01T00:00:00Z",
         "stauts=active",
-        "q=%00",
-        "slug=a%00",
+        "slug=a%01",
         &q,
     ] {
         let answer = client.get(&format!("/v1/tenants?{query}")).await;

@@ -347,7 +347,8 @@ async fn billing(calls: &mut Calls, env: &Env, node: &Node, platform: &Client, n
         "list_subscription_timeline list_entitlements",
     ];
     calls.all(node, &payer, &started, &subscriptions).await;
-    let customer = domain::billing::subscription::LinkCustomer { provider: "stripe".into(), customer: "cus_1".into() };
+    let reference = |text: &str| domain::text::Reference::parse(text).unwrap();
+    let customer = domain::billing::subscription::LinkCustomer { provider: reference("stripe"), customer: reference("cus_1") };
     let stream = domain::StreamId::new(billed, started.parse().unwrap());
     node.execute_on::<domain::billing::subscription::Subscription>(stream, customer).await.unwrap();
     calls.one(&payer, "set_up_payment", &started, None).await;

@@ -56,10 +56,10 @@ enum Format {
 #[serde(deny_unknown_fields)]
 struct LogIn {
     /// The tenant's id or slug; `system` is the platform.
-    #[schema(example = "acme")]
+    #[schema(value_type = String, example = "acme")]
     tenant: LoginName,
     /// The user's address.
-    #[schema(example = "ada@example.com")]
+    #[schema(value_type = String, example = "ada@example.com")]
     email: LoginName,
     /// Their password.
     #[schema(value_type = String, example = "correct horse battery staple")]
@@ -112,7 +112,7 @@ async fn login(State(app): State<App>, address: ClientAddress, headers: HeaderMa
 #[serde(deny_unknown_fields)]
 struct Refresh {
     /// The newest of the session.
-    #[schema(example = "trt_AaH8TVi…")]
+    #[schema(value_type = String, example = "trt_AaH8TVi…")]
     refresh_token: TokenText,
 }
 
@@ -136,7 +136,7 @@ async fn logout(State(app): State<App>, caller: Caller) -> Result<StatusCode, Pr
 #[serde(deny_unknown_fields)]
 struct SwitchTenant {
     /// Its id or slug.
-    #[schema(example = "acme")]
+    #[schema(value_type = String, example = "acme")]
     tenant: LoginName,
     /// Which kind of access tokens is wanted.
     #[serde(default)]
@@ -186,11 +186,11 @@ impl<T: DeserializeOwned> FromRequest<App> for Form<T> {
 #[derive(Deserialize, ToSchema)]
 struct Token {
     /// The token.
-    #[schema(example = "tat_AaH8TVi…")]
+    #[schema(value_type = String, example = "tat_AaH8TVi…")]
     token: TokenText,
     /// Which kind it is; not needed.
     #[serde(default, rename = "token_type_hint")]
-    #[schema(example = "access_token")]
+    #[schema(value_type = Option<String>, example = "access_token")]
     _hint: Option<TokenText>,
 }
 
@@ -235,10 +235,10 @@ async fn jwks(State(app): State<App>) -> Result<impl IntoResponse, Problem> {
 #[serde(deny_unknown_fields)]
 struct RequestReset {
     /// The tenant's id or slug.
-    #[schema(example = "acme")]
+    #[schema(value_type = String, example = "acme")]
     tenant: LoginName,
     /// The user's address.
-    #[schema(example = "ada@example.com")]
+    #[schema(value_type = String, example = "ada@example.com")]
     email: LoginName,
 }
 
@@ -257,7 +257,7 @@ async fn request_password_reset(State(app): State<App>, body: Body<RequestReset>
 #[serde(deny_unknown_fields)]
 struct ResetPassword {
     /// What the link in the mail ends with.
-    #[schema(example = "AZr8TVh4cf2C…")]
+    #[schema(value_type = String, example = "AZr8TVh4cf2C…")]
     token: TokenText,
     /// The new password.
     #[schema(value_type = String, example = "correct horse battery staple")]
@@ -282,7 +282,7 @@ async fn reset_password(State(app): State<App>, repeat: Repeat, body: Body<Reset
 #[schema(as = MailLink)]
 struct Link {
     /// What the link in the mail ends with.
-    #[schema(example = "AZr8TVh4cf2C…")]
+    #[schema(value_type = String, example = "AZr8TVh4cf2C…")]
     token: TokenText,
 }
 
@@ -302,7 +302,7 @@ async fn verify_email(State(app): State<App>, repeat: Repeat, body: Body<Link>) 
 #[serde(deny_unknown_fields)]
 struct Accept {
     /// What the link in the mail ends with.
-    #[schema(example = "AZr8TVh4cf2C…")]
+    #[schema(value_type = String, example = "AZr8TVh4cf2C…")]
     token: TokenText,
     /// What to call them; needed unless the invitation says it.
     #[serde(default)]

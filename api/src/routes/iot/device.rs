@@ -223,7 +223,7 @@ async fn register_device(
 #[serde(deny_unknown_fields)]
 struct Claim {
     /// The code that it was expected with.
-    #[schema(example = "7G2KD-M9TQ4-0XWJ1-ZB5RV", max_length = 100)]
+    #[schema(value_type = String, example = "7G2KD-M9TQ4-0XWJ1-ZB5RV", max_length = 100)]
     claim_code: TokenText,
 }
 
