@@ -17,8 +17,8 @@ use sha2::{Digest as _, Sha256};
 use std::sync::Arc;
 use uuid::Uuid;
 
-use crate::entry::{Admitted, Entry};
 use crate::authenticate::{Authenticated, KeyStanding};
+use crate::entry::{Admitted, Entry};
 use crate::{Access, AccessError, FRESH, same, secret};
 
 /// What keys begin with.

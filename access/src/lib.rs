@@ -16,11 +16,11 @@
 //! * [`records`]: noting what was tried.
 
 pub mod accounts;
-mod entry;
 pub mod api_keys;
 mod attempts;
 pub mod authenticate;
 pub mod devices;
+mod entry;
 mod housekeeping;
 pub mod keys;
 pub mod known_devices;

@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use chrono::{DateTime, TimeDelta, Utc};
 use commands::Request;
 use domain::identity::access_record::{AccessRecord, NoteAccess};
+use domain::text::Reference;
 use domain::{StreamId, TenantId};
 use parking_lot::Mutex;
 
@@ -67,7 +68,7 @@ impl Records {
     fn add(&self, tenant: TenantId, note: NoteAccess, source: Source, now: DateTime<Utc>) -> Option<Due> {
         let mut windows = self.0.lock();
         let (cause, source, most) = match &note.actor {
-            Some(actor) => (Cause::Known(tenant, actor.clone()), None, ONE_BY_ONE),
+            Some(actor) => (Cause::Known(tenant, actor.as_str().to_owned()), None, ONE_BY_ONE),
             None => (Cause::Stranger(tenant, source), Some(source), 1),
         };
         let room = windows.len() < CAUSES || windows.contains_key(&cause);
@@ -126,6 +127,7 @@ impl Access {
             let day = self.store().clock().now().date_naive().to_string();
             hex::encode(&self.store().mac("source of an access record", &[&source.bytes(), day.as_bytes()])[..8])
         });
+        let source = source.and_then(|source| Reference::parse(&source).ok());
         self.note_always(tenant, NoteAccess { source, ..note }).await
     }
 

@@ -17,8 +17,8 @@ use domain::{Actor, StreamId, TenantId, UserId};
 use serde::Serialize;
 use uuid::Uuid;
 
-use crate::entry::Entry;
 use crate::attempts::{Account, Attempt, Origin};
+use crate::entry::Entry;
 use crate::passwords::{Checked, Party, Password};
 use crate::source::Source;
 use crate::token::{Claims, TokenError};

@@ -12,14 +12,14 @@ use domain::billing::meter::Meter;
 use domain::billing::period::Billing;
 use domain::billing::plan::{Plan, RetirePlan};
 use domain::billing::subscription::{
-    CancelSubscription, ChangePlan, ExtendTrial, RecordPayment, RecordPaymentFailed, RecordPaymentSucceeded, Reference, SetPaymentMethod,
+    CancelSubscription, ChangePlan, ExtendTrial, RecordPayment, RecordPaymentFailed, RecordPaymentSucceeded, SetPaymentMethod,
     StartSubscription, Status, Subscription, When,
 };
 use domain::identity::tenant::{
     self, CancelTenant, DeleteTenant, NewOwner, OverrideLimit, ProvisionTenant, Slug, Status as T, SuspendTenant, Tenant,
 };
 use domain::identity::user::{RegisterUser, User};
-use domain::text::{DisplayName, Email, PlanCode, Reason};
+use domain::text::{DisplayName, Email, PlanCode, Reason, Reference};
 use domain::{Clock as _, Role, StreamId, TenantId};
 use store::{RawEvent, Store};
 use testing::node::{Node, system};
@@ -158,7 +158,7 @@ async fn a_tenant_stands_where_its_subscription_stands_from_trial_to_the_end() {
     };
     let payment = |n: i64| RecordPayment {
         provider_event_id: Reference::parse(&format!("evt_{n}")).unwrap(),
-        occurred_at: env.clock.now() + TimeDelta::seconds(n),
+        occurred_at: (env.clock.now() + TimeDelta::seconds(n)).try_into().unwrap(),
         amount: None,
     };
     let until_fired = || async { while node.timers().fire_due().await.unwrap() > 0 {} };
@@ -167,7 +167,7 @@ async fn a_tenant_stands_where_its_subscription_stands_from_trial_to_the_end() {
     assert_eq!(status().await, (Status::Trialing, T::Active), "it worked before");
     // An extended trial ends at its new end only.
     let until = env.clock.now() + TimeDelta::days(20);
-    node.execute_on::<Subscription>(subscription, ExtendTrial { until }).await.unwrap();
+    node.execute_on::<Subscription>(subscription, ExtendTrial { until: until.try_into().unwrap() }).await.unwrap();
     env.clock.advance(TimeDelta::days(14));
     until_fired().await;
     assert_eq!(status().await.0, Status::Trialing);
@@ -286,7 +286,7 @@ async fn an_upgrade_holds_from_the_very_next_command_in_every_process_and_an_ove
         assert!(matches!(refused, Err(CommandError::Rejected { code, .. }) if code == "subscription.over_limit"));
     }
     // What the platform sets stands instead, until its time, whatever the subscription says.
-    let until = Some(env.clock.now() + TimeDelta::days(1));
+    let until = Some((env.clock.now() + TimeDelta::days(1)).try_into().unwrap());
     node.execute(tenant, OverrideLimit { meter: Meter::Users, limit: 9, until }).await.unwrap();
     join(2).await.unwrap();
     for process in 0..3 {

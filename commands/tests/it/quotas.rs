@@ -65,7 +65,7 @@ impl Shop {
     }
 
     async fn record_at(&self, id: &str, quantity: i64, at: DateTime<Utc>) -> Result<Recorded, CommandError> {
-        let items = vec![UsageItem { at: Some(at), ..item(id, quantity) }];
+        let items = vec![UsageItem { at: Some(at.try_into().unwrap()), ..item(id, quantity) }];
         self.node.executor.record_one(self.recording(Meter::Messages, items)).await
     }
 
@@ -369,12 +369,13 @@ async fn a_month_that_was_closed_by_another_clock_takes_nothing_in_any_more() {
     shop.env.clock.advance(TimeDelta::hours(-2));
     let late: DateTime<Utc> = "2026-02-28T01:00:00Z".parse().unwrap();
     shop.record_at("late", 5, late).await.unwrap();
-    let batch = ["a", "b"].map(|id| UsageItem { at: Some(late), ..item(id, 1) }).to_vec();
+    let batch = ["a", "b"].map(|id| UsageItem { at: Some(late.try_into().unwrap()), ..item(id, 1) }).to_vec();
     let answers = shop.node.executor.record_each(shop.recording(Meter::Messages, batch)).await;
     assert!(answers.iter().all(Result::is_ok), "{answers:?}");
     assert_eq!((shop.standing(Meter::Messages, "2026-02").await.used, shop.standing(Meter::Messages, "2026-03").await.used), (10, 7));
     // What does not fit into the present one is refused at once, and the rest is not.
-    let batch = [("c", 1_000), ("d", 44), ("e", 43)].map(|(id, n)| UsageItem { at: Some(late), ..item(id, n) }).to_vec();
+    let batch =
+        [("c", 1_000), ("d", 44), ("e", 43)].map(|(id, n)| UsageItem { at: Some(late.try_into().unwrap()), ..item(id, n) }).to_vec();
     let answers = shop.node.executor.record_each(shop.recording(Meter::Messages, batch)).await;
     assert_eq!(answers.iter().map(exceeded).collect::<Vec<_>>(), [None, Some((1_007, 1_050)), None]);
     shop.node.verified().await;

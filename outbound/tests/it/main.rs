@@ -207,7 +207,7 @@ async fn three_days_before_a_trial_ends_those_who_pay_are_reminded_once_and_of_a
         "{text}"
     );
     let until = office.node.store.clock().now() + TimeDelta::days(10);
-    office.node.execute_on::<Subscription>(subscription, ExtendTrial { until }).await.unwrap();
+    office.node.execute_on::<Subscription>(subscription, ExtendTrial { until: until.try_into().unwrap() }).await.unwrap();
     office.env.clock.advance(TimeDelta::days(7));
     until_fired().await;
     assert_eq!(office.smtp.arrived().len(), 4);

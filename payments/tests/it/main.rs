@@ -372,7 +372,8 @@ async fn a_message_that_is_quicker_than_our_own_note_of_the_customer_waits_for_i
     message["data"]["object"]["metadata"] = json!({"tenure_subscription": shop.subscription.to_string()});
     assert_eq!(shop.send(&message).await.field("outcome"), "waiting");
     assert_eq!(shop.details().await.payment_method, None);
-    let link = domain::billing::subscription::LinkCustomer { provider: "stripe".into(), customer: customer.clone() };
+    let reference = |text: &str| domain::text::Reference::parse(text).unwrap();
+    let link = domain::billing::subscription::LinkCustomer { provider: reference("stripe"), customer: reference(&customer) };
     shop.execute(link).await;
     // The process that noted it died before it looked at what waits: whoever tells it again does.
     let (executor, adapter) = (shop.node.executor.clone(), shop.stripe.adapter());

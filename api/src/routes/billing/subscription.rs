@@ -24,8 +24,7 @@ use utoipa_axum::routes;
 
 use crate::app::App;
 use crate::extract::{
-    After, Body, Caller, Drawn, Id, ListBody, Listed, Listing, Params, Query, Repeat, Shown, Sought, nothing, paging,
-    unless_empty,
+    After, Body, Caller, Drawn, Id, ListBody, Listed, Listing, Params, Query, Repeat, Shown, Sought, nothing, paging, unless_empty,
 };
 use crate::problem::{Problem, code};
 use crate::routes::Refusals;

@@ -320,9 +320,7 @@ struct Accept {
 async fn accept_invitation(State(app): State<App>, repeat: Repeat, body: Body<Accept>) -> Result<Response, Problem> {
     let asked = body.asked();
     let Accept { token, name, password } = body.command;
-    let run = |_: Drawn<()>| async move {
-        Ok(written(&app.access.accept_invitation(&token, name, password).await?).into_response())
-    };
+    let run = |_: Drawn<()>| async move { Ok(written(&app.access.accept_invitation(&token, name, password).await?).into_response()) };
     repeat.once(&asked, nothing(), run).await
 }
 

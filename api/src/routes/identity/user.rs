@@ -22,7 +22,6 @@ use uuid::Uuid;
 use crate::app::App;
 use crate::extract::{
     After, Body, Caller, Drawn, Id, ListBody, Listed, Params, Query, Repeat, Shown, Sought, Write, Written, WrittenBody, nothing, paging,
-    short,
 };
 use crate::problem::Problem;
 use crate::routes::Refusals;

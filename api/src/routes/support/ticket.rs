@@ -19,9 +19,7 @@ use utoipa_axum::routes;
 use uuid::Uuid;
 
 use crate::app::App;
-use crate::extract::{
-    After, Caller, Id, ListBody, Listed, Listing, Params, Query, Shown, Sought, bad_query, paging, unless_empty,
-};
+use crate::extract::{After, Caller, Id, ListBody, Listed, Listing, Params, Query, Shown, Sought, bad_query, paging, unless_empty};
 use crate::problem::Problem;
 use crate::routes::Refusals;
 

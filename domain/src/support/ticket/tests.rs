@@ -243,6 +243,8 @@ fn expected(status: Option<Status>, command: &Command) -> Then {
         | Command::Detach(_)
         | Command::AddFollower(_)
         | Command::RemoveFollower(_) => return if matches!(status, Closed | Deleted) { Refused } else { Becomes(status) },
+        // A user who is gone works on no ticket and follows none, in whatever status.
+        Command::ReleaseUser(_) => return if status == Deleted { AlreadySo } else { Becomes(status) },
         // Somebody has the ticket already.
         Command::AutoAssign(_) => return if matches!(status, Closed | Deleted) { Refused } else { AlreadySo },
     };
@@ -280,6 +282,7 @@ fn every_command() -> Vec<Command> {
         DetachFile { attachment: OTHER }.into(),
         AddFollower { user: GRACE }.into(),
         RemoveFollower { user: ADA }.into(),
+        ReleaseUser { user: ADA, gone: true }.into(),
     ]
 }
 
@@ -525,6 +528,7 @@ impl Model {
                 self.resolved = today;
                 Some(1)
             }
+            Command::ReleaseUser(_) => unreachable!("sent by a policy only"),
             Command::Open(_) | Command::ChangeStatus(_) | Command::Close(_) | Command::Reopen(_) | Command::Delete(_) => Some(1),
         };
         if let (Some(_), Then::Becomes(next)) = (changed, then) {
