@@ -42,6 +42,9 @@ begin
   delete from ops.device_heartbeats where tenant_id = tenant;
   delete from ops.deliveries where tenant_id = tenant;
   delete from ops.policy_refusals where tenant_id = tenant;
+  delete from ops.login_attempts where tenant_id = tenant;
+  delete from ops.mails_caused where tenant_id = tenant;
+  delete from ops.kept_answers where tenant_id = tenant;
   -- That a message was taken in stays known, so that it is not taken in again.
   update ops.provider_events set body = null, customer = null where tenant_id = tenant;
   delete from ops.timer_leases where starts_with(aggregate_id, tenant::text || '/');

@@ -86,6 +86,10 @@ pub async fn run<H: Handler>(mut handler: H, store: Store, feed: Feed, cancel: C
                 pause = Duration::from_secs(5);
             }
             Err(diverged @ HandlerError::Diverged(_)) => {
+                // The log may have been restored to an earlier state: then this process remembers too much.
+                if let Err(error) = store.recognise().await {
+                    tracing::warn!(%error, "the log cannot be looked at");
+                }
                 let fault = diverged.to_string();
                 tracing::error!(handler = handler.name(), %fault, "stopped");
                 if let Err(error) = handler.note(Some(&fault)).await {

@@ -21,6 +21,8 @@ use tokio_util::sync::CancellationToken;
 
 /// One process signs at a time; others take over after this.
 const LEASE: Duration = Duration::from_secs(60);
+/// How often the lease is renewed.
+const TICK: Duration = Duration::from_secs(20);
 /// How long a place may take to accept a checkpoint.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// The `typ` of checkpoints, so that no other token is taken for one.
@@ -118,7 +120,9 @@ impl Place {
         match self {
             Self::File(path) => {
                 let mut file = tokio::fs::OpenOptions::new().create(true).append(true).mode(0o600).open(path).await?;
-                file.write_all(format!("{checkpoint}\n").as_bytes()).await?;
+                // A line that was torn by a crash or a full disk must not spoil the next one.
+                let torn = tokio::fs::read(path).await?.last().is_some_and(|last| *last != b'\n');
+                file.write_all(format!("{}{checkpoint}\n", if torn { "\n" } else { "" }).as_bytes()).await?;
                 file.sync_all().await?;
             }
             Self::Url(url) => {
@@ -152,31 +156,29 @@ impl Signer {
     /// Signs the head of the log at every interval in which it has moved, until cancelled. One process at a time does.
     pub(crate) async fn run(self, cancel: CancellationToken) {
         let owner = self.store.fresh_id();
-        let mut signed = 0;
+        // Position and time of the last checkpoint of this process.
+        let mut signed: (i64, Option<std::time::Instant>) = (0, None);
         while !cancel.is_cancelled() {
-            let pause = match self.sign(owner, &mut signed).await {
-                Ok(()) => self.interval,
-                Err(error) => {
-                    tracing::warn!(%error, "the head of the log cannot be signed, or the checkpoint not kept");
-                    self.interval.min(LEASE)
-                }
-            };
-            let _ = tokio::time::timeout(pause, cancel.cancelled()).await;
+            if let Err(error) = self.sign(owner, &mut signed).await {
+                tracing::warn!(%error, "the head of the log cannot be signed, or the checkpoint not kept");
+            }
+            let _ = tokio::time::timeout(self.interval.min(TICK), cancel.cancelled()).await;
         }
         let _ = lease::release(self.store.pool(), "checkpoints", owner).await;
     }
 
-    async fn sign(&self, owner: uuid::Uuid, signed: &mut i64) -> anyhow::Result<()> {
-        if lease::acquire(self.store.pool(), "checkpoints", owner, LEASE.max(self.interval * 2)).await?.is_none() {
+    async fn sign(&self, owner: uuid::Uuid, signed: &mut (i64, Option<std::time::Instant>)) -> anyhow::Result<()> {
+        if lease::acquire(self.store.pool(), "checkpoints", owner, LEASE).await?.is_none() {
             return Ok(());
         }
         let head = self.store.head().await?;
-        if head.position == *signed {
+        // Half a tick of slack, since a tick is never early.
+        if head.position == signed.0 || signed.1.is_some_and(|at| at.elapsed() + self.interval.min(TICK) / 2 < self.interval) {
             return Ok(());
         }
         let checkpoint = self.key.sign(&self.store, head)?;
         self.place.keep(&checkpoint).await?;
-        *signed = head.position;
+        *signed = (head.position, Some(std::time::Instant::now()));
         #[expect(clippy::cast_precision_loss, reason = "a gauge")]
         metrics::gauge!("tenure_checkpoint_position").set(head.position as f64);
         // The bus may be away; the place that the operator named has it.

@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 async fn trial(executor: &Executor, payable: bool) -> Result<StreamId, commands::CommandError> {
     let tenant = TenantId(id());
     let name = DisplayName::parse("x").unwrap();
-    let slug = Slug::parse(&tenant.0.simple().to_string()).unwrap();
+    let slug = Slug::parse(&format!("t-{}", tenant.0.simple())).unwrap();
     let provision = ProvisionTenant { id: None, slug, name, plan: None, owner: None };
     executor.execute(Request::<Tenant>::new(StreamId::new(tenant, tenant.0), provision, system(), id())).await?;
     let start = StartSubscription {

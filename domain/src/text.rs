@@ -297,7 +297,7 @@ text_types! {
     /// The code of a plan.
     PlanCode { max: 40, example: "growth", parse: |t| slug(t, 1, 40) }
     /// The name of a permission, `<resource>:<action>`. Whether there is one of that name is a rule of its own.
-    Permission { max: 100, example: "ticket:read", parse: |t| line(t, 100) }
+    Permission { max: 100, example: "user:read", parse: |t| line(t, 100) }
     /// What something outside calls a thing: a message, a customer, a payment method, a secret's beginning. Never a card's number.
     Reference { max: 255, example: "pm_1NXWPnLkdIwHu7ixHnJqNDrP", parse: |t| line(t, 255) }
     /// What a list is searched or filtered by. It may be empty.

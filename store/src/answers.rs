@@ -85,6 +85,7 @@ impl Store {
 
     /// Forgets what was drawn for a request that was refused: the key is free again.
     pub async fn forget_drawn(&self, key: &Key) -> Result<(), KeepError> {
+        let key = self.keyed(key);
         sqlx::query("delete from ops.kept_answers where tenant_id = $1 and scope = $2 and key = $3 and answer is null")
             .bind(key.tenant.0)
             .bind(&key.scope)

@@ -24,6 +24,7 @@ pub mod database;
 pub mod event;
 pub mod export;
 pub mod hash;
+mod history;
 pub mod keys;
 pub mod lease;
 pub mod load;
@@ -82,6 +83,7 @@ struct Inner {
     cache: Arc<load::Cache>,
     head: watch::Sender<i64>,
     last_write: Arc<writable::LastWrite>,
+    history: Arc<history::History>,
     installation: Uuid,
     clock: Arc<dyn Clock>,
     ids: IdSource,
@@ -111,8 +113,8 @@ impl Store {
     /// Opens the log and starts its writer, which ends when the last clone is dropped and everything accepted is written; await the handle to be sure of that.
     pub async fn open(database: &Database, config: Config) -> Result<(Self, JoinHandle<()>), OpenError> {
         let pool = database.pool(DbRole::Writer, 8);
-        let (installation, position): (Uuid, i64) =
-            sqlx::query_as("select installation_id, position from log_head").fetch_one(&pool).await?;
+        let (installation, position, log_hash): (Uuid, i64, [u8; 32]) =
+            sqlx::query_as("select installation_id, position, log_hash from log_head").fetch_one(&pool).await?;
         let check = config.master_key.check(installation);
         sqlx::query("insert into ops.master_key (key_check) values ($1) on conflict do nothing").bind(check.0).execute(&pool).await?;
         if check.0 != sqlx::query_scalar::<_, [u8; 32]>("select key_check from ops.master_key").fetch_one(&pool).await? {
@@ -123,14 +125,16 @@ impl Store {
         let queue = Arc::new(append::queue::Queue::new(config.queue, config.batch));
         let (head, _) = watch::channel(position);
         let last_write = Arc::new(writable::LastWrite::default());
-        let writer =
-            append::writer::Writer::new(database.clone(), queue.clone(), config.clock.clone(), head.clone(), last_write.clone(), {
-                let (keyring, cache) = (keyring.clone(), cache.clone());
-                Box::new(move || {
-                    keyring.forget_all();
-                    cache.clear();
-                })
-            });
+        let seen = Head { position, log_hash: Hash(log_hash) };
+        let history = Arc::new(history::History::new(seen, keyring.clone(), cache.clone(), head.clone()));
+        let writer = append::writer::Writer::new(
+            database.clone(),
+            queue.clone(),
+            config.clock.clone(),
+            head.clone(),
+            last_write.clone(),
+            history.clone(),
+        );
         let handle = tokio::spawn(writer.run());
         let inner = Inner {
             keyring,
@@ -139,6 +143,7 @@ impl Store {
             cache,
             head,
             last_write,
+            history,
             installation,
             ids: IdSource::new(config.clock.clone()),
             clock: config.clock,
@@ -169,7 +174,9 @@ impl Store {
     /// Where the log ends now, read from Postgres.
     pub async fn head(&self) -> Result<Head, sqlx::Error> {
         let (position, log_hash) = sqlx::query_as("select position, log_hash from log_head").fetch_one(&self.inner.pool).await?;
-        Ok(Head { position, log_hash: Hash(log_hash) })
+        let head = Head { position, log_hash: Hash(log_hash) };
+        self.inner.history.saw(head);
+        Ok(head)
     }
 
     /// The pool of this store's role, for operational tables that have no better home.

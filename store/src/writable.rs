@@ -36,6 +36,7 @@ impl Store {
     /// Whether commands can be written now: the outcome of this process's last append, if that is at most 5 s old; otherwise a row is rewritten and committed. A full disk may
     /// have room for that row while it has none for events, so a failed append counts for its 5 s.
     pub async fn writable(&self) -> Result<(), NotWritable> {
+        self.recognise().await.map_err(|error| NotWritable(error.to_string()))?;
         if let Some(outcome) = self.inner.last_write.fresh() {
             return outcome.map_err(NotWritable);
         }

@@ -351,7 +351,7 @@ async fn tickets_are_found_by_every_filter_and_by_what_is_said_in_them() {
         assert_eq!(answer.status, StatusCode::OK, "{query}: {}", answer.text);
         assert_eq!(ids(&answer.json).iter().collect::<Vec<_>>(), wanted, "{query}");
     }
-    for query in ["status=odd", "assignee=x", "number=x", "requester=x", "q=%00", "sort=subject", "created_from=x"] {
+    for query in ["status=odd", "assignee=x", "number=x", "requester=x", "sort=subject", "created_from=x"] {
         assert_eq!(agent.get(&format!("/v1/tickets?{query}")).await.field("code"), "request.bad_query", "{query}");
     }
     for query in ["from=x", "to=2026-13-01", "from=-99999-01-01"] {

@@ -14,13 +14,17 @@ use bus::relay::{Relay, Status};
 use domain::{Effect, StreamId, TenantId};
 use futures::StreamExt as _;
 use serde_json::json;
-use store::{Append, Expected, Metadata, NewEvent, Store, StreamAppend};
+use store::{Append, AppendError, Appended, Expected, Metadata, NewEvent, Store, StreamAppend};
 use testing::{Env, eventually, id};
 use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 /// Appends `count` events in one go.
 pub async fn append(store: &Store, count: usize) {
+    try_append(store, count).await.unwrap();
+}
+
+async fn try_append(store: &Store, count: usize) -> Result<Appended, AppendError> {
     let stream = StreamId::new(TenantId(id()), id());
     let event = |n: usize| NewEvent {
         event_id: id(),
@@ -43,7 +47,7 @@ pub async fn append(store: &Store, count: usize) {
             erases: None,
         },
     };
-    store.append(request).await.unwrap();
+    store.append(request).await
 }
 
 /// Removes all events after a position, as a restored backup lacks them.
@@ -337,4 +341,22 @@ async fn only_the_user_of_the_relay_may_publish_events_and_the_others_can_still_
     assert!(outside.delete_stream(relaying.stream_name()).await.is_err(), "nor may it delete the stream");
     append(&store, 5).await;
     assert_mirrored(&store, &relaying).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_process_that_finds_an_older_log_behind_a_new_connection_writes_nothing_that_it_decided_before() {
+    let env = Env::new().await;
+    let store = env.store().await;
+    append(&store, 10).await;
+    roll_back(&env, 6).await;
+    sqlx::query("select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database() and usename = 'tenure_service'")
+        .execute(&env.owner)
+        .await
+        .unwrap();
+    assert!(matches!(try_append(&store, 1).await, Err(AppendError::Unavailable)), "decided upon a history that is gone");
+    append(&store, 1).await;
+    assert_eq!(store.head().await.unwrap().position, 7);
+    assert_eq!(*store.watch_head().borrow(), 7, "and whoever follows it is told");
+    let found = store.audit(&mut |_| {}).await.unwrap().findings;
+    assert!(found.iter().all(|finding| finding.what.contains("not known to this binary")), "{found:?}");
 }

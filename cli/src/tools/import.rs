@@ -11,6 +11,7 @@ use domain::identity::user::{RegisterUser, SetPassword, User, fold_email};
 use domain::text::{DisplayName, Email};
 use domain::{Actor, Role, StreamId, TenantId};
 use serde::Deserialize;
+use serde_json::Value;
 use uuid::Uuid;
 
 use crate::site::Site;
@@ -47,12 +48,29 @@ fn rows(file: &Path) -> anyhow::Result<Vec<(usize, anyhow::Result<Row>)>> {
     let text = std::fs::read_to_string(file).with_context(|| file.display().to_string())?;
     if file.extension().is_some_and(|extension| extension == "csv") {
         let mut reader = csv::Reader::from_reader(text.as_bytes());
-        let rows = reader.deserialize().enumerate();
+        let names = reader.headers().context("the header")?.clone();
+        let rows = reader.records().enumerate();
         // The header is the first line.
-        return Ok(rows.map(|(n, row)| (n + 2, row.map_err(anyhow::Error::from))).collect());
+        return Ok(rows
+            .map(|(n, record)| (n + 2, record.map_err(anyhow::Error::from).and_then(|record| row(object(&names, &record)))))
+            .collect());
     }
     let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
-    Ok(lines.map(|(n, line)| (n + 1, serde_json::from_str(line).map_err(anyhow::Error::from))).collect())
+    Ok(lines.map(|(n, line)| (n + 1, serde_json::from_str(line).map_err(anyhow::Error::from).and_then(row))).collect())
+}
+
+/// A record of CSV as the object that a line of JSON would hold: what is empty is absent.
+fn object(names: &csv::StringRecord, record: &csv::StringRecord) -> Value {
+    let value = |name: &str, text: &str| match text.parse() {
+        Ok(truth) if name == "email_verified" => Value::Bool(truth),
+        Ok(_) | Err(_) => Value::from(text),
+    };
+    names.iter().zip(record).filter(|(_, text)| !text.is_empty()).map(|(name, text)| (name.to_owned(), value(name, text))).collect()
+}
+
+/// A row, or which of its fields is wrong.
+fn row(value: Value) -> anyhow::Result<Row> {
+    Ok(serde_path_to_error::deserialize(value)?)
 }
 
 /// What came of a row.

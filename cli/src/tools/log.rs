@@ -139,6 +139,8 @@ fn finish(writer: Writer<BufWriter<File>>, draft: &Path, file: &Path) -> anyhow:
 async fn import(site: &Site, file: &Path, keys: Option<&Path>) -> anyhow::Result<End> {
     let log = Reader::open(open(file)?).with_context(|| file.display().to_string())?;
     let keys = keys.map(|keys| anyhow::Ok(Reader::open(open(keys)?)?)).transpose().context("the file of keys")?;
+    // An import that was interrupted early may have left a database without a schema.
+    site.owner()?.migrate().await.context("the database cannot be migrated")?;
     let import = match Import::begin(&site.owner()?, &site.master_key()?, log.header()).await {
         Err(BackupError::WrongMasterKey) => anyhow::bail!(
             "the backup was made with another master key, which reads the personal data in it: copy the original's file `{}` over the one in {}, or name that key in {} or {}_FILE",

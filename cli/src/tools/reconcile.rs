@@ -37,6 +37,13 @@ struct Found {
 }
 
 impl Found {
+    /// The position up to which the histories of the stream and the log are one, where the stream still is that of the other history and has all of it.
+    fn parted(&self) -> Option<Head> {
+        let other = self.stream.iter().any(|fault| matches!(fault, Fault::Beyond { .. } | Fault::Differs { .. }));
+        let whole = !self.stream.iter().any(|fault| matches!(fault, Fault::Beginning { .. }));
+        self.agreed.filter(|agreed| other && whole && agreed.position > 0)
+    }
+
     fn is_empty(&self) -> bool {
         self.models.is_empty() && self.policies.is_empty() && self.stream.is_empty()
     }
@@ -59,9 +66,9 @@ pub(crate) async fn run(site: &Site, wanted: Reconcile) -> anyhow::Result<ExitCo
                 let hash = store.hash_at(position).await?.with_context(|| format!("the log does not reach position {position}"))?;
                 Head { position, log_hash: hash }
             }
-            None => found.agreed.filter(|_| !found.stream.is_empty()).with_context(|| {
-                "the stream agrees with the log, so it does not show up to where policies have answered this log: name the position with --policies-from"
-            })?,
+            None => found
+                .parted()
+                .context("the stream does not show up to where policies have answered this log: name the position with --policies-from")?,
         };
         for (name, position) in policy::reconcile(&store, agreed).await? {
             print(&format!("policy {name}: goes on after position {} instead of {position}", agreed.position))?;

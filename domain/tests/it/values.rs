@@ -316,6 +316,10 @@ fn no_command_query_or_provider_message_takes_a_raw_value() {
             declarations(&text, |line| line.starts_with("pub struct Message "))
         } else if file.starts_with(root.join("api")) {
             declarations(&text, |line| line.starts_with("#[derive(") && line.contains("Deserialize"))
+                .into_iter()
+                // An answer of Tenure itself, read back from its own table.
+                .filter(|declaration| !declaration.contains("struct Answer {"))
+                .collect()
         } else {
             vec![]
         };

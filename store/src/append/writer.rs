@@ -27,9 +27,10 @@ use super::queue::Queue;
 use super::snapshot::read;
 use super::statement::{Verdict, assuming, was_written, write};
 use super::{AppendError, Outcome, Prepared};
-use crate::Head;
 use crate::database::{Database, DbRole};
+use crate::history::History;
 use crate::writable::LastWrite;
+use crate::{Hash, Head};
 
 /// A stuck writer, ours or another, may stall the log for no longer than this.
 const STALL: &str = "2s";
@@ -46,10 +47,7 @@ pub(crate) struct Writer {
     clock: Arc<dyn Clock>,
     head: watch::Sender<i64>,
     last_write: Arc<LastWrite>,
-    /// Forgets everything that this process remembers of the log.
-    forget: Box<dyn Fn() + Send>,
-    /// Head of the log after the last batch of this process: confirmed again on every new connection, since another database may answer.
-    written: Option<Head>,
+    history: Arc<History>,
     connection: Option<PgConnection>,
     lock_first: u32,
     memory: Memory,
@@ -74,6 +72,8 @@ enum Failure {
     Connection(sqlx::Error),
     /// The database answered with an error, so nothing was written.
     Database(sqlx::Error),
+    /// The log was restored to an earlier state than the one that requests were decided upon.
+    Rewound,
 }
 
 impl Failure {
@@ -118,9 +118,9 @@ impl Writer {
         clock: Arc<dyn Clock>,
         head: watch::Sender<i64>,
         last_write: Arc<LastWrite>,
-        forget: Box<dyn Fn() + Send>,
+        history: Arc<History>,
     ) -> Self {
-        Self { database, queue, clock, head, last_write, forget, written: None, connection: None, lock_first: 0, memory: Memory::default() }
+        Self { database, queue, clock, head, last_write, history, connection: None, lock_first: 0, memory: Memory::default() }
     }
 
     /// While one batch is being written, the next one is decided request by request as they come; the lock and the disk are never waited for with nothing else to do.
@@ -215,6 +215,7 @@ impl Writer {
             Ok(Verdict::Written | Verdict::Mistaken) => {}
             Ok(Verdict::Moved) => self.lock_first = LOCK_FIRST,
             Err(Failure::Database(error)) => tracing::warn!(%error, "a batch failed"),
+            Err(Failure::Rewound) => {}
             Err(Failure::Connection(error)) => {
                 tracing::warn!(%error, "the connection to the log was lost");
                 return Err(vec![plan]);
@@ -231,6 +232,10 @@ impl Writer {
         };
         self.memory.forget();
         let mut reachable = match &failure {
+            Failure::Rewound => {
+                answer_unavailable(self.queue.drain());
+                false
+            }
             Failure::Connection(error) => {
                 tracing::warn!(%error, requests = batch.len(), "the log cannot be reached");
                 self.last_write.failed(error.to_string());
@@ -250,6 +255,10 @@ impl Writer {
                 match self.commit(&[&request], Doubts::new()).await {
                     Ok(mut one) => one.pop().unwrap_or(Err(AppendError::Unavailable)),
                     Err(Failure::Database(error)) if !is_transient(&error) => Err(AppendError::Failed(error.to_string())),
+                    Err(Failure::Rewound) => {
+                        reachable = false;
+                        Err(AppendError::Unavailable)
+                    }
                     Err(Failure::Database(error) | Failure::Connection(error)) => {
                         self.last_write.failed(error.to_string());
                         reachable = false;
@@ -276,6 +285,7 @@ impl Writer {
                     return Err(Failure::Database(error));
                 }
                 Err(Failure::Database(error)) => error,
+                Err(Failure::Rewound) => return Err(Failure::Rewound),
                 Err(Failure::Connection(error)) => {
                     self.connection = None;
                     error
@@ -299,6 +309,7 @@ impl Writer {
         let Some(connection) = &mut self.connection else { return Err(Failure::lost("no connection")) };
         if doubts.is_empty() && self.lock_first == 0 {
             let snapshot = read(connection, batch).await?;
+            self.history.saw(snapshot.head);
             self.memory.confirm(snapshot.head);
             let plan = decide(snapshot, batch, now);
             if plan.is_empty() {
@@ -328,6 +339,7 @@ impl Writer {
         // What was made for an earlier position never will be; and without events there is nothing that could happen twice: the records' primary key stands guard.
         doubts.retain(|plan| plan.before.position == head && !plan.rows.is_empty());
         let snapshot = read(&mut tx, batch).await?;
+        self.history.saw(snapshot.head);
         self.memory.confirm(snapshot.head);
         let plan = decide(snapshot, batch, now);
         if plan.rows.is_empty() && !doubts.is_empty() {
@@ -346,29 +358,22 @@ impl Writer {
         Ok(self.done(doubts))
     }
 
-    /// Makes sure that the log behind a new connection still has what this process wrote last. A standby that had not received everything, or a database that was restored, has
-    /// not: then nothing that is remembered holds any more, neither states of aggregates nor keys of data subjects.
+    /// Makes sure that the log behind a new connection still has what this process has seen. Otherwise the requests that wait were decided upon, and sealed for, another history:
+    /// they fail, and are decided anew when they come again.
     async fn recognise(&mut self, connection: &mut PgConnection) -> Result<(), Failure> {
-        let Some(written) = self.written else { return Ok(()) };
-        let (head, hash): (i64, Option<[u8; 32]>) = sqlx::query_as(
-            "select position, (select log_hash from events where position = $1 and position <= log_head.position) from log_head",
+        let seen = self.history.seen();
+        let (position, log_hash, then): (i64, [u8; 32], Option<[u8; 32]>) = sqlx::query_as(
+            "select position, log_hash, (select log_hash from events where position = $1 and position <= log_head.position) from log_head",
         )
-        .bind(written.position)
+        .bind(seen.position)
         .fetch_one(connection)
         .await?;
-        if hash == Some(written.log_hash.0) {
+        if seen.position == 0 || then == Some(seen.log_hash.0) {
             return Ok(());
         }
-        tracing::error!(
-            written = written.position,
-            head,
-            "the log no longer has what this process wrote: it was restored to an earlier state"
-        );
         self.memory.forget();
-        self.written = None;
-        (self.forget)();
-        self.head.send_replace(head);
-        Ok(())
+        self.history.rewind(Head { position, log_hash: Hash(log_hash) });
+        Err(Failure::Rewound)
     }
 
     /// The last of the plans is written, and so none of the others ever will be.
@@ -376,7 +381,7 @@ impl Writer {
         let Some(plan) = doubts.pop() else { return vec![] };
         doubts.clear();
         self.last_write.succeeded();
-        self.written = Some(plan.after);
+        self.history.saw(plan.after);
         metrics::histogram!("tenure_append_batch_requests").record(u32::try_from(plan.answers.len()).unwrap_or(u32::MAX));
         metrics::counter!("tenure_events_appended_total").increment(plan.rows.len() as u64);
         self.head.send_if_modified(|head| {
@@ -385,6 +390,13 @@ impl Writer {
             moved
         });
         plan.answers
+    }
+}
+
+/// Tells callers that nothing was written.
+fn answer_unavailable(batch: Vec<Prepared>) {
+    for request in batch {
+        let _ = request.reply.send(Err(AppendError::Unavailable));
     }
 }
 

@@ -97,6 +97,10 @@ const COLUMNS: &[(&str, &[(&str, Holds)])] = {
                 ("recorded_at", N),
             ],
         ),
+        (
+            "kept_answers",
+            &[("tenant_id", N), ("scope", N), ("key", S), ("fingerprint", S), ("drawn", S), ("answer", S), ("recorded_at", N)],
+        ),
         ("leases", &[("name", N), ("owner", N), ("epoch", N), ("until", N)]),
         // Keyed hashes of addresses, kept for a quarter of an hour.
         ("login_attempts", &[("tenant_id", N), ("account", S), ("origin", S), ("failures", N), ("since", N)]),

@@ -25,7 +25,8 @@ create function read.spaced(plain text) returns text language sql immutable para
   select regexp_replace(plain, '[\u0E00-\u0EFF\u1000-\u109F\u1780-\u17FF\u3005-\u3007\u3021-\u302F\u3031-\u30FA\u30FC-\u9FFF\uA960-\uA97F\uAC00-\uD7FF\uF900-\uFAFF\U00020000-\U0003FFFF]+', ' ', 'g')
 $$;
 
-create or replace function read.words(tenant uuid, said text) returns tsvector language sql immutable parallel safe set search_path = pg_catalog, pg_temp as $$
+-- Its cost is that of a long text, so that the indexes over it are used, also for words that most texts have.
+create or replace function read.words(tenant uuid, said text) returns tsvector language sql immutable parallel safe cost 20000 set search_path = pg_catalog, pg_temp as $$
   select array_to_tsvector(array_append(read.grams(plain, true), tenant::text)) || to_tsvector('simple', read.spaced(plain))
   from (select read.plain(said) as plain) text
 $$;
