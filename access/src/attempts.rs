@@ -121,6 +121,9 @@ impl Access {
 
     /// Takes an attempt back: its password was right, which makes good those before it from there; or it was not looked at.
     pub(crate) async fn take_back(&self, attempt: &Attempt, was_right: bool) -> Result<(), AccessError> {
+        if was_right {
+            self.inner.shut.remove(&(attempt.account, attempt.origin.clone()));
+        }
         let all: &[u8] = if attempt.is_source { ALL } else { &attempt.origin };
         sqlx::query(
             "update ops.login_attempts set failures = case when origin = $3 and $5 then 0 else greatest(failures - 1, 0) end
@@ -134,6 +137,13 @@ impl Access {
         .execute(self.store().pool())
         .await?;
         Ok(())
+    }
+
+    /// [`Access::take_back`] for a right password. Whoever knows it is let in, also where the count cannot be corrected.
+    pub(crate) async fn make_good(&self, attempt: &Attempt) {
+        if let Err(error) = self.take_back(attempt, true).await {
+            tracing::warn!(%error, "attempts before a right password cannot be taken back");
+        }
     }
 
     /// Begins all counts of an account again: its owner has shown to be who they are by other means.

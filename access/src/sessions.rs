@@ -163,7 +163,7 @@ impl Access {
         };
         match (checked, user) {
             (Checked::Right { better }, Some(user)) => {
-                self.take_back(&attempt, true).await?;
+                self.make_good(&attempt).await;
                 let tokens = self.entered(asked, user, better, &login).await?;
                 let device = device.unwrap_or_else(|| self.store().fresh_id());
                 Ok(Tokens { device_token: Some(self.device_token(asked, device)), ..tokens })
@@ -254,7 +254,7 @@ impl Access {
         let Some((attempt, checked)) = self.try_password(account, origin, party, password, stored).await? else { return Ok(false) };
         let right = checked != Checked::Wrong;
         if right {
-            self.take_back(&attempt, true).await?;
+            self.make_good(&attempt).await;
         } else {
             self.failed(stream, attempt.is_last).await;
         }

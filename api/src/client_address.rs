@@ -45,7 +45,8 @@ impl TrustedProxies {
     /// The address that a request from `peer` comes from.
     fn resolve(&self, peer: IpAddr, headers: &HeaderMap) -> IpAddr {
         let mut address = peer.to_canonical();
-        let values: Vec<_> = headers.get_all(X_FORWARDED_FOR).iter().filter_map(|value| value.to_str().ok()).collect();
+        // A line that is no text ends the way back, as any hop does that is no address.
+        let values: Vec<_> = headers.get_all(X_FORWARDED_FOR).iter().map(|value| value.to_str().unwrap_or_default()).collect();
         for hop in values.iter().rev().flat_map(|value| value.rsplit(',')) {
             if !self.contains(address) {
                 break;

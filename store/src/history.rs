@@ -1,6 +1,7 @@
 //! What this process remembers of the log, and noticing that the log was restored to an earlier state.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 use tokio::sync::watch;
@@ -12,6 +13,8 @@ use crate::{Head, Store};
 /// The furthest head that this process has seen, with everything that it remembers of the log up to there.
 pub(crate) struct History {
     seen: Mutex<Head>,
+    /// Rises with every rewind: what was decided and sealed before one is not written after it.
+    generation: AtomicU64,
     keyring: Arc<Keyring>,
     cache: Arc<Cache>,
     head: watch::Sender<i64>,
@@ -19,12 +22,17 @@ pub(crate) struct History {
 
 impl History {
     pub(crate) fn new(seen: Head, keyring: Arc<Keyring>, cache: Arc<Cache>, head: watch::Sender<i64>) -> Self {
-        Self { seen: Mutex::new(seen), keyring, cache, head }
+        Self { seen: Mutex::new(seen), generation: AtomicU64::new(0), keyring, cache, head }
     }
 
     /// The furthest head seen.
     pub(crate) fn seen(&self) -> Head {
         *self.seen.lock()
+    }
+
+    /// The number of rewinds so far.
+    pub(crate) fn generation(&self) -> u64 {
+        self.generation.load(Ordering::SeqCst)
     }
 
     /// Notes a head. One that lies before the furthest says nothing: reads overtake one another.
@@ -35,9 +43,17 @@ impl History {
         }
     }
 
-    /// The log does not have what was seen: nothing that is remembered holds any more, neither states of aggregates nor keys of data subjects.
-    pub(crate) fn rewind(&self, to: Head) {
-        let seen = std::mem::replace(&mut *self.seen.lock(), to);
+    /// The log, which ends at `to`, does not have what was seen: nothing that is remembered holds any more, neither states of aggregates nor keys of data subjects. Does
+    /// nothing where another task has noticed already.
+    pub(crate) fn rewind(&self, seen: Head, to: Head) {
+        {
+            let mut now = self.seen.lock();
+            if *now != seen {
+                return;
+            }
+            *now = to;
+            self.generation.fetch_add(1, Ordering::SeqCst);
+        }
         tracing::error!(
             seen = seen.position,
             head = to.position,
@@ -54,8 +70,9 @@ impl Store {
     /// database that was restored, lacks it.
     pub async fn recognise(&self) -> Result<(), sqlx::Error> {
         let history = &self.inner.history;
-        if self.confirm(history.seen()).await?.is_err() {
-            history.rewind(self.head().await?);
+        let seen = history.seen();
+        if self.confirm(seen).await?.is_err() {
+            history.rewind(seen, self.head().await?);
         }
         Ok(())
     }

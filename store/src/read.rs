@@ -85,26 +85,28 @@ impl Store {
         last.bind(aggregate).bind(stream.to_string()).fetch_optional(self.pool()).await
     }
 
-    /// The streams of a tenant in which one of these events has ever named a user in this field of its payload, up to a position; each with its aggregate type, the oldest
-    /// first.
+    /// The streams of a tenant in which one of these events has ever named a user in this field of its payload, up to a position; each with its aggregate type, the newest
+    /// first, `limit` of them.
     pub async fn streams_naming(
         &self,
         tenant: TenantId,
         user: UserId,
         events: &[(&str, &str)],
         position: i64,
+        limit: i64,
     ) -> Result<Vec<(String, StreamId)>, sqlx::Error> {
         let (types, fields): (Vec<&str>, Vec<&str>) = events.iter().copied().unzip();
         let named: Vec<(String, String)> = sqlx::query_as(
             "select aggregate_type, aggregate_id from events
              where tenant_id = $1 and position <= $2 and event_type = any($3) and payload ->> ($4::text[])[array_position($3, event_type)] = $5
-             group by aggregate_type, aggregate_id order by min(position)",
+             group by aggregate_type, aggregate_id order by max(position) desc limit $6",
         )
         .bind(tenant.0)
         .bind(position)
         .bind(types)
         .bind(fields)
         .bind(user.to_string())
+        .bind(limit)
         .fetch_all(self.pool())
         .await?;
         Ok(named.into_iter().filter_map(|(aggregate, stream)| Some((aggregate, stream.parse().ok()?))).collect())

@@ -19,8 +19,8 @@ use uuid::Uuid;
 pub use entity_tag::{Condition, EntityTag};
 pub use query::{After, ListBody, Listed, Listing, Params, Query, Reflecting, Shown, Sought};
 pub(crate) use query::{bad_query, paging, unless_empty};
-pub(crate) use repeat::nothing;
-pub use repeat::{Drawn, ItemKeys, Repeat};
+pub use repeat::{Drawn, ItemKeys, Repeat, Unfinished};
+pub(crate) use repeat::{nothing, unless_final};
 pub(crate) use write::traceparent;
 pub use write::{Body, Write, Written, WrittenBody};
 

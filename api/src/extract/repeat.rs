@@ -58,6 +58,18 @@ impl FromRequestParts<App> for Repeat {
     }
 }
 
+/// Marks an answer of which some items failed for a reason that may pass: it is not kept.
+#[derive(Clone, Copy, Debug)]
+pub struct Unfinished;
+
+/// Marks an answer as [`Unfinished`] where one of these problems is no refusal.
+pub(crate) fn unless_final<'a>(mut response: Response, problems: impl IntoIterator<Item = &'a Problem>) -> Response {
+    if problems.into_iter().any(|problem| !problem.is_refusal()) {
+        response.extensions_mut().insert(Unfinished);
+    }
+    response
+}
+
 /// Where nothing is drawn.
 pub(crate) async fn nothing() -> Result<(), Problem> {
     Ok(())
@@ -163,6 +175,8 @@ impl Repeat {
         }
         let value = serde_json::from_slice(&kept.drawn).map_err(internal)?;
         match run(Drawn { value, keys: ItemKeys(Some(key.clone())) }).await {
+            // What may yet be done is done when the request comes again, with the same that was drawn.
+            Ok(response) if response.extensions().get::<Unfinished>().is_some() => Ok(response),
             Ok(response) => {
                 let (answer, response) = Answer::of(response).await?;
                 let answer = serde_json::to_vec(&answer).map_err(internal)?;

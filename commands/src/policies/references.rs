@@ -9,16 +9,18 @@ use cqrs_es::Aggregate as _;
 use domain::identity::user::User;
 use domain::{Aggregate, StreamId, TenantId, UserId};
 use store::{RawEvent, Store};
+use uuid::Uuid;
 
+use crate::lookup;
 use crate::policy::{Answer, Reaction, retry, unreadable};
 
-/// How many streams let go of one user at most; nobody has been given more.
+/// How many streams let go of one user at most, the newest first.
 const MOST: usize = 10_000;
 
 /// A stream with its aggregate type.
 type Naming = (String, StreamId);
-/// The streams that an event at a position is answered for.
-type Listed = (i64, Arc<[Naming]>);
+/// The streams that an event, by its id, is answered for.
+type Listed = (Uuid, Arc<[Naming]>);
 
 /// The policy.
 #[derive(Default)]
@@ -32,8 +34,7 @@ const REMEMBERED: usize = 64;
 
 impl References {
     async fn naming(&self, store: &Store, event: &RawEvent, user: UserId) -> Result<Arc<[Naming]>, HandlerError> {
-        let position = event.position;
-        let known = |listed: &Vec<Listed>| listed.iter().find(|(at, _)| *at == position).map(|(_, naming)| naming.clone());
+        let known = |listed: &Vec<Listed>| listed.iter().find(|(id, _)| *id == event.event_id).map(|(_, naming)| naming.clone());
         if let Some(naming) = known(&self.listed.lock().unwrap_or_else(PoisonError::into_inner)) {
             return Ok(naming);
         }
@@ -41,13 +42,14 @@ impl References {
             ($($aggregate:ty,)*) => { [$(<$aggregate as Aggregate>::NAMES_USERS),*].concat() };
         }
         let events = domain::for_each_aggregate!(all);
-        let named = store.streams_naming(TenantId(event.tenant_id), user, &events, position).await.map_err(retry)?;
-        let naming: Arc<[Naming]> = named.into_iter().take(MOST).collect();
+        let limit = i64::try_from(MOST).unwrap_or(i64::MAX);
+        let named = store.streams_naming(TenantId(event.tenant_id), user, &events, event.position, limit).await.map_err(retry)?;
+        let naming: Arc<[Naming]> = named.into();
         let mut listed = self.listed.lock().unwrap_or_else(PoisonError::into_inner);
         if listed.len() >= REMEMBERED {
             listed.remove(0);
         }
-        listed.push((position, naming.clone()));
+        listed.push((event.event_id, naming.clone()));
         Ok(naming)
     }
 }
@@ -68,6 +70,11 @@ impl Reaction for References {
         let naming = self.naming(store, event, user).await?;
         let Some((aggregate, stream)) = naming.get(n) else { return Ok(None) };
         let gone = event.event_type == "user.deleted";
+        // Deactivated and active again since: what they have been given meanwhile stays theirs.
+        let (found, _) = lookup::user(store, TenantId(event.tenant_id), user).await.map_err(retry)?;
+        if !gone && found.is_some_and(|(_, person)| person.active) {
+            return Ok(None);
+        }
         macro_rules! one {
             ($($of:ty,)*) => { $(
                 if aggregate == <$of as cqrs_es::Aggregate>::TYPE {

@@ -149,6 +149,8 @@ pub(crate) struct Prepared {
     pub(crate) preconditions: Vec<Precondition>,
     pub(crate) keys: Vec<Key>,
     pub(crate) metadata: String,
+    /// Of the history that it was made for.
+    pub(crate) generation: u64,
     pub(crate) reply: oneshot::Sender<Result<Appended, AppendError>>,
 }
 
@@ -233,6 +235,7 @@ impl Store {
     }
 
     async fn prepare(&self, request: Append, reply: oneshot::Sender<Result<Appended, AppendError>>) -> Result<Prepared, AppendError> {
+        let generation = self.inner.history.generation();
         let Append { tenant, streams, preconditions, keys, metadata } = request;
         let metadata = serde_json::to_string(&metadata).map_err(|e| AppendError::Failed(e.to_string()))?;
         let mut ready = Vec::with_capacity(streams.len());
@@ -284,7 +287,7 @@ impl Store {
                 precondition
             })
             .collect();
-        Ok(Prepared { tenant, streams: ready, preconditions, keys, metadata, reply })
+        Ok(Prepared { tenant, streams: ready, preconditions, keys, metadata, generation, reply })
     }
 }
 

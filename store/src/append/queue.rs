@@ -72,19 +72,6 @@ impl Queue {
         }
     }
 
-    /// Everything that waits.
-    pub(crate) fn drain(&self) -> Vec<Prepared> {
-        let mut lines = self.lines.lock();
-        let mut all = Vec::new();
-        loop {
-            let batch = lines.take(self.batch);
-            if batch.is_empty() {
-                return all;
-            }
-            all.extend(batch);
-        }
-    }
-
     /// No more requests; those that wait are still served.
     pub(crate) fn close(&self) {
         self.lines.lock().closed = true;

@@ -161,13 +161,26 @@ impl Writer {
                 },
                 taken = self.queue.take(), if open && room && careful.is_empty() => match taken {
                     None => open = false,
-                    Some(batch) => self.decide(batch, &mut draft, &mut careful),
+                    Some(batch) => {
+                        let batch = self.current(batch);
+                        self.decide(batch, &mut draft, &mut careful);
+                    }
                 },
             }
         }
         if let Some(connection) = self.connection.take() {
             let _ = connection.close().await;
         }
+    }
+
+    /// The requests of a batch that were made since the log was last restored to an earlier state. The others were decided upon a history that is gone, and fail.
+    fn current(&self, batch: Vec<Prepared>) -> Vec<Prepared> {
+        let generation = self.history.generation();
+        let (current, gone): (Vec<_>, Vec<_>) = batch.into_iter().partition(|request| request.generation == generation);
+        for request in gone {
+            let _ = request.reply.send(Err(AppendError::Unavailable));
+        }
+        current
     }
 
     /// Decides what can be decided from memory; the rest has to be read for.
@@ -232,10 +245,7 @@ impl Writer {
         };
         self.memory.forget();
         let mut reachable = match &failure {
-            Failure::Rewound => {
-                answer_unavailable(self.queue.drain());
-                false
-            }
+            Failure::Rewound => false,
             Failure::Connection(error) => {
                 tracing::warn!(%error, requests = batch.len(), "the log cannot be reached");
                 self.last_write.failed(error.to_string());
@@ -277,6 +287,9 @@ impl Writer {
         let deadline = Instant::now() + PATIENCE;
         let mut pause = Duration::from_millis(10);
         loop {
+            if batch.iter().any(|request| request.generation != self.history.generation()) {
+                return Err(Failure::Rewound);
+            }
             let attempt = tokio::time::timeout(ATTEMPT, self.attempt(batch, &mut doubts)).await;
             let error = match attempt.unwrap_or_else(|_| Err(Failure::lost("no answer in time"))) {
                 Ok(answers) => return Ok(answers),
@@ -372,7 +385,7 @@ impl Writer {
             return Ok(());
         }
         self.memory.forget();
-        self.history.rewind(Head { position, log_hash: Hash(log_hash) });
+        self.history.rewind(seen, Head { position, log_hash: Hash(log_hash) });
         Err(Failure::Rewound)
     }
 
@@ -390,13 +403,6 @@ impl Writer {
             moved
         });
         plan.answers
-    }
-}
-
-/// Tells callers that nothing was written.
-fn answer_unavailable(batch: Vec<Prepared>) {
-    for request in batch {
-        let _ = request.reply.send(Err(AppendError::Unavailable));
     }
 }
 

@@ -21,7 +21,7 @@ use utoipa_axum::routes;
 use uuid::Uuid;
 
 use crate::app::App;
-use crate::extract::{Body, Caller, Drawn, Params, Repeat, TENURE_POSITION, Write, nothing, path_param, traceparent};
+use crate::extract::{Body, Caller, Drawn, Params, Repeat, TENURE_POSITION, Write, nothing, path_param, traceparent, unless_final};
 use crate::problem::Problem;
 use crate::routes::Refusals;
 
@@ -158,8 +158,9 @@ async fn record(app: App, recorder: Recorder, meter: Meter, usage: RecordUsage) 
             let ids: Vec<String> = items.iter().map(|item| item.id.as_str().to_owned()).collect();
             let answers = app.executor.record_each(recording(items)).await;
             let last = answers.iter().flatten().map(|recorded| recorded.position).max();
-            let data = ids.into_iter().zip(answers).map(|(id, answer)| RecordedItem::of(id, answer)).collect();
-            let mut response = Json(RecordedUsage { data }).into_response();
+            let data: Vec<_> = ids.into_iter().zip(answers).map(|(id, answer)| RecordedItem::of(id, answer)).collect();
+            let problems: Vec<Problem> = data.iter().filter_map(|item| item.problem.clone()).collect();
+            let mut response = unless_final(Json(RecordedUsage { data }).into_response(), &problems);
             if let Some(position) = last {
                 response.headers_mut().insert(TENURE_POSITION, HeaderValue::from(position));
             }

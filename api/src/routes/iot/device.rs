@@ -31,7 +31,7 @@ use uuid::Uuid;
 use crate::app::App;
 use crate::extract::{
     After, Body, Caller, Drawn, Id, ListBody, Listed, Listing, Params, Query, Repeat, Shown, Sought, Write, WrittenBody, paging,
-    unless_empty,
+    unless_empty, unless_final,
 };
 use crate::problem::Problem;
 use crate::routes::Refusals;
@@ -141,8 +141,9 @@ async fn preregister_devices(
         };
         let each: Vec<_> = devices.clone().into_iter().zip(value).enumerate().map(one).collect();
         async move {
-            let data = futures::stream::iter(each).buffered(AT_A_TIME).collect().await;
-            Ok(Json(PreregisteredDevices { data }).into_response())
+            let data: Vec<Preregistered> = futures::stream::iter(each).buffered(AT_A_TIME).collect().await;
+            let problems: Vec<Problem> = data.iter().filter_map(|device| device.problem.clone()).collect();
+            Ok(unless_final(Json(PreregisteredDevices { data }).into_response(), &problems))
         }
     };
     repeat.once(&asked, draw, run).await

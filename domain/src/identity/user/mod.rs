@@ -471,8 +471,10 @@ impl crate::Aggregate for User {
     fn mails(event: &Event) -> Option<MailCause> {
         match event {
             Event::Invited { .. } | Event::InvitationResent { .. } | Event::EmailVerificationRequested { .. } => Some(MailCause::Members),
-            Event::PasswordResetRequested { welcome: false, .. } | Event::LoginAttemptsLimited { .. } => Some(MailCause::Anybody),
-            Event::PasswordResetRequested { welcome: true, .. }
+            Event::PasswordResetRequested { welcome: false, .. } => Some(MailCause::Anybody),
+            // Once a day at most: strangers must not be able to use up the warning of a victim.
+            Event::LoginAttemptsLimited { .. }
+            | Event::PasswordResetRequested { welcome: true, .. }
             | Event::Registered { .. }
             | Event::InvitationAccepted { .. }
             | Event::InvitationDeclined
