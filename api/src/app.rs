@@ -173,6 +173,10 @@ impl Drop for Place {
 
 /// Leaves half of the requests that are worked on at a time to others than any one address.
 async fn share(State(shares): State<Shares>, address: ClientAddress, request: axum::extract::Request, next: middleware::Next) -> Response {
+    // A request that came over no connection has no address.
+    if address.0.is_unspecified() {
+        return next.run(request).await;
+    }
     let source = address.source();
     {
         let mut taken = shares.taken.lock();

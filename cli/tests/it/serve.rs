@@ -65,8 +65,12 @@ async fn while_postgres_is_stopped_answers_are_503_with_retry_after_and_it_works
     process.ready("ok").await;
     process.provision("after").await;
     let renamed = process.post(&format!("/v1/tenants/{id}/rename"), json!({"name": "Still here"})).await.json::<Value>().await.unwrap();
-    let shown = process.get(&format!("/v1/tenants/{id}?after={}", renamed["position"])).await.json::<Value>().await.unwrap();
-    assert_eq!(shown["name"], "Still here");
+    // The projector may be in the pause before it tries again, which is longer than a query waits.
+    testing::eventually("the query shows it", || async {
+        let shown = process.get(&format!("/v1/tenants/{id}?after={}", renamed["position"])).await.json::<Value>().await.ok()?;
+        (shown["name"] == "Still here").then_some(())
+    })
+    .await;
     site.assert_sound().await;
     assert!(process.stop().await);
 }
