@@ -25,7 +25,7 @@ struct Form {
 
 impl Form {
     fn new(body: Bytes, suffix: &str) -> Self {
-        let digest = Sha256::digest(&body).iter().take(12).map(|byte| format!("{byte:02x}")).collect::<String>();
+        let digest = hex::encode(&Sha256::digest(&body)[..12]);
         let etag = HeaderValue::from_str(&format!("\"{digest}{suffix}\"")).unwrap_or_else(|_| HeaderValue::from_static("\"\""));
         Self { body, etag }
     }

@@ -67,6 +67,7 @@ impl RoleName {
 }
 
 /// Runs the roles until cancelled, then finishes what was accepted.
+#[expect(clippy::too_many_lines, reason = "a list of the parts of a process, in the order in which they start")]
 pub(crate) async fn run(site: &Site, roles: &[RoleName], listener: Option<TcpListener>, cancel: CancellationToken) -> anyhow::Result<()> {
     Site::raise_file_limit();
     let has = |role| roles.contains(&role);
@@ -141,7 +142,7 @@ pub(crate) async fn run(site: &Site, roles: &[RoleName], listener: Option<TcpLis
             let probe = probe(store.clone(), bus, reads.clone(), relaying, feed);
             let operations = Operations::new(probe, metrics);
             let app = App { executor, reads, access, payments, dns: Arc::new(Site::dns()?), operations };
-            let limits = site.limits()?;
+            let limits = Site::limits()?;
             let (connections, proxies) = (limits.connections, limits.trusted_proxies.clone());
             let apart = match Site::operations_address()? {
                 Some(address) => {

@@ -158,7 +158,7 @@ impl Site {
     }
 
     /// What bounds the load of the API, and who is believed about where requests come from.
-    pub(crate) fn limits(&self) -> anyhow::Result<Limits> {
+    pub(crate) fn limits() -> anyhow::Result<Limits> {
         let default = Limits::default();
         let (files, connections) = (file_limit(), default.connections);
         let at_a_time = number("TENURE_API_CONNECTIONS", connections.at_a_time.min(files))?;

@@ -46,7 +46,6 @@ pub fn parse(bytes: &[u8]) -> Result<Value, JsonError> {
     let (path, fault) = (RefCell::new(Vec::new()), RefCell::new(None));
     let mut deserializer = serde_json::Deserializer::from_str(text);
     let value = Strict { path: &path, fault: &fault }.deserialize(&mut deserializer).and_then(|value| deserializer.end().map(|()| value));
-    let pointer = || path.borrow().iter().map(|step: &String| format!("/{}", step.replace('~', "~0").replace('/', "~1"))).collect();
     match value {
         Ok(value) => match fault.take() {
             Some((pointer, error)) => Err(JsonError::Value { pointer, error }),
@@ -54,10 +53,15 @@ pub fn parse(bytes: &[u8]) -> Result<Value, JsonError> {
         },
         // The parser has one kind of error for all that is no JSON; a surrogate without its pair is JSON, but no text.
         Err(error) if error.to_string().contains("surrogate") || error.to_string().contains("end of hex escape") => {
-            Err(not_unicode(pointer()))
+            Err(not_unicode(pointer(&path.borrow())))
         }
         Err(error) => Err(JsonError::Syntax(error.to_string())),
     }
+}
+
+/// A JSON Pointer (RFC 6901) of these steps.
+fn pointer(path: &[String]) -> String {
+    path.iter().fold(String::new(), |pointer, step| pointer + "/" + &step.replace('~', "~0").replace('/', "~1"))
 }
 
 /// Builds a value, and remembers the first fault in it.
@@ -70,7 +74,7 @@ struct Strict<'a> {
 impl Strict<'_> {
     fn report(self, error: TextError) {
         let path = self.path.borrow();
-        let pointer = path.iter().map(|step| format!("/{}", step.replace('~', "~0").replace('/', "~1"))).collect();
+        let pointer = pointer(&path);
         self.fault.borrow_mut().get_or_insert((pointer, error));
     }
 

@@ -3,6 +3,8 @@
 //!
 //! All text is normalised to NFC (Unicode Standard Annex 15), so that names which look the same are the same: in unique keys, in searches and on the page.
 
+use std::fmt::Write as _;
+
 use serde::Deserialize;
 use unicode_normalization::UnicodeNormalization as _;
 use unicode_normalization::char::is_combining_mark;
@@ -198,7 +200,7 @@ fn https_url(text: &str, max: usize) -> Result<String, TextError> {
 fn language_tag(text: &str) -> Result<String, TextError> {
     let text = line(text, 35)?;
     let tag = oxilangtag::LanguageTag::parse_and_normalize(&text);
-    tag.map(|tag| tag.into_inner()).map_err(|_| TextError::Malformed("must be a language tag, such as en-GB"))
+    tag.map(oxilangtag::LanguageTag::into_inner).map_err(|_| TextError::Malformed("must be a language tag, such as en-GB"))
 }
 
 /// A time zone of the IANA database, by its name there.
@@ -312,7 +314,12 @@ text_types! {
 
 impl From<[u8; 32]> for Sha256 {
     fn from(digest: [u8; 32]) -> Self {
-        Self(digest.iter().map(|byte| format!("{byte:02x}")).collect())
+        let mut text = String::with_capacity(64);
+        for byte in digest {
+            // Writing to a string cannot fail.
+            let _ = write!(text, "{byte:02x}");
+        }
+        Self(text)
     }
 }
 

@@ -109,6 +109,7 @@ impl Condition {
 mod tests {
     use super::*;
 
+    #[expect(clippy::option_option, reason = "no condition, any version, or these")]
     fn versions(text: &str) -> Option<Option<Vec<i64>>> {
         Condition::parse(text).map(|condition| condition.versions())
     }

@@ -137,12 +137,12 @@ async fn a_device_on_which_somebody_has_logged_in_is_never_kept_out_by_guesses_f
     // Twelve addresses: each is shut out by its tenth guess, and all together by the hundredth.
     let mut guessed = 0;
     for n in 0..12 {
-        let guesser = platform.from(&format!("192.0.2.{n}"));
+        let other = platform.from(&format!("192.0.2.{n}"));
         for _ in 0..11 {
-            assert_eq!(guesser.login(tenant, "ada@example.com", "wrong").await.err().unwrap().field("code"), "auth.invalid_credentials");
+            assert_eq!(other.login(tenant, "ada@example.com", "wrong").await.err().unwrap().field("code"), "auth.invalid_credentials");
             guessed += 1;
         }
-        assert!(guesser.login(tenant, "ada@example.com", PASSWORD).await.is_err(), "nor with the right one");
+        assert!(other.login(tenant, "ada@example.com", PASSWORD).await.is_err(), "nor with the right one");
         if n < 3 {
             assert!(home.login(tenant, "ada@example.com", PASSWORD).await.is_ok(), "another address is not shut out with them");
         }

@@ -154,9 +154,9 @@ async fn a_get_of_what_the_log_has_waits_for_the_read_model_and_a_position_beyon
         let ticket = agent.post("/v1/tickets", json!({"subject": "Help", "body": "x"})).await;
         let path = ticket.header("location").to_owned();
         let thread = format!("{path}/thread");
-        let (shown, thread, none) = tokio::join!(agent.get(&path), agent.get(&thread), stranger.get(&path));
+        let (shown, thread, hidden) = tokio::join!(agent.get(&path), agent.get(&thread), stranger.get(&path));
         assert_eq!(
-            (shown.status, thread.status, none.status),
+            (shown.status, thread.status, hidden.status),
             (StatusCode::OK, StatusCode::OK, StatusCode::NOT_FOUND),
             "{n}: {}",
             shown.text

@@ -179,7 +179,7 @@ async fn tickets_are_found_by_numbers_parts_of_words_and_inside_of_sentences() {
         ("vienna -café", None),
         ("nothing or vienna", Some(1)),
     ] {
-        let encoded: String = q.bytes().map(|byte| format!("%{byte:02X}")).collect();
+        let encoded = q.bytes().fold(String::new(), |text, byte| text + &format!("%{byte:02X}"));
         let answer = person.client.get(&format!("/v1/tickets?q={encoded}")).await;
         let rows: Vec<&str> = answer.json["data"].as_array().unwrap().iter().map(|row| row["id"].as_str().unwrap()).collect();
         let expected: Vec<&str> = found.map(|n: usize| ids[n].as_str()).into_iter().collect();
@@ -269,6 +269,7 @@ async fn tried(
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[expect(clippy::too_many_lines, reason = "a list of all aggregates, one after the other")]
 async fn whatever_every_aggregate_accepts_the_log_the_guards_and_the_read_models_hold_equal() {
     let rounds = if std::env::var_os("TENURE_TEST_HEAVY").is_some() { 200 } else { 12 };
     let house = House::new().await;
@@ -278,7 +279,7 @@ async fn whatever_every_aggregate_accepts_the_log_the_guards_and_the_read_models
     let mut draw = Draw(TestRunner::deterministic());
     let mut counted = std::collections::BTreeMap::new();
     let n = &mut counted;
-    let (post, patch) = (Method::POST, Method::PATCH);
+    let (post, merge) = (Method::POST, Method::PATCH);
     for round in 0..rounds {
         // tenant
         let own = format!("/v1/tenants/{}", house.tenant);
@@ -286,7 +287,7 @@ async fn whatever_every_aggregate_accepts_the_log_the_guards_and_the_read_models
         let slug = draw.of("[a-z]{3}(-[a-z0-9]{1,10}){0,3}");
         tried(n, "tenant", platform, post.clone(), "/v1/tenants", json!({"slug": slug, "name": draw.of(text()), "owner": owner})).await;
         tried(n, "tenant", admin, post.clone(), &format!("{own}/rename"), json!({"name": draw.of(text())})).await;
-        tried(n, "tenant settings", admin, patch.clone(), &format!("{own}/settings"), draw.of(object())).await;
+        tried(n, "tenant settings", admin, merge.clone(), &format!("{own}/settings"), draw.of(object())).await;
         tried(
             n,
             "tenant",
@@ -311,7 +312,7 @@ async fn whatever_every_aggregate_accepts_the_log_the_guards_and_the_read_models
         if user.status == StatusCode::CREATED {
             let zone = draw.of(prop::sample::select(vec!["Europe/Vienna", "Pacific/Kiritimati", "Mars/Base", "UTC"]));
             let profile = json!({"name": draw.of(text()), "locale": draw.of("[a-zA-Z]{2}(-[A-Za-z0-9]{1,8}){0,2}"), "time_zone": zone});
-            tried(n, "profile", admin, patch.clone(), &format!("/v1/users/{}", user.field("id")), profile).await;
+            tried(n, "profile", admin, merge.clone(), &format!("/v1/users/{}", user.field("id")), profile).await;
         }
         tried(n, "invitation", admin, post.clone(), "/v1/invitations", json!({"email": format!("i{round}@x.example"), "name": draw.of(text()), "role": "user", "expires_in_hours": draw.of(0_u32..800)})).await;
         // role, api_key
@@ -396,9 +397,9 @@ async fn whatever_every_aggregate_accepts_the_log_the_guards_and_the_read_models
         if device.status == StatusCode::CREATED {
             let path = format!("/v1/devices/{}", device.field("id"));
             tried(n, "accept", admin, post.clone(), &format!("{path}/accept"), json!({})).await;
-            tried(n, "metadata", admin, patch.clone(), &format!("{path}/metadata"), draw.of(object())).await;
+            tried(n, "metadata", admin, merge.clone(), &format!("{path}/metadata"), draw.of(object())).await;
             for _ in 0..3 {
-                tried(n, "desired state", admin, patch.clone(), &format!("{path}/desired-state"), draw.of(object())).await;
+                tried(n, "desired state", admin, merge.clone(), &format!("{path}/desired-state"), draw.of(object())).await;
             }
             let command = json!({"method": "m", "params": draw.of(object()), "expires_at": draw.of(time())});
             tried(n, "command", admin, post.clone(), &format!("{path}/commands"), command).await;

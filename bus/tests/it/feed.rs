@@ -142,7 +142,8 @@ async fn a_forged_message_or_chain_is_handed_to_no_handler_and_shows_in_the_stat
     // And once real events have taken those positions, the forged ones are still not believed.
     append(&store, 10).await;
     eventually("the handler has the real ones", || async { (recorder.seen.lock().len() >= 15).then_some(()) }).await;
-    assert_eq!(*recorder.seen.lock(), log_of(&store).await);
+    let log = log_of(&store).await;
+    assert_eq!(*recorder.seen.lock(), log);
     // A rebuilt stream is believed again.
     bus::mirror::rebuild(&store, &bus).await.unwrap();
     tokio::time::timeout(testing::PATIENCE, state.wait_for(|state| *state == FeedState::Listening))
@@ -178,7 +179,8 @@ async fn a_checkpoint_that_the_log_does_not_confirm_stops_its_handler_until_it_i
     assert_eq!(recorder.seen.lock().len(), 1, "nothing was handled meanwhile");
     recorder.seen.lock().clear();
     eventually("the handler goes on from the start", || async { (recorder.seen.lock().len() == 10).then_some(()) }).await;
-    assert_eq!((recorder.seen.lock().clone(), recorder.fault.lock().clone()), (log_of(&store).await, None));
+    let log = log_of(&store).await;
+    assert_eq!((recorder.seen.lock().clone(), recorder.fault.lock().clone()), (log, None));
 }
 
 #[tokio::test(flavor = "multi_thread")]

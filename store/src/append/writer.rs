@@ -225,10 +225,9 @@ impl Writer {
         }
         self.memory.forget();
         match verdict {
-            Ok(Verdict::Written | Verdict::Mistaken) => {}
+            Ok(Verdict::Written | Verdict::Mistaken) | Err(Failure::Rewound) => {}
             Ok(Verdict::Moved) => self.lock_first = LOCK_FIRST,
             Err(Failure::Database(error)) => tracing::warn!(%error, "a batch failed"),
-            Err(Failure::Rewound) => {}
             Err(Failure::Connection(error)) => {
                 tracing::warn!(%error, "the connection to the log was lost");
                 return Err(vec![plan]);

@@ -28,10 +28,10 @@ fn with(event: &RawEvent, change: impl FnOnce(&mut Value)) -> RawEvent {
 
 async fn opens(store: &Store, event: &RawEvent) -> Option<String> {
     match store.typed::<Thing>(&[event]).await {
-        Ok(events) => match &events[0].event {
-            Event::Made { words, .. } => words.known().cloned(),
-            other => panic!("{other:?}"),
-        },
+        Ok(events) => {
+            let Event::Made { words, .. } = &events[0].event else { panic!("{:?}", events[0].event) };
+            words.known().cloned()
+        }
         Err(LoadError::Corrupt { reason, .. }) => {
             assert!(reason.contains("cannot be opened"), "{reason}");
             None
@@ -97,8 +97,8 @@ async fn a_sealed_value_opens_in_no_other_field_event_stream_aggregate_tenant_or
         .execute(&env.owner)
         .await
         .unwrap();
-    let moved = RawEvent { tenant_id: twin.0, aggregate_id: StreamId::new(twin, stream.id).to_string(), ..event.clone() };
-    assert_eq!(opens(&store, &moved).await, None, "another tenant");
+    let elsewhere = RawEvent { tenant_id: twin.0, aggregate_id: StreamId::new(twin, stream.id).to_string(), ..event.clone() };
+    assert_eq!(opens(&store, &elsewhere).await, None, "another tenant");
     // What a stream is loaded by knows the ids of its events too.
     let loaded = store.reload::<Thing>(stream).await.unwrap();
     assert!(matches!(&loaded.state.0, Some(Event::Made { words, .. }) if words.known().is_some_and(|words| words == "first")));

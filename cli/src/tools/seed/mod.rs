@@ -118,7 +118,7 @@ impl Town {
 pub(crate) async fn run(dir: &Path, wanted: &Wanted) -> anyhow::Result<()> {
     let cancel = terminal::cancelled_by_signals()?;
     let data = DataDir::open(dir).context("stop the installation first: this needs it for itself")?;
-    private::with_servers(&data, &cancel, async |site| {
+    Box::pin(private::with_servers(&data, &cancel, async |site| {
         if up::has_tenants(&site).await? {
             anyhow::ensure!(
                 wanted.if_empty,
@@ -145,7 +145,7 @@ pub(crate) async fn run(dir: &Path, wanted: &Wanted) -> anyhow::Result<()> {
         background.await?;
         tell(&firms, wanted, &password);
         Ok(())
-    })
+    }))
     .await
 }
 
