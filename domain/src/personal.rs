@@ -7,7 +7,7 @@
 //! * `{"$sealed": {"subject": …, "data": …}}` in the log, on the bus and in exports;
 //! * `{"$erased": {"subject": …}}` what folds meet after the subject's key was destroyed.
 //!
-//! Free-form JSON from outside may therefore not contain keys that begin with `$` (see [`crate::text::JsonObject`]).
+//! Free-form JSON from outside may therefore not contain keys that begin with `$` (see [`crate::json::JsonObject`]).
 
 use serde::{Deserialize, Serialize};
 

@@ -373,7 +373,8 @@ fn a_tenant_is_deleted_only_without_a_live_subscription() {
 fn an_overridden_limit_stands_instead_of_the_subscriptions_until_its_time() {
     let until = Some(day(5));
     let set = Event::LimitOverridden { meter: Meter::Users, limit: 7, until };
-    let override_limit = || OverrideLimit { meter: Meter::Users, limit: 7, until };
+    let override_limit =
+        || OverrideLimit { meter: Meter::Users, limit: 7, until: until.map(|until: DateTime<Utc>| until.try_into().unwrap()) };
     given(&[&provisioned()]).when(now(override_limit())).then_expect_events(vec![set.clone()]);
     given(&[&provisioned(), &set]).when(now(override_limit())).then_expect_events(vec![]);
     given(&[&provisioned()]).when(at(day(5), override_limit())).then_expect_error(Error::BadOverride);
