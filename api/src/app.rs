@@ -61,7 +61,7 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            concurrent_requests: 1024,
+            concurrent_requests: 2048,
             connections: Connections::default(),
             trusted_proxies: TrustedProxies::default(),
             operations_elsewhere: false,
