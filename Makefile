@@ -32,7 +32,7 @@ check: ## Format, lints, documentation.
 
 unit: ## All tests, against real servers that are started once.
 	cargo build --quiet --workspace --all-targets
-	target/debug/testing cargo test --quiet --workspace
+	target/debug/testing cargo test --quiet --workspace --no-fail-fast
 
 soak: setup-tests ## Random faults under load for so many SECONDS (600); prints counts.
 	cargo build --quiet --workspace --all-targets

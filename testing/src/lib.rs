@@ -10,6 +10,7 @@ pub mod servers;
 pub mod stripe;
 pub mod thing;
 
+use std::fmt::Display;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -82,12 +83,22 @@ impl Env {
 
 /// Waits until `probe` answers something.
 pub async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut probe: impl FnMut() -> F) -> T {
+    eventually_else(|| {
+        let answer = probe();
+        async { answer.await.ok_or(what) }
+    })
+    .await
+}
+
+/// Waits until `probe` succeeds; what it said last is said when the wait is over.
+pub async fn eventually_else<T, E: Display, F: Future<Output = Result<T, E>>>(mut probe: impl FnMut() -> F) -> T {
     let deadline = Instant::now() + PATIENCE;
     loop {
-        if let Some(answer) = probe().await {
-            return answer;
-        }
-        assert!(Instant::now() < deadline, "gave up waiting: {what}");
+        let said = match probe().await {
+            Ok(answer) => return answer,
+            Err(said) => said,
+        };
+        assert!(Instant::now() < deadline, "gave up waiting: {said}");
         tick().await;
     }
 }

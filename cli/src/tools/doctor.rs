@@ -25,8 +25,11 @@ const SKEW: TimeDelta = TimeDelta::seconds(2);
 const LAG: i64 = 1_000;
 /// How long a transaction may last.
 const LONG: f64 = 60.0;
-/// How much of a disk has to be free, in percent and bytes.
-const FREE: (u64, u64) = (5, 1 << 30);
+/// How much of a disk has to be free: so many bytes always, and of a small disk so many percent.
+const FREE: u64 = 1 << 30;
+const FREE_PERCENT: u64 = 5;
+/// So many free bytes are enough however large the disk is.
+const PLENTY: u64 = 10 << 30;
 
 /// One thing looked at.
 #[derive(Serialize)]
@@ -222,7 +225,7 @@ async fn agreement(report: &mut Report, store: &Store, projector: &PgPool) -> an
 fn disk(report: &mut Report, what: &str, path: &Path) {
     let Ok(stat) = nix::sys::statvfs::statvfs(path) else { return };
     let (free, all) = (stat.blocks_available() * stat.fragment_size(), stat.blocks() * stat.fragment_size());
-    let enough = free * 100 >= all * FREE.0 && free >= FREE.1;
+    let enough = free >= PLENTY || (free >= FREE && free * 100 >= all * FREE_PERCENT);
     report.say(
         what,
         enough,

@@ -204,8 +204,11 @@ async fn the_doctor_names_cause_and_remedy_of_whatever_is_wrong() {
     let process = site.serve("api,relay,projector");
     process.ready("ok").await;
     process.provision("acme").await;
-    testing::eventually("all is well", || async { (site.doctor().await.0).then_some(()) }).await;
-    let (_, checks) = site.doctor().await;
+    let checks = testing::eventually_else(|| async {
+        let (fine, checks) = site.doctor().await;
+        if fine { Ok(checks) } else { Err(format!("not all is well: {checks:#?}")) }
+    })
+    .await;
     for what in [
         "PostgreSQL",
         "migrations",
