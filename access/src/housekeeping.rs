@@ -19,6 +19,7 @@ impl Access {
         sqlx::query(ended).bind(long_ago).execute(store.pool()).await?;
         sqlx::query("delete from ops.signing_keys where verifies_until < $1").bind(long_ago).execute(store.pool()).await?;
         sqlx::query("delete from ops.login_attempts where since < $1").bind(now - LOCK).execute(store.pool()).await?;
+        sqlx::query("delete from ops.mail_pauses where until < $1").bind(long_ago).execute(store.pool()).await?;
         sqlx::query("delete from ops.mails_caused where day < $1").bind(long_ago.date_naive()).execute(store.pool()).await?;
         // By the type of what is gone too: ids are the clients' own, and somebody else's thing may have the same.
         let gone = "with gone as (

@@ -76,6 +76,7 @@ codes! {
     MALFORMED BAD_REQUEST "request.malformed";
     NOT_FOUND NOT_FOUND "request.not_found";
     MAIL_LIMIT TOO_MANY_REQUESTS "mail.daily_limit";
+    MAIL_PAUSE TOO_MANY_REQUESTS "mail.pause";
     METHOD_NOT_ALLOWED METHOD_NOT_ALLOWED "request.method_not_allowed";
     VERSION_MISMATCH PRECONDITION_FAILED "request.version_mismatch";
     TOO_LARGE PAYLOAD_TOO_LARGE "request.too_large";
@@ -250,6 +251,7 @@ impl From<CommandError> for Problem {
                 Self::of(status_of(kind), code, page, detail).retry_after(retry_after)
             }
             CommandError::MailLimit { retry_after, .. } => Self::new(code::MAIL_LIMIT, detail).retry_after(Some(retry_after)),
+            CommandError::MailPause { retry_after } => Self::new(code::MAIL_PAUSE, detail).retry_after(Some(retry_after)),
             CommandError::QuotaExceeded(exceeded) => {
                 let problem = Self::of(status_of(exceeded.kind()), exceeded.code(), exceeded.page(), detail);
                 Self { exceeded: Some(Box::new(exceeded)), ..problem }

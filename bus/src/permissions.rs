@@ -1,29 +1,24 @@
-//! Permissions of the users of a NATS server: only the relay may publish events.
+//! The accounts and users of a NATS server: only Tenure's own users may publish events.
 //!
-//! The private server of `tenure up` has these users; `tenure bus permissions` prints them for a server of your own.
+//! nats-server checks which subjects a client publishes and subscribes to, but not the subject that a client names for the reply: a subscriber in the account of the stream
+//! could have the server answer into the stream. So subscribers have an account of their own. What they ask of JetStream reaches the stream through service imports, which send
+//! every reply back into the account of whoever asked, and its events through stream imports, which go one way.
+//!
+//! The private server of `tenure up` has these accounts; `tenure bus permissions` prints them for a server of your own.
 
 use serde_json::{Value, json};
 
-/// The subjects that a user may publish to and subscribe to.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Permissions {
-    /// The name of the user.
-    pub name: &'static str,
-    /// Subjects to publish to.
-    pub publish: Vec<String>,
-    /// Subjects to subscribe to.
-    pub subscribe: Vec<String>,
-}
-
+/// The name of the user that the relay, and tools that rebuild the stream, connect as.
+pub const RELAY: &str = "tenure";
 /// The name of the user that Tenure's feeds connect as.
 pub const FEED: &str = "tenure-feed";
 /// The name of the user that outside subscribers connect as.
 pub const SUBSCRIBER: &str = "subscriber";
-/// The prefix of the inboxes of Tenure's own connections, which no subscriber may listen to.
+/// The prefix of the inboxes of Tenure's own connections.
 pub const INBOX: &str = "_INBOX_TENURE";
 
-/// Subjects that a consumer of a stream has to publish to: stream information, creating and polling consumers, acknowledgements.
-const CONSUMING: [&str; 11] = [
+/// What a consumer of a stream asks of JetStream, once per answer: stream information, creating and deleting consumers, acknowledgements.
+const REQUESTS: [&str; 9] = [
     "$JS.API.INFO",
     "$JS.API.STREAM.NAMES",
     "$JS.API.STREAM.INFO.*",
@@ -32,34 +27,47 @@ const CONSUMING: [&str; 11] = [
     "$JS.API.CONSUMER.DELETE.>",
     "$JS.API.CONSUMER.INFO.>",
     "$JS.API.CONSUMER.NAMES.*",
-    "$JS.API.CONSUMER.MSG.NEXT.>",
     "$JS.ACK.>",
-    "$JS.FC.>",
 ];
+/// The request that is answered by many messages.
+const POLL: &str = "$JS.API.CONSUMER.MSG.NEXT.>";
+/// What a push consumer, which Tenure's feed uses, acknowledges the flow of messages by.
+const FLOW: &str = "$JS.FC.>";
 
-/// The permissions of a process without a relay: it consumes the stream, and tells relays that the log has grown.
-pub fn feed(prefix: &str) -> Permissions {
-    let mut publish: Vec<String> = CONSUMING.map(str::to_owned).to_vec();
-    publish.push(format!("{prefix}.hint.*"));
-    Permissions { name: FEED, publish, subscribe: vec![format!("{INBOX}.>")] }
+/// The `accounts` block of a nats-server configuration, which is JSON. `password` tells the password of a user.
+pub fn accounts(prefix: &str, mut password: impl FnMut(&str) -> String) -> Value {
+    let heard = [format!("{prefix}.events.>"), format!("{prefix}.checkpoints.>")];
+    let asked: Vec<&str> = REQUESTS.into_iter().chain([POLL]).collect();
+    let mut exports: Vec<Value> = REQUESTS.iter().map(|subject| json!({"service": subject})).collect();
+    exports.push(json!({"service": POLL, "response": "stream"}));
+    exports.extend(heard.iter().map(|subject| json!({"stream": subject})));
+    let from_tenure = |subject: &str| json!({"account": "TENURE", "subject": subject});
+    let mut imports: Vec<Value> = asked.iter().map(|subject| json!({"service": from_tenure(subject)})).collect();
+    imports.extend(heard.iter().map(|subject| json!({"stream": from_tenure(subject)})));
+    let hint = format!("{prefix}.hint.*");
+    let fed: Vec<&str> = asked.iter().copied().chain([FLOW, &hint]).collect();
+    let hears: Vec<&str> = ["_INBOX.>"].into_iter().chain(heard.iter().map(String::as_str)).collect();
+    let inbox = format!("{INBOX}.>");
+    json!({
+        "TENURE": {
+            "jetstream": "enabled",
+            "users": [
+                {"user": RELAY, "password": password(RELAY)},
+                user(FEED, password(FEED), &fed, &[&inbox]),
+            ],
+            "exports": exports,
+        },
+        "SUBSCRIBERS": {
+            "users": [user(SUBSCRIBER, password(SUBSCRIBER), &asked, &hears)],
+            "imports": imports,
+        },
+    })
 }
 
-/// The permissions of an outside subscriber: it consumes the stream, and hears events and signed checkpoints as they are published.
-pub fn subscriber(prefix: &str) -> Permissions {
-    let subscribe = ["_INBOX.>".to_owned(), format!("{prefix}.events.>"), format!("{prefix}.checkpoints.>")];
-    Permissions { name: SUBSCRIBER, publish: CONSUMING.map(str::to_owned).to_vec(), subscribe: subscribe.to_vec() }
-}
-
-/// The `authorization` block of a nats-server configuration, with passwords to be filled in. The relay, and tools that rebuild the stream, connect as `tenure`.
-pub fn configuration(prefix: &str) -> String {
-    let user = |permissions: &Permissions| {
-        json!({
-            "user": permissions.name,
-            "password": format!("<password of {}>", permissions.name),
-            "permissions": {"publish": {"allow": permissions.publish}, "subscribe": {"allow": permissions.subscribe}},
-        })
-    };
-    let users: Vec<Value> =
-        vec![json!({"user": "tenure", "password": "<password of tenure>"}), user(&feed(prefix)), user(&subscriber(prefix))];
-    format!("authorization {{ users: {:#} }}", Value::from(users))
+fn user(name: &str, password: String, publish: &[&str], subscribe: &[&str]) -> Value {
+    json!({
+        "user": name,
+        "password": password,
+        "permissions": {"publish": {"allow": publish}, "subscribe": {"allow": subscribe}},
+    })
 }

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::Context as _;
-use bus::permissions::{Permissions, feed, subscriber};
+use bus::permissions::accounts;
 use servers::{DataDir, Nats, Postgres, Remembered, ServerError};
 use tokio_util::sync::CancellationToken;
 
@@ -21,9 +21,7 @@ impl Private {
     async fn start(data: &DataDir) -> anyhow::Result<Self> {
         data.stop_left_overs().await?;
         let mut remembered = data.remembered()?;
-        for Permissions { name, publish, subscribe } in [feed(&prefix()), subscriber(&prefix())] {
-            remembered.permit(name, publish, subscribe);
-        }
+        remembered.nats_accounts = Some(accounts(&prefix(), |user| remembered.nats_password_of(user)));
         data.remember(&remembered)?;
         let named = Named::from_env();
         let nats = if named.nats.is_none() { Some(Nats::start(data, &remembered).await?) } else { None };

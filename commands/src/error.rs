@@ -33,6 +33,12 @@ pub enum CommandError {
         /// In how many seconds the next day begins.
         retry_after: u32,
     },
+    /// A mail was sent to this address a moment ago.
+    #[error("a mail was sent to this address just now; the next one can be sent in {retry_after} s")]
+    MailPause {
+        /// In how many seconds the next one can be sent.
+        retry_after: u32,
+    },
     /// A meter's limit does not let so much through.
     #[error("{0}")]
     QuotaExceeded(Exceeded),

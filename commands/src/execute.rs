@@ -265,13 +265,14 @@ impl Executor {
     ) -> Result<Attempt, CommandError> {
         let Loaded { state: mut before, version, since } = loaded;
         let count = i64::try_from(events.len()).unwrap_or(i64::MAX);
-        let causes: Vec<_> = events.iter().filter_map(A::mails).filter(|cause| mails::counts(*cause, &request.actor)).collect();
+        let mut causes = Vec::new();
         let mut new = Vec::with_capacity(events.len());
         let mut preconditions = request.preconditions.clone();
         preconditions.extend(looked.preconditions.iter().cloned());
         let mut allocates = false;
         for event in events {
             preconditions.extend(A::requires(&event, request.stream));
+            causes.extend(before.mails(&event).filter(|cause| mails::counts(cause, &request.actor)));
             let effects = before.effects(&event);
             allocates |= effects.iter().any(|e| matches!(e, Effect::Allocate { .. }));
             new.push(NewEvent {
@@ -303,11 +304,11 @@ impl Executor {
             },
         };
         // One command sends mails of one cause.
-        let counted = match causes.first() {
+        let mails = i32::try_from(causes.len()).unwrap_or(i32::MAX);
+        let counted = match causes.pop() {
             None => None,
             Some(cause) => {
-                let (count, now) = (i32::try_from(causes.len()).unwrap_or(i32::MAX), self.store.clock().now());
-                match mails::count(self.store.pool(), request.stream.tenant, *cause, count, self.mails, now).await {
+                match mails::count(&self.store, request.stream.tenant, cause, mails, self.mails).await {
                     Ok(counted) => Some(counted),
                     // A request that is repeated is answered as it was.
                     Err(refused) => return self.conclude(request, version, || Err(refused)).await,
@@ -316,7 +317,7 @@ impl Executor {
         };
         let appended = self.store.append(append).await;
         if let Some(counted) = counted.filter(|_| !appended.as_ref().is_ok_and(|appended| !appended.replayed)) {
-            mails::take_back(self.store.pool(), counted).await;
+            mails::take_back(&self.store, counted).await;
         }
         match appended {
             Ok(appended) => {

@@ -211,6 +211,7 @@ impl<R: Reaction> Commands<R> {
                     | CommandError::Forbidden { .. }
                     | CommandError::QuotaExceeded(_)
                     | CommandError::MailLimit { .. }
+                    | CommandError::MailPause { .. }
                     | CommandError::PeriodClosed(_)
                     | CommandError::VersionMismatch { .. }
                     | CommandError::KeysKnown

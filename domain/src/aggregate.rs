@@ -35,19 +35,22 @@ pub struct Context {
 }
 
 /// Who brings about that a mail is sent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum MailCause {
-    /// Somebody who acts for the tenant, by a command.
-    Members,
+    /// A member of the tenant, by a command.
+    Members {
+        /// The address, in the form in which addresses are compared. There is a pause between two mails to it.
+        address: Option<String>,
+    },
     /// Anybody, without being signed in.
     Anybody,
 }
 
 impl MailCause {
     /// As stored.
-    pub fn as_str(self) -> &'static str {
+    pub fn as_str(&self) -> &'static str {
         match self {
-            Self::Members => "members",
+            Self::Members { .. } => "members",
             Self::Anybody => "anybody",
         }
     }
@@ -237,8 +240,9 @@ pub trait Aggregate:
     /// What the event does to the guards, seen from the state before it.
     fn effects(&self, event: &Self::Event) -> Vec<Effect>;
 
-    /// The cause of the mail that an event leads to, where people can bring about as many of such events as they like. Mails of each cause are bounded per tenant and day.
-    fn mails(_event: &Self::Event) -> Option<MailCause> {
+    /// The cause of the mail that an event leads to, seen from the state before it, where people can cause any number of such events. Mails of each cause are bounded per tenant
+    /// and day.
+    fn mails(&self, _event: &Self::Event) -> Option<MailCause> {
         None
     }
 

@@ -7,6 +7,7 @@ mod nats;
 mod postgres;
 mod process;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write as _;
 use std::net::TcpListener;
@@ -82,6 +83,9 @@ pub(crate) fn io(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> Serv
     |source| ServerError::Io { what, source }
 }
 
+/// The user of the private nats-server who may do everything there.
+pub(crate) const NATS_USER: &str = "tenure";
+
 /// Ports and generated credentials, remembered in `servers.json` so that a restart finds the same ones.
 #[derive(Clone, Serialize, Deserialize)]
 pub struct Remembered {
@@ -95,24 +99,14 @@ pub struct Remembered {
     pub nats_port: u16,
     /// The password of its user `tenure`, who may do everything.
     pub nats_password: String,
-    /// Its other users.
+    /// The passwords of its other users, by name.
     #[serde(default)]
-    pub nats_users: Vec<NatsUser>,
+    pub nats_passwords: BTreeMap<String, String>,
+    /// The `accounts` block of its configuration. Without one there is the user `tenure` alone.
+    #[serde(default)]
+    pub nats_accounts: Option<serde_json::Value>,
     /// Where PostgreSQL's files are, if not in `postgres` under the data directory.
     pub postgres_dir: Option<PathBuf>,
-}
-
-/// A user of the private nats-server who may publish to and subscribe to some subjects only.
-#[derive(Clone, Serialize, Deserialize)]
-pub struct NatsUser {
-    /// Their name.
-    pub name: String,
-    /// Their password.
-    pub password: String,
-    /// Subjects, with wildcards, that they may publish to.
-    pub publish: Vec<String>,
-    /// Subjects, with wildcards, that they may subscribe to.
-    pub subscribe: Vec<String>,
 }
 
 /// A data directory, held by this process alone.
@@ -157,7 +151,8 @@ impl DataDir {
             service_password: secret(),
             nats_port: b.1,
             nats_password: secret(),
-            nats_users: Vec::new(),
+            nats_passwords: BTreeMap::new(),
+            nats_accounts: None,
             postgres_dir: None,
         });
         drop((a.0, b.0));
@@ -199,20 +194,22 @@ impl Remembered {
 
     /// The message bus, as the user who may do everything there.
     pub fn nats_url(&self) -> String {
-        format!("nats://tenure:{}@127.0.0.1:{}", self.nats_password, self.nats_port)
+        format!("nats://{NATS_USER}:{}@127.0.0.1:{}", self.nats_password, self.nats_port)
     }
 
     /// The message bus, as one of its other users.
     pub fn nats_url_as(&self, name: &str) -> Option<String> {
-        let user = self.nats_users.iter().find(|user| user.name == name)?;
-        Some(format!("nats://{name}:{}@127.0.0.1:{}", user.password, self.nats_port))
+        let password = self.nats_passwords.get(name)?;
+        Some(format!("nats://{name}:{password}@127.0.0.1:{}", self.nats_port))
     }
 
-    /// Lets a user of the bus publish to and subscribe to these subjects, and to no others, from the next start of the server on. A new user gets a generated password.
-    pub fn permit(&mut self, name: &str, publish: Vec<String>, subscribe: Vec<String>) {
-        let password = self.nats_users.iter().find(|user| user.name == name).map_or_else(secret, |user| user.password.clone());
-        self.nats_users.retain(|user| user.name != name);
-        self.nats_users.push(NatsUser { name: name.to_owned(), password, publish, subscribe });
+    /// The password of a user of the message bus, generated for a new one.
+    pub fn nats_password_of(&mut self, name: &str) -> String {
+        if name == NATS_USER {
+            self.nats_password.clone()
+        } else {
+            self.nats_passwords.entry(name.to_owned()).or_insert_with(secret).clone()
+        }
     }
 }
 

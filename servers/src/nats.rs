@@ -7,7 +7,7 @@ use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpStream;
 
 use crate::process::{Watched, command, wait_up};
-use crate::{DataDir, Remembered, ServerError, create_private_dir, find, write_secret};
+use crate::{DataDir, NATS_USER, Remembered, ServerError, create_private_dir, find, write_secret};
 
 /// A running private nats-server.
 pub struct Nats {
@@ -21,6 +21,10 @@ impl Nats {
         let (config, pid_file, log) = (data.path().join("nats.conf"), data.path().join("nats.pid"), data.path().join("nats.log"));
         let store = data.path().join("nats");
         create_private_dir(&store)?;
+        if remembered.nats_accounts.is_some() {
+            // Before there were accounts everything was in the server's default one: a copy of the log that only takes up disk.
+            let _ = std::fs::remove_dir_all(store.join("jetstream/$G"));
+        }
         write_secret(&config, &configuration(remembered, &store, &pid_file))?;
         let start = move || {
             let mut command = command(program.clone());
@@ -49,20 +53,18 @@ async fn greets(port: u16) -> bool {
 
 fn configuration(remembered: &Remembered, store: &Path, pid_file: &Path) -> String {
     let quote = |path: &Path| serde_json::Value::from(path.display().to_string()).to_string();
-    let mut users = vec![serde_json::json!({"user": "tenure", "password": remembered.nats_password})];
-    users.extend(remembered.nats_users.iter().map(|user| {
-        serde_json::json!({
-            "user": user.name,
-            "password": user.password,
-            "permissions": {"publish": {"allow": user.publish}, "subscribe": {"allow": user.subscribe}},
-        })
-    }));
-    // A list of JSON objects is valid in nats-server's own format.
+    let who = remembered.nats_accounts.as_ref().map_or_else(
+        || {
+            let users = serde_json::json!([{"user": NATS_USER, "password": remembered.nats_password}]);
+            format!("authorization {{ users: {users} }}")
+        },
+        |accounts| format!("accounts {accounts}"),
+    );
+    // JSON is valid in nats-server's own format.
     format!(
-        "# Written at every start.\nhost: \"127.0.0.1\"\nport: {}\npid_file: {}\njetstream {{ store_dir: {} }}\nauthorization {{ users: {} }}\n",
+        "# Written at every start.\nhost: \"127.0.0.1\"\nport: {}\npid_file: {}\njetstream {{ store_dir: {} }}\n{who}\n",
         remembered.nats_port,
         quote(pid_file),
         quote(store),
-        serde_json::Value::from(users)
     )
 }

@@ -3,13 +3,13 @@
 use std::path::Path;
 use std::time::Duration;
 
-use async_nats::jetstream::consumer::pull::OrderedConfig;
+use async_nats::jetstream::consumer::pull::{self, OrderedConfig};
 use async_nats::jetstream::message::PublishMessage;
 use async_nats::jetstream::stream::Config;
 use bus::Bus;
 use bus::feed::{Feed, FeedState};
 use bus::mirror::{compare, rebuild};
-use bus::permissions::{self, Permissions};
+use bus::permissions;
 use bus::relay::{Relay, Status};
 use domain::{Effect, StreamId, TenantId};
 use futures::StreamExt as _;
@@ -305,15 +305,14 @@ async fn only_the_user_of_the_relay_may_publish_events_and_the_others_can_still_
     let mut servers = testing::servers::Servers::start().await;
     let env = testing::servers::Shared::prepare(servers.remembered.clone()).await.new_env().await;
     servers.nats.stop().await;
-    for Permissions { name, publish, subscribe } in [permissions::feed(&env.prefix), permissions::subscriber(&env.prefix)] {
-        servers.remembered.permit(name, publish, subscribe);
-    }
+    servers.remembered.nats_accounts = Some(permissions::accounts(&env.prefix, |user| servers.remembered.nats_password_of(user)));
     servers.nats = servers::Nats::start(&servers.data, &servers.remembered).await.unwrap();
     let store = env.store().await;
     let relaying = env.bus(&store).await;
     let (_, _guard) = start(&store, &relaying);
     append(&store, 5).await;
     assert_mirrored(&store, &relaying).await;
+    relaying.publish_checkpoint("signed").await.unwrap();
     // The feed hears its events, and its hints reach the relay.
     let feed_url = servers.remembered.nats_url_as(permissions::FEED).unwrap();
     let feeding = Bus::connect(&feed_url, &env.prefix, store.installation()).await.unwrap();
@@ -327,10 +326,18 @@ async fn only_the_user_of_the_relay_may_publish_events_and_the_others_can_still_
         async_nats::ConnectOptions::new().user_and_password(address.username().unwrap().into(), address.password().unwrap().into());
     let client = options.connect(address).await.unwrap();
     let outside = async_nats::jetstream::new(client.clone());
-    let stream = outside.get_stream(relaying.stream_name()).await.unwrap();
+    let name = relaying.stream_name();
+    let stream = outside.get_stream(&name).await.unwrap();
     let consumer = stream.create_consumer(OrderedConfig::default()).await.unwrap();
     let messages: Vec<_> = consumer.messages().await.unwrap().take(5).collect().await;
     assert!(messages.into_iter().all(|message| message.is_ok()), "it consumes");
+    let durable = pull::Config { durable_name: Some("outside".into()), ..Default::default() };
+    let durable = stream.create_consumer(durable).await.unwrap();
+    let handled: Vec<_> = durable.fetch().max_messages(5).messages().await.unwrap().collect().await;
+    let last = handled.last().unwrap().as_ref().unwrap();
+    last.double_ack().await.unwrap();
+    let hears = client.subscribe(format!("{}.events.>", env.prefix)).await.unwrap();
+
     let intruder = |bus: async_nats::jetstream::Context| {
         let subject = format!("{}.events.x.y", env.prefix);
         async move { bus.send_publish(subject, PublishMessage::build().payload("boo".into())).await.unwrap().await }
@@ -338,9 +345,42 @@ async fn only_the_user_of_the_relay_may_publish_events_and_the_others_can_still_
     for (who, bus) in [("the subscriber", outside.clone()), ("the feed", feeding.jetstream().clone())] {
         assert!(intruder(bus).await.is_err(), "{who} published an event");
     }
-    assert!(outside.delete_stream(relaying.stream_name()).await.is_err(), "nor may it delete the stream");
+    assert!(outside.delete_stream(&name).await.is_err(), "nor may it delete the stream");
+    // The server writes no answer, no message that is asked for, and none of a consumer into the stream for it.
+    let event = format!("{}.events.x.y", env.prefix);
+    let acknowledgement = handled[0].as_ref().unwrap().reply.clone().unwrap().to_string();
+    for (subject, body) in [
+        ("$JS.API.INFO".to_owned(), ""),
+        (format!("$JS.API.STREAM.INFO.{name}"), ""),
+        (format!("$JS.API.CONSUMER.MSG.NEXT.{name}.outside"), ""),
+        (acknowledgement, "+NXT"),
+    ] {
+        client.publish_with_reply(subject, event.clone(), body.into()).await.unwrap();
+    }
+    let checkpoints = format!("TENURE_CHECKPOINTS_{}", store.installation().simple());
+    for (n, (of, to)) in [&name, &checkpoints]
+        .into_iter()
+        .flat_map(|of| [event.clone(), format!("$JS.API.STREAM.PURGE.{name}")].map(|to| (of, to)))
+        .enumerate()
+    {
+        let config =
+            json!({"stream_name": of, "config": {"durable_name": format!("push-{n}"), "deliver_subject": to, "ack_policy": "none"}});
+        let subject = format!("$JS.API.CONSUMER.DURABLE.CREATE.{of}.push-{n}");
+        client.request(subject, serde_json::to_vec(&config).unwrap().into()).await.unwrap();
+    }
     append(&store, 5).await;
+    relaying.publish_checkpoint("signed again").await.unwrap();
     assert_mirrored(&store, &relaying).await;
+    let handled: Vec<_> = durable.fetch().max_messages(10).messages().await.unwrap().collect().await;
+    let positions: Vec<_> =
+        handled.iter().map(|message| message.as_ref().unwrap().headers.as_ref().unwrap().get("ce-position").unwrap().as_str()).collect();
+    // Two went where it had asked for them: to its own subscriptions.
+    assert_eq!(positions, ["8", "9", "10"], "and it reads nothing but events");
+    // What is published while it listens reaches it too.
+    let heard =
+        hears.filter(|message| std::future::ready(message.headers.as_ref().is_some_and(|headers| headers.get("ce-position").is_some())));
+    let heard: Vec<_> = tokio::time::timeout(testing::PATIENCE, heard.take(5).collect()).await.expect("it hears");
+    assert_eq!(heard.len(), 5);
 }
 
 #[tokio::test(flavor = "multi_thread")]

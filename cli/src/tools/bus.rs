@@ -1,7 +1,7 @@
 //! `tenure bus`.
 
 use anyhow::Context as _;
-use bus::permissions::{SUBSCRIBER, configuration};
+use bus::permissions::{SUBSCRIBER, accounts};
 
 use crate::site::{Site, prefix};
 
@@ -20,7 +20,7 @@ pub(crate) async fn rebuild(site: &Site) -> anyhow::Result<()> {
 
 /// `tenure bus permissions`.
 pub(crate) fn permissions() {
-    println!("{}", configuration(&prefix()));
+    println!("accounts {:#}", accounts(&prefix(), |user| format!("<password of {user}>")));
 }
 
 /// `tenure bus url`.

@@ -104,6 +104,8 @@ const COLUMNS: &[(&str, &[(&str, Holds)])] = {
         ("leases", &[("name", N), ("owner", N), ("epoch", N), ("until", N)]),
         // Keyed hashes of addresses, kept for a quarter of an hour.
         ("login_attempts", &[("tenant_id", N), ("account", S), ("origin", S), ("failures", N), ("since", N)]),
+        // Keyed hashes of addresses, kept for a day after their pause.
+        ("mail_pauses", &[("tenant_id", N), ("address", S), ("mails", N), ("until", N)]),
         ("mails_caused", &[("tenant_id", N), ("day", N), ("cause", N), ("mails", N)]),
         ("master_key", &[("one", N), ("key_check", S)]),
         ("policies", &[("fault", N), ("name", N), ("position", N), ("log_hash", N), ("epoch", N)]),

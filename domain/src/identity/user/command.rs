@@ -249,12 +249,6 @@ crate::errors! {
         BadExpiry: Invalid "user.bad_expiry", "an invitation is good for 1 to 720 hours";
         /// The password was changed while somebody logged in with the old one.
         PasswordChanged: Conflict "user.password_changed", "the password was changed meanwhile";
-        /// A mail was sent to this address a moment ago.
-        MailPause {
-            /// Until when no other is sent, in seconds from now.
-            seconds: u32,
-        }: Throttled "user.mail_pause", "a mail was sent to this address just now; another one can be sent in {seconds} s";
     }
     code Self::NotWhile { command, status } => format!("user.cannot_{command}_while_{status}");
-    retry Self::MailPause { seconds } => *seconds;
 }

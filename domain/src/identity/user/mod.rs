@@ -29,10 +29,6 @@ pub const MAX_FAILURES: u32 = 10;
 pub const LOCK: TimeDelta = TimeDelta::minutes(15);
 /// The pause after a user was told that wrong passwords are tried: the mails are caused by strangers.
 pub const NOTICE_PAUSE: TimeDelta = TimeDelta::hours(24);
-/// The pause after the first mail with an invitation; it doubles with each further one, up to [`LONGEST_RESEND_PAUSE`].
-pub const RESEND_PAUSE: TimeDelta = TimeDelta::seconds(60);
-/// The longest pause between two mails with an invitation.
-pub const LONGEST_RESEND_PAUSE: TimeDelta = TimeDelta::hours(24);
 /// How long the link of a password reset is good.
 pub const RESET_WINDOW: TimeDelta = TimeDelta::hours(1);
 /// How long the link that shows an address to be somebody's is good.
@@ -170,9 +166,6 @@ pub struct Details {
     /// When they were last told that wrong passwords are tried.
     #[serde(default)]
     noticed_at: Option<DateTime<Utc>>,
-    /// Mails with their invitation after the first one.
-    #[serde(default)]
-    resent: u32,
     /// Sessions begun in an earlier one have ended, but for `keeps`.
     pub epoch: i64,
     /// The session that goes on.
@@ -234,7 +227,6 @@ impl User {
                 chosen: false,
                 failures: 0,
                 noticed_at: None,
-                resent: 0,
                 epoch: 0,
                 keeps: None,
                 erased: false,
@@ -259,7 +251,6 @@ impl Details {
             Event::Registered { .. } | Event::Invited { .. } | Event::LoggedIn { by_password: false, .. } => {}
             Event::InvitationResent { token, expires_at } => {
                 self.invitation = Some(Link { token, expires_at });
-                self.resent = self.resent.saturating_add(1);
             }
             Event::InvitationAccepted { name } => {
                 self.status = Status::Active;
@@ -468,9 +459,14 @@ impl crate::Aggregate for User {
     }
 
     /// A welcome belongs to the making of a tenant, which is the platform's.
-    fn mails(event: &Event) -> Option<MailCause> {
+    fn mails(&self, event: &Event) -> Option<MailCause> {
+        let to = |email: &Personal<String>| Some(MailCause::Members { address: email.known().map(|email| fold_email(email)) });
         match event {
-            Event::Invited { .. } | Event::InvitationResent { .. } | Event::EmailVerificationRequested { .. } => Some(MailCause::Members),
+            Event::Invited { email, .. } => to(email),
+            Event::InvitationResent { .. } | Event::EmailVerificationRequested { .. } => match self {
+                Self::Known(user) => to(&user.email),
+                Self::Absent => None,
+            },
             Event::PasswordResetRequested { welcome: false, .. } => Some(MailCause::Anybody),
             // Once a day at most: strangers must not be able to use up the warning of a victim.
             Event::LoginAttemptsLimited { .. }

@@ -4,8 +4,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use uuid::Uuid;
 
 use super::{
-    Command, Details, Error, Event, LOCK, LONGEST_RESEND_PAUSE, Link, MAIL_PAUSE, NOTICE_PAUSE, ProfileField, RESEND_PAUSE, RESET_WINDOW,
-    Status, VERIFICATION_WINDOW,
+    Command, Details, Error, Event, LOCK, Link, MAIL_PAUSE, NOTICE_PAUSE, ProfileField, RESET_WINDOW, Status, VERIFICATION_WINDOW,
 };
 use crate::actor::{Actor, Role};
 use crate::aggregate::{Ask as _, Context, Found, Issued, changed};
@@ -58,7 +57,6 @@ impl Details {
             },
             Command::ResendInvitation(_) if self.status == Status::Invited => {
                 self.managed_by(&ctx)?;
-                self.resend_pause(ctx.now)?;
                 Ok(vec![Event::InvitationResent { token: ctx.fresh_id, expires_at: at(TimeDelta::hours(self.hours.into())) }])
             }
             Command::RequestEmailVerification(_) => {
@@ -164,15 +162,6 @@ impl Details {
                 Ok(changed(self.status != Status::Deactivated, || Event::Deactivated))
             }
         }
-    }
-
-    /// Refuses another mail with the invitation so soon after the one before: 60 s, and twice as long after each further one.
-    fn resend_pause(&self, now: DateTime<Utc>) -> Result<(), Error> {
-        let Some(invitation) = self.invitation else { return Ok(()) };
-        let pause = LONGEST_RESEND_PAUSE.min(RESEND_PAUSE * 2_i32.pow(self.resent.min(16)));
-        let until = invitation.expires_at - TimeDelta::hours(self.hours.into()) + pause;
-        let seconds = (until - now).num_milliseconds().max(0).unsigned_abs().div_ceil(1000);
-        if seconds == 0 { Ok(()) } else { Err(Error::MailPause { seconds: u32::try_from(seconds).unwrap_or(u32::MAX) }) }
     }
 
     #[expect(clippy::unused_self, reason = "reads as a sentence beside the others")]

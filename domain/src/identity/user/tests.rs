@@ -176,34 +176,6 @@ fn an_invitation_is_accepted_once_in_time_with_the_newest_link_only() {
 }
 
 #[test]
-fn the_pause_between_two_mails_with_an_invitation_doubles_from_a_minute_to_a_day() {
-    let sent = hour(1);
-    let mut events = vec![Event::Invited {
-        email: ada("ada@example.com"),
-        name: None,
-        role: Role::User,
-        token: TOKEN,
-        expires_at: sent + TimeDelta::hours(168),
-        hours: 168,
-        invited_by: None,
-    }];
-    let (mut now, mut pause) = (sent, 60);
-    for n in 0..14 {
-        let again = at(now, admin(ResendInvitation {}));
-        given(events.clone()).when(again).then_expect_error(Error::MailPause { seconds: pause });
-        let soon = at(now + TimeDelta::milliseconds(i64::from(pause) * 1000 - 1), admin(ResendInvitation {}));
-        given(events.clone()).when(soon).then_expect_error(Error::MailPause { seconds: 1 });
-        now += TimeDelta::seconds(pause.into());
-        let resent = fold(&events).decide(at(now, admin(ResendInvitation {}))).unwrap();
-        assert_eq!(resent, [Event::InvitationResent { token: FRESH, expires_at: now + TimeDelta::hours(168) }], "{n}");
-        events.extend(resent);
-        pause = (2 * pause).min(24 * 3600);
-    }
-    assert_eq!(pause, 24 * 3600);
-    assert_eq!(crate::DomainError::retry_after(&Error::MailPause { seconds: 7 }), Some(7));
-}
-
-#[test]
 fn wrong_passwords_lock_nobody_and_their_owner_is_told_once_a_day() {
     let mut events = vec![registered(Role::User), password()];
     let fail = |events: &Vec<Event>, now, limited| fold(events).decide(at(now, tenure(RecordLoginFailure { limited }))).unwrap();
