@@ -1,4 +1,5 @@
-//! The party behind an address: one IPv4 address, or one IPv6 network of the size that a customer is given (RFC 6177), since whoever has one of those addresses has all.
+//! The party behind an address: one IPv4 address, or one IPv6 network of the size that an end site is given, since whoever has one of its addresses has all. RFC 6177 leaves
+//! the size to the provider and names 56 bits; a site that was given 48 bits counts as 256 parties.
 
 use std::net::{IpAddr, Ipv6Addr};
 
@@ -6,8 +7,8 @@ use std::net::{IpAddr, Ipv6Addr};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Source(IpAddr);
 
-/// The part of an IPv6 address that names the network: 64 bits.
-const NETWORK: u128 = !0 << 64;
+/// The part of an IPv6 address that names the network: 56 bits.
+const NETWORK: u128 = !0 << 72;
 
 impl Source {
     /// The one that an address belongs to.
@@ -34,8 +35,8 @@ mod tests {
     #[test]
     fn addresses_of_one_network_count_as_one_source() {
         let source = |text: &str| Source::of(text.parse().unwrap());
-        assert_eq!(source("2001:db8:1:2::1"), source("2001:db8:1:2:ffff::9"));
-        assert_ne!(source("2001:db8:1:2::1"), source("2001:db8:1:3::1"));
+        assert_eq!(source("2001:db8:1:2::1"), source("2001:db8:1:fe:ffff::9"));
+        assert_ne!(source("2001:db8:1:2::1"), source("2001:db8:1:102::1"));
         assert_eq!(source("192.0.2.1"), source("::ffff:192.0.2.1"));
         assert_ne!(source("192.0.2.1"), source("192.0.2.2"));
     }

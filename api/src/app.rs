@@ -1,14 +1,12 @@
 //! The router with everything around the routes.
 
 use std::any::Any;
-use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use access::Access;
-use access::source::Source;
 use axum::error_handling::HandleErrorLayer;
-use axum::extract::{DefaultBodyLimit, State};
+use axum::extract::DefaultBodyLimit;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Request, StatusCode};
 use axum::response::{IntoResponse as _, Redirect, Response};
 use axum::routing::get;
@@ -17,7 +15,6 @@ use commands::Executor;
 use domain::IdSource;
 use domain::identity::access_record::{Action, NoteAccess, Outcome};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
-use parking_lot::Mutex;
 use percent_encoding::percent_decode_str;
 use projections::ReadSide;
 use tower::ServiceBuilder;
@@ -37,6 +34,7 @@ use crate::health::Operations;
 use crate::problem::{Problem, code, finish, page};
 use crate::routes;
 use crate::serve::Connections;
+use crate::share::{Shares, share};
 
 /// The most that a body may take, in bytes.
 const BODY: usize = 1024 * 1024;
@@ -141,54 +139,9 @@ pub fn router_with(app: App, limits: Limits, more: OpenApiRouter<App>) -> Router
         .layer(GlobalConcurrencyLimitLayer::new(limits.concurrent_requests))
         // Within the limit, so that a slow sender cannot keep a place.
         .layer(TimeoutLayer::new(PATIENCE));
-    let shares = Shares { most: (limits.concurrent_requests / 2).max(LEAST_SHARE), taken: Arc::default() };
+    let shares = Shares::of(limits.concurrent_requests);
     let limited = api.merge(documents).layer(limited).layer(middleware::from_fn_with_state(shares, share));
     around(limited.merge(operations), app, limits.trusted_proxies)
-}
-
-/// Even where few requests are worked on at a time, one address may have so many of them.
-const LEAST_SHARE: usize = 64;
-
-/// The requests of each address that are worked on.
-#[derive(Clone)]
-struct Shares {
-    most: usize,
-    taken: Arc<Mutex<HashMap<Source, usize>>>,
-}
-
-/// A place of an address, until it is dropped.
-struct Place(Shares, Source);
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let mut taken = self.0.taken.lock();
-        if let Some(count) = taken.get_mut(&self.1) {
-            *count -= 1;
-            if *count == 0 {
-                taken.remove(&self.1);
-            }
-        }
-    }
-}
-
-/// Leaves half of the requests that are worked on at a time to others than any one address.
-async fn share(State(shares): State<Shares>, address: ClientAddress, request: axum::extract::Request, next: middleware::Next) -> Response {
-    // A request that came over no connection has no address.
-    if address.0.is_unspecified() {
-        return next.run(request).await;
-    }
-    let source = address.source();
-    {
-        let mut taken = shares.taken.lock();
-        let count = taken.entry(source).or_default();
-        if *count >= shares.most {
-            return Problem::new(code::OVERLOADED, "too many requests of this address are being worked on; try again shortly")
-                .into_response();
-        }
-        *count += 1;
-    }
-    let _place = Place(shares, source);
-    next.run(request).await
 }
 
 /// Health and figures alone, for an address of their own.

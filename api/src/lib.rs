@@ -15,6 +15,7 @@ pub mod health;
 pub mod problem;
 pub mod routes;
 pub mod serve;
+mod share;
 
 pub use app::{App, Limits, router};
 pub use problem::Problem;

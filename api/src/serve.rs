@@ -37,7 +37,7 @@ use crate::client_address::{Peer, TrustedProxies};
 pub struct Connections {
     /// Connections at a time. Further ones wait in the kernel's queue.
     pub at_a_time: usize,
-    /// Connections at a time from one address (IPv6: one /64), trusted proxies aside. Further ones are closed at once.
+    /// Connections at a time from one address (IPv6: one /56), trusted proxies aside. Further ones are closed at once.
     pub per_address: usize,
     /// From the first byte of a request, or the beginning of a connection, to the end of the request's header.
     pub header: Duration,
