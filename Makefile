@@ -56,7 +56,7 @@ test-ecosystem: setup-tests $(VENV)/made ## The subscribers of examples/, in Pyt
 	cargo build --quiet --workspace --all-targets
 	TENURE_TEST_PYTHON=$(CURDIR)/$(VENV)/bin/python target/debug/testing cargo test --quiet -p cli --test outside -- --nocapture ecosystem stripe
 
-bench: setup ## Measure, on private servers: ratios within one run. ARGS=append|http|bulk measures one part.
+bench: setup ## Measure, on private servers: ratios within one run. ARGS=append|http|parties|bulk measures one part.
 	@cargo build --quiet --release -p bench -p cli
 	@target/release/bench $(ARGS)
 

@@ -62,9 +62,7 @@ pub(crate) async fn share(State(shares): State<Shares>, address: ClientAddress, 
     }
     match shares.take(address.source()) {
         Some(_place) => next.run(request).await,
-        None => {
-            Problem::new(code::OVERLOADED, "too many requests of this address are being worked on; try again shortly").into_response()
-        }
+        None => Problem::new(code::OVERLOADED, "too many requests of this address are being worked on; try again shortly").into_response(),
     }
 }
 

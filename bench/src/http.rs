@@ -16,8 +16,9 @@ use serde_json::{Value, json};
 
 use crate::figures::{Figure, Run};
 use crate::load::{closed, open, pause};
-use crate::metering;
+
 use crate::site::Site;
+use crate::{metering, parties};
 
 pub(crate) const LASTS: Duration = Duration::from_secs(4);
 pub(crate) const CONNECTIONS: usize = 32;
@@ -34,8 +35,15 @@ pub(crate) struct Client {
 
 /// What an answer says of itself.
 pub(crate) struct Answer {
-    position: i64,
+    pub(crate) position: i64,
     body: Value,
+}
+
+impl Answer {
+    /// Of what was made.
+    pub(crate) fn id(&self) -> anyhow::Result<&str> {
+        self.body["id"].as_str().context("an id")
+    }
 }
 
 impl Client {
@@ -60,6 +68,18 @@ impl Client {
 
     pub(crate) async fn post(&self, path: &str, body: Value) -> Answer {
         self.send(Method::POST, path, Some(body)).await
+    }
+
+    /// A client with another token.
+    pub(crate) fn acting(&self, token: String) -> Self {
+        Self { token, ..self.clone() }
+    }
+
+    /// Reads the whole answer, whatever it is.
+    pub(crate) async fn try_get(&self, path: &str) {
+        if let Ok(answer) = self.http.get(format!("{}{path}", self.base)).bearer_auth(&self.token).send().await {
+            let _ = answer.bytes().await;
+        }
     }
 
     /// Whether a list reflects a position by now.
@@ -88,16 +108,16 @@ impl Process {
 }
 
 /// The process with all its roles, and a client.
-async fn start(site: &Site, key: &TokenKey, pem: &str) -> anyhow::Result<(Process, Client)> {
+async fn start(site: &Site, database: &str, key: &TokenKey, pem: &str) -> anyhow::Result<(Process, Client)> {
     let program = std::env::current_exe()?.with_file_name("tenure");
     anyhow::ensure!(program.exists(), "{} has to be built", program.display());
     let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
     let address = format!("127.0.0.1:{port}");
     let child = tokio::process::Command::new(program)
         .args(["serve", "--http", &address])
-        .env("DATABASE_URL", site.url("bench_http", false))
+        .env("DATABASE_URL", site.url(database, false))
         .env("NATS_URL", site.remembered.nats_url())
-        .env("TENURE_BUS_PREFIX", "benchhttp")
+        .env("TENURE_BUS_PREFIX", database.replace('_', ""))
         .env("TENURE_STORE_MASTER_KEY", &site.master_key)
         .env("TENURE_API_TOKEN_KEY", pem)
         .env("TENURE_LOG", "warn")
@@ -115,12 +135,21 @@ async fn start(site: &Site, key: &TokenKey, pem: &str) -> anyhow::Result<(Proces
     Ok((Process(child), client))
 }
 
+/// What one tenant's queries do to another one's.
+pub(crate) async fn parties(site: &Site, run: &mut Run) -> anyhow::Result<()> {
+    site.database("bench_parties").await?;
+    let pem = TokenKey::generate();
+    let key = TokenKey::from_pem(&pem)?;
+    let (_process, platform) = start(site, "bench_parties", &key, &pem).await?;
+    parties::measure(run, &platform, &key).await
+}
+
 /// All figures of the interface.
 pub(crate) async fn measure(site: &Site, run: &mut Run, reference: &Figure) -> anyhow::Result<()> {
     let database = site.database("bench_http").await?;
     let pem = TokenKey::generate();
     let key = TokenKey::from_pem(&pem)?;
-    let (process, platform) = start(site, &key, &pem).await?;
+    let (process, platform) = start(site, "bench_http", &key, &pem).await?;
     let made = platform.post("/v1/tenants", json!({"slug": "bench", "name": "Bench"})).await;
     let tenant: TenantId = made.body["id"].as_str().context("an id")?.parse()?;
     let token = key.sign("agent", tenant, Role::SupportAgent, SystemClock.now(), TimeDelta::hours(1))?;

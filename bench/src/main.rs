@@ -6,6 +6,7 @@ mod figures;
 mod http;
 mod load;
 mod metering;
+mod parties;
 mod site;
 
 use std::time::Instant;
@@ -33,6 +34,9 @@ async fn main() -> anyhow::Result<()> {
     if wanted("http") {
         http::measure(&site, &mut run, &references[&32]).await?;
         site.statements("the interface").await?;
+    }
+    if wanted("parties") {
+        http::parties(&site, &mut run).await?;
     }
     if wanted("bulk") {
         bulk::measure(&site, &mut run).await?;
