@@ -140,6 +140,8 @@ impl Hasher {
             admission: Admission::new(Bounds {
                 places: hashing.at_a_time,
                 places_per_party: hashing.at_a_time,
+                // All hashes take as long.
+                long: Duration::MAX,
                 waiting: hashing.waiting,
                 waiting_per_party: (hashing.waiting / 8).max(1),
                 waiting_per_lane: (hashing.waiting / 16).max(1),

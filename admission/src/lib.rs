@@ -20,6 +20,8 @@ pub struct Bounds {
     pub places: usize,
     /// Places taken at a time by one party.
     pub places_per_party: usize,
+    /// A party whose requests keep their places for longer than this, on average, has one place at a time: several long ones would take the processors from short ones.
+    pub long: Duration,
     /// Requests that wait, of all parties together. When that is reached, the party with the most requests gives way to one with fewer.
     pub waiting: usize,
     /// Requests of one party that wait.
@@ -77,6 +79,8 @@ struct State<P: Party> {
 
 struct Queue<P: Party> {
     taken: usize,
+    /// How long its requests have kept their places, the last ones counting most.
+    kept: Duration,
     waiting: usize,
     has_turn: bool,
     /// The next turn is the first one's.
@@ -91,6 +95,7 @@ struct Waiter<P: Party> {
 /// A place. It is free again when this is dropped.
 pub struct Permit<P: Party> {
     of: Option<(Arc<Inner<P>>, P)>,
+    since: Instant,
 }
 
 impl<P: Party> std::fmt::Debug for Permit<P> {
@@ -103,7 +108,7 @@ impl<P: Party> Drop for Permit<P> {
     fn drop(&mut self) {
         if let Some((inner, party)) = self.of.take() {
             let mut state = inner.state.lock();
-            state.release(&party);
+            state.release(&party, self.since.elapsed());
             state.dispatch(&inner);
         }
     }
@@ -127,7 +132,12 @@ impl<P: Party> Drop for Waiting<'_, P> {
 
 impl<P: Party> Queue<P> {
     fn new() -> Self {
-        Self { taken: 0, waiting: 0, has_turn: false, lanes: VecDeque::new() }
+        Self { taken: 0, kept: Duration::ZERO, waiting: 0, has_turn: false, lanes: VecDeque::new() }
+    }
+
+    /// Whether it may have another place.
+    fn may_take(&self, bounds: &Bounds) -> bool {
+        self.taken < if self.kept > bounds.long { 1 } else { bounds.places_per_party }
     }
 
     fn in_lane(&self, lane: u64) -> usize {
@@ -164,10 +174,11 @@ impl<P: Party> Queue<P> {
 }
 
 impl<P: Party> State<P> {
-    fn release(&mut self, party: &P) {
+    fn release(&mut self, party: &P, kept: Duration) {
         self.taken -= 1;
         if let Some(queue) = self.parties.get_mut(party) {
             queue.taken -= 1;
+            queue.kept = (queue.kept * 3 + kept) / 4;
         }
         self.tidy(party);
     }
@@ -196,7 +207,7 @@ impl<P: Party> State<P> {
         while self.taken < inner.bounds.places && passed_over < self.turns.len() {
             let Some(party) = self.turns.pop_front() else { return };
             let Some(queue) = self.parties.get_mut(&party) else { continue };
-            if queue.waiting > 0 && queue.taken >= inner.bounds.places_per_party {
+            if queue.waiting > 0 && !queue.may_take(&inner.bounds) {
                 self.turns.push_back(party);
                 passed_over += 1;
                 continue;
@@ -204,7 +215,7 @@ impl<P: Party> State<P> {
             if let Some(waiter) = queue.pop() {
                 self.waiting -= 1;
                 passed_over = 0;
-                let permit = Permit { of: Some((inner.clone(), party.clone())) };
+                let permit = Permit { of: Some((inner.clone(), party.clone())), since: Instant::now() };
                 match waiter.grant.send(permit) {
                     Ok(()) => {
                         self.taken += 1;
@@ -256,13 +267,13 @@ impl<P: Party> Admission<P> {
         let queue = state.parties.entry(party.clone()).or_insert_with(Queue::new);
         let (waiting, in_lane) = (queue.waiting, queue.in_lane(lane));
         // A place is free only when each of those who wait has taken its share.
-        let free = queue.waiting == 0 && queue.taken < bounds.places_per_party;
+        let free = queue.waiting == 0 && queue.may_take(bounds);
         if free && state.taken < bounds.places {
             state.taken += 1;
             if let Some(queue) = state.parties.get_mut(party) {
                 queue.taken += 1;
             }
-            return Ok(Ok(Permit { of: Some((inner.clone(), party.clone())) }));
+            return Ok(Ok(Permit { of: Some((inner.clone(), party.clone())), since: Instant::now() }));
         }
         let too_many = waiting >= bounds.waiting_per_party || in_lane >= bounds.waiting_per_lane;
         if too_many || (state.waiting >= bounds.waiting && !state.make_room(waiting)) {

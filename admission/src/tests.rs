@@ -6,7 +6,15 @@ use proptest::prelude::*;
 use super::*;
 
 fn bounds(places: usize, places_per_party: usize) -> Bounds {
-    Bounds { places, places_per_party, waiting: 40, waiting_per_party: 20, waiting_per_lane: 10, patience: Duration::from_secs(3) }
+    Bounds {
+        places,
+        places_per_party,
+        long: Duration::MAX,
+        waiting: 40,
+        waiting_per_party: 20,
+        waiting_per_lane: 10,
+        patience: Duration::from_secs(3),
+    }
 }
 
 #[tokio::test]
@@ -50,6 +58,18 @@ async fn a_party_takes_its_share_and_leaves_the_rest_to_others() {
     drop(other);
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_party_whose_requests_take_long_has_one_place_at_a_time() {
+    let admission = Admission::new(Bounds { long: Duration::from_millis(15), ..bounds(4, 3) });
+    let held = admission.enter("heavy", 0).await.unwrap();
+    let long = admission.enter("heavy", 0).await.unwrap();
+    tokio::time::advance(Duration::from_millis(100)).await;
+    drop(long);
+    assert!(Box::pin(admission.enter("heavy", 0)).as_mut().now_or_never().is_none(), "one place is taken, and its requests take long");
+    assert!(admission.enter("light", 0).now_or_never().is_some(), "another party is not slowed down");
+    drop(held);
+}
+
 #[tokio::test]
 async fn where_all_queues_are_full_the_party_with_the_most_gives_way() {
     let admission = Admission::new(Bounds { waiting: 10, ..bounds(1, 1) });
@@ -76,7 +96,7 @@ proptest! {
     /// Whatever is asked for, abandoned and given back in whatever order: no bound is crossed, nothing is lost, and at the end nothing is left.
     #[test]
     fn places_are_neither_lost_nor_given_twice(steps in proptest::collection::vec((0..3_u8, 0..4_u8, 0..3_u64), 1..200)) {
-        let admission = Admission::new(Bounds { places: 3, places_per_party: 2, waiting: 6, waiting_per_party: 4, waiting_per_lane: 3, patience: Duration::from_secs(60) });
+        let admission = Admission::new(Bounds { places: 3, places_per_party: 2, long: Duration::MAX, waiting: 6, waiting_per_party: 4, waiting_per_lane: 3, patience: Duration::from_secs(60) });
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         runtime.block_on(async {
             let (mut held, mut waiting) = (Vec::new(), Vec::new());

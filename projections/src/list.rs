@@ -83,10 +83,11 @@ pub const PAGE_BYTES: usize = 1024 * 1024;
 /// Rows that are read before it is known how large they are.
 const FIRST: usize = 16;
 
-/// The statement that a list's filters are appended to, each as ` and …`.
+/// The statement that a list's filters are appended to, each as ` and …`. The rows are chosen first and written as JSON one by one as they are fetched: PostgreSQL would otherwise
+/// write all of a tenant's rows as JSON and sort them with it.
 pub(crate) fn select<'q>(model: &str, paging: &Paging) -> QueryBuilder<'q, Postgres> {
     QueryBuilder::new(format!(
-        "declare page no scroll cursor for select to_json(t), ({})::text as sorted_by, ({})::text as tied_by from read.{model} t where true",
+        "declare page no scroll cursor for select to_json(t), ({})::text as sorted_by, ({})::text as tied_by from (select * from read.{model} t where true",
         paging.sort.column.sql, paging.sort.tie.0
     ))
 }
@@ -112,15 +113,21 @@ pub(crate) async fn page<T: DeserializeOwned + Send + Unpin + 'static>(
         query.push(format!(" and ({}, {}) {beyond} (", column.sql, tie.0)).push_bind(value).push(format!("::{}, ", column.kind));
         query.push_bind(id).push(format!("::{})", tie.1));
     }
-    query.push(format!(" order by {} {direction}, {} {direction} limit ", column.sql, tie.0)).push_bind(i64::from(*limit) + 1);
+    query.push(format!(" order by {} {direction}, {} {direction} limit ", column.sql, tie.0)).push_bind(i64::from(*limit) + 1).push(") t");
     query.build().execute(read.connection()).await?;
     let (rows, more) = bounded(read, *limit as usize).await?;
     let next = match rows.last().filter(|_| more) {
         Some(row) => Some(cursors.sign(&identity, &(row.try_get::<&str, _>(1)?, row.try_get::<&str, _>(2)?))),
         None => None,
     };
-    let rows = rows.iter().map(|row| row.try_get::<Json<T>, _>(0).map(|Json(row)| row)).collect::<Result<_, _>>()?;
-    Ok(Page { rows, next })
+    let mut decoded = Vec::with_capacity(rows.len());
+    for row in &rows {
+        let Json(row) = row.try_get::<Json<T>, _>(0)?;
+        decoded.push(row);
+        // A page of the most bytes takes milliseconds, in which others would wait.
+        tokio::task::yield_now().await;
+    }
+    Ok(Page { rows: decoded, next })
 }
 
 /// The rows of the cursor that fit into a page, `limit` at most, and whether there are more. What does not fit is not even made.

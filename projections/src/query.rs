@@ -21,6 +21,8 @@ const POLL: Duration = Duration::from_millis(15);
 const CONNECTIONS: (u32, u32) = (16, 8);
 /// Connections that one tenant's queries take at a time: so many that queries which take as long as they may leave most of them to others.
 const OF_ONE_TENANT: usize = 3;
+/// A query that takes longer than this is a long one.
+const LONG: Duration = Duration::from_millis(15);
 /// Queries that wait for a connection, of all tenants and of one.
 const WAITING: (usize, usize) = (1024, 128);
 /// The longest that a query waits for a connection.
@@ -135,6 +137,7 @@ impl ReadSide {
             Admission::new(Bounds {
                 places: connections as usize,
                 places_per_party: OF_ONE_TENANT,
+                long: LONG,
                 waiting: WAITING.0,
                 waiting_per_party: WAITING.1,
                 waiting_per_lane: WAITING.1,
