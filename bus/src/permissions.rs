@@ -46,25 +46,25 @@ pub fn accounts(prefix: &str, mut password: impl FnMut(&str) -> String) -> Value
     imports.extend(heard.iter().map(|subject| json!({"stream": from_tenure(subject)})));
     let hint = format!("{prefix}.hint.*");
     let fed: Vec<&str> = asked.iter().copied().chain([FLOW, &hint]).collect();
-    let hears: Vec<&str> = ["_INBOX.>"].into_iter().chain(heard.iter().map(String::as_str)).collect();
+    let subscribed: Vec<&str> = ["_INBOX.>"].into_iter().chain(heard.iter().map(String::as_str)).collect();
     let inbox = format!("{INBOX}.>");
     json!({
         "TENURE": {
             "jetstream": "enabled",
             "users": [
                 {"user": RELAY, "password": password(RELAY)},
-                user(FEED, password(FEED), &fed, &[&inbox]),
+                user(FEED, &password(FEED), &fed, &[&inbox]),
             ],
             "exports": exports,
         },
         "SUBSCRIBERS": {
-            "users": [user(SUBSCRIBER, password(SUBSCRIBER), &asked, &hears)],
+            "users": [user(SUBSCRIBER, &password(SUBSCRIBER), &asked, &subscribed)],
             "imports": imports,
         },
     })
 }
 
-fn user(name: &str, password: String, publish: &[&str], subscribe: &[&str]) -> Value {
+fn user(name: &str, password: &str, publish: &[&str], subscribe: &[&str]) -> Value {
     json!({
         "user": name,
         "password": password,

@@ -9,7 +9,7 @@ use cqrs_es::event_sink::EventSink;
 use domain::aggregate::{Ask as _, Found};
 use domain::billing::meter::{Exceeded, Meter};
 use domain::{Actor, Aggregate, Context, DomainError as _, Effect, Issued, Kind, Precondition, Refusal, StreamId, TenantId};
-use store::load::Loaded;
+use store::load::{LoadError, Loaded};
 use store::{Append, AppendError, Appended, Expected, Key, Metadata, NewEvent, Store, StreamAppend};
 use tokio::sync::Mutex;
 use tracing::Instrument as _;
@@ -255,6 +255,20 @@ impl Executor {
         Ok(Attempt::Done(conclusion().map(|()| outcome)))
     }
 
+    /// Whether another stream holds a value that these events claim.
+    async fn claims_are_taken(&self, append: &Append) -> Result<bool, CommandError> {
+        for stream in &append.streams {
+            for effect in stream.events.iter().flat_map(|event| &event.effects) {
+                let Effect::TakeClaim { claim, value: Some(value), .. } = effect else { continue };
+                let holder = self.store.holder(claim, append.tenant, value).await.map_err(LoadError::from)?;
+                if holder.is_some_and(|holder| holder != stream.stream) {
+                    return Ok(true);
+                }
+            }
+        }
+        Ok(false)
+    }
+
     async fn append<A: Aggregate>(
         &self,
         request: &Request<A>,
@@ -305,8 +319,10 @@ impl Executor {
         };
         // One command sends mails of one cause.
         let mails = i32::try_from(causes.len()).unwrap_or(i32::MAX);
+        // What the guards refuse anyway sends no mail: an address that is taken is not one to wait for.
         let counted = match causes.pop() {
             None => None,
+            Some(_) if self.claims_are_taken(&append).await? => None,
             Some(cause) => {
                 match mails::count(&self.store, request.stream.tenant, cause, mails, self.mails).await {
                     Ok(counted) => Some(counted),

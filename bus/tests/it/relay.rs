@@ -377,10 +377,10 @@ async fn only_the_user_of_the_relay_may_publish_events_and_the_others_can_still_
     // Two went where it had asked for them: to its own subscriptions.
     assert_eq!(positions, ["8", "9", "10"], "and it reads nothing but events");
     // What is published while it listens reaches it too.
-    let heard =
+    let events =
         hears.filter(|message| std::future::ready(message.headers.as_ref().is_some_and(|headers| headers.get("ce-position").is_some())));
-    let heard: Vec<_> = tokio::time::timeout(testing::PATIENCE, heard.take(5).collect()).await.expect("it hears");
-    assert_eq!(heard.len(), 5);
+    let events: Vec<_> = tokio::time::timeout(testing::PATIENCE, events.take(5).collect()).await.expect("it hears");
+    assert_eq!(events.len(), 5);
 }
 
 #[tokio::test(flavor = "multi_thread")]
