@@ -66,6 +66,7 @@ codes! {
     UNSUPPORTED_TOKEN_TYPE BAD_REQUEST "auth.unsupported_token_type";
     WEAK_PASSWORD UNPROCESSABLE_ENTITY "auth.weak_password";
     BAD_SIGNATURE BAD_REQUEST "billing.bad_signature";
+    NOT_PAYABLE UNPROCESSABLE_ENTITY "billing.amount_not_payable";
     NO_PROVIDER CONFLICT "billing.no_provider";
     NOT_YET_AT_PROVIDER CONFLICT "billing.not_yet_at_provider";
     PROVIDER_UNAVAILABLE SERVICE_UNAVAILABLE "billing.provider_unavailable";

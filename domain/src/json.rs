@@ -22,6 +22,11 @@ pub const NUMBER_MAX: f64 = 1e64;
 /// The least magnitude of a number that is not zero.
 pub const NUMBER_MIN: f64 = 1e-64;
 
+/// Reads a field that may be left out, and that `null` is no value of: where leaving it out stands for a number, `null` would count as that number.
+pub fn given<'de, T: Deserialize<'de>, D: Deserializer<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
+    T::deserialize(deserializer).map(Some)
+}
+
 /// Why a text is not JSON, or none that can be held.
 #[derive(Debug, thiserror::Error)]
 pub enum JsonError {

@@ -38,12 +38,24 @@ pub enum Template {
     QuotaWarning,
     /// That wrong passwords were tried on their account.
     LoginAttempts,
+    /// That a payment is disputed.
+    PaymentDisputed,
+    /// That a dispute is lost.
+    DisputeLost,
 }
 
 impl Template {
     /// All of them.
-    pub const ALL: [Self; 6] =
-        [Self::Invitation, Self::Verification, Self::Reset, Self::TrialEnding, Self::QuotaWarning, Self::LoginAttempts];
+    pub const ALL: [Self; 8] = [
+        Self::Invitation,
+        Self::Verification,
+        Self::Reset,
+        Self::TrialEnding,
+        Self::QuotaWarning,
+        Self::LoginAttempts,
+        Self::PaymentDisputed,
+        Self::DisputeLost,
+    ];
 
     /// As stored.
     pub fn as_str(self) -> &'static str {
@@ -54,6 +66,8 @@ impl Template {
             Self::TrialEnding => "trial_ending",
             Self::QuotaWarning => "quota_warning",
             Self::LoginAttempts => "login_attempts",
+            Self::PaymentDisputed => "payment_disputed",
+            Self::DisputeLost => "dispute_lost",
         }
     }
 
@@ -71,6 +85,8 @@ impl Template {
             Self::TrialEnding => include_str!("templates/trial_ending.txt"),
             Self::QuotaWarning => include_str!("templates/quota_warning.txt"),
             Self::LoginAttempts => include_str!("templates/login_attempts.txt"),
+            Self::PaymentDisputed => include_str!("templates/payment_disputed.txt"),
+            Self::DisputeLost => include_str!("templates/dispute_lost.txt"),
         }
     }
 
@@ -80,7 +96,7 @@ impl Template {
             Self::Invitation => user.invitation.map(|link| (link, Purpose::Invitation, "accept-invitation")),
             Self::Verification => user.verification.map(|link| (link, Purpose::Verification, "verify-email")),
             Self::Reset => user.reset.map(|link| (link, Purpose::Reset, "reset-password")),
-            Self::TrialEnding | Self::QuotaWarning | Self::LoginAttempts => None,
+            Self::TrialEnding | Self::QuotaWarning | Self::LoginAttempts | Self::PaymentDisputed | Self::DisputeLost => None,
         }
     }
 }
@@ -183,6 +199,7 @@ impl Mailer {
                 let warning = self.warning(about).await?;
                 (format!("{}/billing", self.base), warning.resets_at, Some(warning))
             }
+            Template::PaymentDisputed | Template::DisputeLost => (format!("{}/billing", self.base), None, None),
             Template::LoginAttempts => (format!("{}/forgot-password", self.base), None, None),
             Template::Invitation | Template::Verification | Template::Reset => {
                 let (link, until) = self.link(template, user, stream, due)?;

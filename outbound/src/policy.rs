@@ -58,14 +58,21 @@ impl MailPolicy {
         Runtime::new(Self { store: store.clone() }, store.clone())
     }
 
-    /// Everybody who looks after what the tenant pays is told that the trial ends.
-    async fn reminders(&self, events: &[&RawEvent]) -> Result<Vec<NewDelivery>, HandlerError> {
+    /// All who manage the billing of the tenant are told that the trial ends, and of disputes.
+    async fn billing(&self, events: &[&RawEvent]) -> Result<Vec<NewDelivery>, HandlerError> {
         let mut mails = Vec::new();
-        let ending = |event: &&Recorded<subscription::Event>| matches!(event.event, subscription::Event::TrialEnding { .. });
-        for event in self.store.typed::<Subscription>(events).await.map_err(unreadable)?.iter().filter(ending) {
+        for event in &self.store.typed::<Subscription>(events).await.map_err(unreadable)? {
+            let template = if matches!(event.event, subscription::Event::TrialEnding { .. }) {
+                Template::TrialEnding
+            } else if matches!(event.event, subscription::Event::PaymentDisputed { .. }) {
+                Template::PaymentDisputed
+            } else if matches!(event.event, subscription::Event::DisputeClosed { lost: true, .. }) {
+                Template::DisputeLost
+            } else {
+                continue;
+            };
             let payers = self.store.holders(&PAYERS, event.stream.tenant).await.map_err(retry)?;
-            let intent = event.stream.id;
-            mails.extend(payers.into_iter().map(|payer| self.mail(event, payer, Template::TrialEnding, intent, &payer.to_string())));
+            mails.extend(payers.into_iter().map(|payer| self.mail(event, payer, template, event.stream.id, &payer.to_string())));
         }
         Ok(mails)
     }
@@ -116,7 +123,7 @@ impl Policy for MailPolicy {
         });
         let subscriptions: Vec<_> = of(Subscription::TYPE).collect();
         let quotas: Vec<_> = of(Quota::TYPE).collect();
-        Ok(mails.chain(self.reminders(&subscriptions).await?).chain(self.warnings(&quotas).await?).collect())
+        Ok(mails.chain(self.billing(&subscriptions).await?).chain(self.warnings(&quotas).await?).collect())
     }
 
     async fn write(&self, mails: Vec<NewDelivery>, tx: &mut PgConnection) -> Result<(), sqlx::Error> {

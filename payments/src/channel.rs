@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use commands::{CommandError, Executor, Request};
+use domain::billing::quota::{self, Quota};
 use domain::billing::subscription::{Command, LinkCustomer, LinkProvider, PauseReason, Subscription};
 use domain::identity::tenant::Tenant;
 use domain::text::Reference;
@@ -13,7 +14,7 @@ use outbound::worker::Channel;
 use uuid::Uuid;
 
 use crate::inbox;
-use crate::provider::{NewSubscription, PaymentProvider, ProviderError};
+use crate::provider::{Charge, NewSubscription, PaymentProvider, ProviderError};
 
 /// What the queue calls them.
 pub const KIND: &str = "payment";
@@ -29,10 +30,16 @@ pub enum Intent {
     Update,
     /// That it is over.
     Cancel,
+    /// That the tenant has another name.
+    Rename,
+    /// That the tenant is gone.
+    Forget,
+    /// To collect what was used beyond a quota.
+    Overage,
 }
 
 impl Intent {
-    const ALL: [Self; 4] = [Self::Customer, Self::Subscription, Self::Update, Self::Cancel];
+    const ALL: [Self; 7] = [Self::Customer, Self::Subscription, Self::Update, Self::Cancel, Self::Rename, Self::Forget, Self::Overage];
 
     /// As stored.
     pub fn as_str(self) -> &'static str {
@@ -41,6 +48,9 @@ impl Intent {
             Self::Subscription => "subscription",
             Self::Update => "update",
             Self::Cancel => "cancel",
+            Self::Rename => "rename",
+            Self::Forget => "forget",
+            Self::Overage => "overage",
         }
     }
 }
@@ -72,19 +82,30 @@ impl PaymentChannel {
         let Some(customer) = customer else {
             return match intent {
                 Intent::Customer if details.status.is_live() => {
-                    let me = StreamId::new(stream.tenant, stream.tenant.0);
-                    let tenant = store.current::<Tenant>(me).await.map_err(|_| failed("the tenant cannot be read"))?;
-                    let customer = provider.create_customer(&key, stream, tenant.state.name()).await.map_err(told)?;
+                    let name = self.name_of(stream.tenant).await?;
+                    let customer = provider.create_customer(&key, stream, name.as_deref()).await.map_err(told)?;
                     self.note(due, stream, LinkCustomer { provider: named(provider.name())?, customer: named(&customer)? }).await?;
                     self.reconsider(&customer).await
                 }
                 Intent::Customer => Err(Attempt::Dropped("the subscription is over".into())),
                 // What is not there yet is made from the state as it is then.
-                Intent::Subscription | Intent::Update | Intent::Cancel => {
+                Intent::Subscription | Intent::Update | Intent::Cancel | Intent::Rename | Intent::Forget | Intent::Overage => {
                     Err(Attempt::Dropped("the provider does not know who pays yet".into()))
                 }
             };
         };
+        match intent {
+            Intent::Rename => {
+                let name = self.name_of(stream.tenant).await?;
+                return provider.rename_customer(customer, name.as_deref()).await.map_err(told);
+            }
+            Intent::Forget => return provider.forget_customer(customer).await.map_err(told),
+            Intent::Overage => {
+                let running = subscription.filter(|_| details.status.is_live());
+                return provider.collect(&key, &self.overage(due, customer, running).await?).await.map_err(told);
+            }
+            Intent::Customer | Intent::Subscription | Intent::Update | Intent::Cancel => {}
+        }
         // Also what was begun before it was over, and is not known here.
         if !details.status.is_live() {
             return provider.cancel_subscription(customer).await.map_err(told);
@@ -100,12 +121,33 @@ impl PaymentChannel {
             (Intent::Subscription | Intent::Update, None) => {
                 let new = NewSubscription { subscription: stream, details, customer, now: store.clock().now() };
                 let subscription = provider.create_subscription(&key, &new).await.map_err(told)?;
-                self.note(due, stream, LinkProvider { provider: named(provider.name())?, subscription: named(&subscription)? }).await
+                self.note(due, stream, LinkProvider { provider: named(provider.name())?, subscription: named(&subscription)? }).await?;
+                self.reconsider(customer).await
             }
             (Intent::Subscription | Intent::Update, Some(subscription)) => {
                 provider.update_subscription(details, subscription).await.map_err(told)
             }
-            (Intent::Cancel, _) => Err(Attempt::Dropped("it goes on".into())),
+            (Intent::Cancel | Intent::Rename | Intent::Forget | Intent::Overage, _) => Err(Attempt::Dropped("it goes on".into())),
+        }
+    }
+
+    /// What the tenant is called, unless that was erased.
+    async fn name_of(&self, tenant: TenantId) -> Result<Option<String>, Attempt> {
+        let loaded = self.executor.store().current::<Tenant>(StreamId::new(tenant, tenant.0)).await;
+        let loaded = loaded.map_err(|_| Attempt::Failed("the tenant cannot be read".into()))?;
+        Ok(loaded.state.name().map(str::to_owned))
+    }
+
+    /// What a closed month has come to.
+    async fn overage<'a>(&self, due: &Due, customer: &'a str, subscription: Option<&'a str>) -> Result<Charge<'a>, Attempt> {
+        let unreadable = || Attempt::Failed("the closed month cannot be read".into());
+        let store = self.executor.store();
+        let event = store.at(due.position).await.map_err(|_| unreadable())?.ok_or_else(unreadable)?;
+        match store.typed::<Quota>(&[&event]).await.map_err(|_| unreadable())?.pop().map(|event| event.event) {
+            Some(quota::Event::PeriodClosed { meter, period, overage, amount: Some(amount), .. }) => {
+                Ok(Charge { customer, subscription, amount, description: format!("{overage} {meter} beyond the quota in {period}") })
+            }
+            Some(_) | None => Err(unreadable()),
         }
     }
 

@@ -3,6 +3,7 @@
 use chrono::{DateTime, TimeDelta, Utc};
 use commands::{CommandError, Executor, Request};
 use domain::billing::subscription::{CUSTOMER, Report, Subscription};
+use domain::text::Reference;
 use domain::{Actor, StreamId, TenantId};
 use serde::Serialize;
 use sqlx::FromRow;
@@ -10,7 +11,7 @@ use store::{Key, Store};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use crate::provider::{Message, PaymentProvider};
+use crate::provider::{Message, Object, PaymentProvider};
 
 /// How long the bodies of messages are kept.
 pub const KEPT: TimeDelta = TimeDelta::days(90);
@@ -65,10 +66,25 @@ pub struct TakenIn {
     /// What came of it: `applied`, `refused`, `kept` or `waiting`.
     #[schema(example = "applied")]
     pub outcome: String,
+    /// Why it had no effect, if it had none.
+    #[schema(example = "it is about another subscription of the customer")]
+    pub reason: Option<String>,
 }
+
+/// What came of a message, and why it had no effect.
+type Concluded = (Outcome, Option<String>);
 
 /// Takes a message in. When this fails nothing is lost: the provider sends it again, and what was done already is not done twice.
 pub async fn take_in(executor: &Executor, provider: &dyn PaymentProvider, message: &Message, body: &[u8]) -> Result<Outcome, CommandError> {
+    let outcome = take_one_in(executor, provider, message, body).await?;
+    if outcome == Outcome::Applied && !message.names.is_empty() {
+        let names: Vec<&str> = message.names.iter().map(Reference::as_str).collect();
+        take_in_waiting(executor, provider, None, &names).await?;
+    }
+    Ok(outcome)
+}
+
+async fn take_one_in(executor: &Executor, provider: &dyn PaymentProvider, message: &Message, body: &[u8]) -> Result<Outcome, CommandError> {
     let store = executor.store();
     let known: Option<String> = sqlx::query_scalar("select outcome from ops.provider_events where provider = $1 and event_id = $2")
         .bind(provider.name())
@@ -79,35 +95,46 @@ pub async fn take_in(executor: &Executor, provider: &dyn PaymentProvider, messag
     if known.is_some_and(|outcome| outcome != Outcome::Waiting.as_str()) {
         return Ok(Outcome::Duplicate);
     }
-    let stream = find(store, provider.name(), message).await?;
-    let outcome = apply(executor, provider.name(), stream, message).await?;
-    keep(store, provider.name(), message, stream, outcome, body).await.map_err(unavailable)?;
-    // Whoever it is about may have become known just before it was written down that nobody is.
-    match find(store, provider.name(), message).await? {
-        Some(stream) if outcome == Outcome::Waiting => {
-            let outcome = apply(executor, provider.name(), Some(stream), message).await?;
-            keep(store, provider.name(), message, Some(stream), outcome, body).await.map_err(unavailable)?;
-            Ok(outcome)
+    let mut concluded = (Outcome::Waiting, None);
+    // What it is about may become known just before it is written down that it is not.
+    for _ in 0..2 {
+        let stream = find(store, provider.name(), message).await?;
+        concluded = apply(executor, provider.name(), stream, message).await?;
+        keep(store, provider.name(), message, stream, &concluded, body).await.map_err(unavailable)?;
+        if concluded.0 != Outcome::Waiting {
+            break;
         }
-        Some(_) | None => Ok(outcome),
     }
+    Ok(concluded.0)
 }
 
-/// Applies what was heard of a customer before they were known here.
+/// Applies what was heard of a customer before they, or their subscription at the provider, were known here.
 pub async fn reconsider(executor: &Executor, provider: &dyn PaymentProvider, customer: &str) -> Result<(), CommandError> {
+    take_in_waiting(executor, provider, Some(customer), &[]).await
+}
+
+/// Takes in again what waits, of a customer or of an invoice, a charge or a payment.
+async fn take_in_waiting(
+    executor: &Executor,
+    provider: &dyn PaymentProvider,
+    customer: Option<&str>,
+    names: &[&str],
+) -> Result<(), CommandError> {
     let store = executor.store();
     let waiting: Vec<(String, Option<Vec<u8>>)> = sqlx::query_as(
-        "select event_id, body from ops.provider_events where provider = $1 and customer = $2 and outcome = 'waiting' order by occurred_at, event_id",
+        "select event_id, body from ops.provider_events where provider = $1 and (customer = $2 or names && $3) and outcome = 'waiting'
+         order by occurred_at, event_id",
     )
     .bind(provider.name())
     .bind(customer)
+    .bind(names)
     .fetch_all(store.pool())
     .await
     .map_err(unavailable)?;
     for (id, body) in waiting {
         let Some(body) = body.and_then(|body| store.unwrap(BODY, &[provider.name(), &id], &body)) else { continue };
         match provider.reread(&body) {
-            Ok(message) => drop(take_in(executor, provider, &message, &body).await?),
+            Ok(message) => drop(take_one_in(executor, provider, &message, &body).await?),
             Err(error) => tracing::error!(event = id, %error, "a message that was kept cannot be read any more"),
         }
     }
@@ -121,26 +148,84 @@ fn unavailable(error: sqlx::Error) -> CommandError {
     store::load::LoadError::from(error).into()
 }
 
-/// The subscription that a message is about: that of the customer whom it names, or else, before that one is known, the one that the provider was told when it was made there.
+/// The subscription that a message may be about: that of the customer whom it names; of a charge, the one that an invoice with it was of; or else, before the customer is known,
+/// the one that the provider was told when it was made there.
 async fn find(store: &Store, provider: &str, message: &Message) -> Result<Option<StreamId>, CommandError> {
-    let Some(customer) = &message.customer else { return Ok(message.about) };
-    let known = store.holder(&CUSTOMER, TenantId::SYSTEM, &format!("{provider}:{customer}")).await.map_err(unavailable)?;
-    Ok(known.or(message.about))
+    let known = match &message.customer {
+        Some(customer) => store.holder(&CUSTOMER, TenantId::SYSTEM, &format!("{provider}:{customer}")).await.map_err(unavailable)?,
+        None => None,
+    };
+    match known {
+        None if message.object == Object::Charge => named_before(store, provider, message).await,
+        known => Ok(known.or(message.about)),
+    }
 }
 
-async fn apply(executor: &Executor, provider: &str, stream: Option<StreamId>, message: &Message) -> Result<Outcome, CommandError> {
-    let Some(fact) = message.fact.clone() else { return Ok(Outcome::Kept) };
-    let Some(stream) = stream else { return Ok(Outcome::Waiting) };
-    let report = Report { provider_event_id: message.id.clone(), occurred_at: message.occurred_at, fact };
+/// The subscription to which a message was applied that names the same invoice, charge or payment.
+async fn named_before(store: &Store, provider: &str, message: &Message) -> Result<Option<StreamId>, CommandError> {
+    let names: Vec<&str> = message.names.iter().map(Reference::as_str).collect();
+    let before: Option<(Uuid, Uuid)> = sqlx::query_as(
+        "select tenant_id, subscription_id from ops.provider_events
+         where provider = $1 and names && $2 and event_id <> $3 and outcome = 'applied' and subscription_id is not null limit 1",
+    )
+    .bind(provider)
+    .bind(names)
+    .bind(message.id.as_str())
+    .fetch_optional(store.pool())
+    .await
+    .map_err(unavailable)?;
+    Ok(before.map(|(tenant, id)| StreamId::new(TenantId(tenant), id)))
+}
+
+/// Whether a message counts for a subscription: only what is about its own object at the provider does.
+enum Counts {
+    Yes,
+    /// It is about another object.
+    No(&'static str),
+    /// The object is not known yet.
+    NotYet,
+}
+
+async fn counts(store: &Store, provider: &str, stream: StreamId, message: &Message) -> Result<Counts, CommandError> {
+    let of = match &message.object {
+        Object::Customer => return Ok(Counts::Yes),
+        Object::Invoice(None) => return Ok(Counts::No("the invoice is of no subscription")),
+        Object::Charge => {
+            let known = named_before(store, provider, message).await?;
+            return Ok(if known == Some(stream) { Counts::Yes } else { Counts::NotYet });
+        }
+        Object::Subscription(of) | Object::Invoice(Some(of)) => of,
+    };
+    let loaded = store.current::<Subscription>(stream).await?;
+    let linked = loaded.state.details().and_then(|details| details.provider_subscription.as_deref());
+    Ok(match linked {
+        Some(linked) if linked == of.as_str() => Counts::Yes,
+        Some(_) => Counts::No("it is about another subscription of the customer"),
+        // Made by us, and not noted yet.
+        None if message.about == Some(stream) => Counts::Yes,
+        None => Counts::NotYet,
+    })
+}
+
+async fn apply(executor: &Executor, provider: &str, stream: Option<StreamId>, message: &Message) -> Result<Concluded, CommandError> {
+    let kept = |why: &str| Ok((Outcome::Kept, Some(why.to_owned())));
+    let Some(fact) = message.fact.clone() else { return kept("it has no meaning here") };
+    let Some(stream) = stream else { return Ok((Outcome::Waiting, None)) };
     let store = executor.store();
+    match counts(store, provider, stream, message).await? {
+        Counts::Yes => {}
+        Counts::No(why) => return kept(why),
+        Counts::NotYet => return Ok((Outcome::Waiting, None)),
+    }
+    let report = Report { provider_event_id: message.id.clone(), occurred_at: message.occurred_at, fact };
     let mut request = Request::<Subscription>::new(stream, report, Actor::system(provider), store.fresh_id());
     request.keys =
         vec![Key { tenant: stream.tenant, scope: format!("provider:{provider}"), key: message.id.clone().into(), fingerprint: [0; 32] }];
     match executor.execute(request).await {
-        Ok(_) => Ok(Outcome::Applied),
-        Err(CommandError::Rejected { code, .. }) => {
+        Ok(_) => Ok((Outcome::Applied, None)),
+        Err(CommandError::Rejected { code, detail, .. }) => {
             tracing::warn!(provider, event = message.id.as_str(), %code, "what a payment provider told was refused");
-            Ok(Outcome::Refused)
+            Ok((Outcome::Refused, Some(detail)))
         }
         Err(error) => Err(error),
     }
@@ -151,13 +236,14 @@ async fn keep(
     provider: &str,
     message: &Message,
     stream: Option<StreamId>,
-    outcome: Outcome,
+    (outcome, reason): &Concluded,
     body: &[u8],
 ) -> Result<(), sqlx::Error> {
     sqlx::query(
-        "insert into ops.provider_events as e (provider, event_id, event_type, occurred_at, received_at, customer, tenant_id, subscription_id, outcome, body)
-         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, case when not exists (select from tenant_heads where tenant_id = $7 and gate = 'deleted') then $10::bytea end)
-         on conflict (provider, event_id) do update set tenant_id = excluded.tenant_id, subscription_id = excluded.subscription_id, outcome = excluded.outcome
+        "insert into ops.provider_events as e (provider, event_id, event_type, occurred_at, received_at, customer, tenant_id, subscription_id, outcome, reason, names, body)
+         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, case when not exists (select from tenant_heads where tenant_id = $7 and gate = 'deleted') then $12::bytea end)
+         on conflict (provider, event_id) do update
+           set tenant_id = excluded.tenant_id, subscription_id = excluded.subscription_id, outcome = excluded.outcome, reason = excluded.reason
            where e.outcome = 'waiting'",
     )
     .bind(provider)
@@ -169,6 +255,8 @@ async fn keep(
     .bind(stream.map(|stream| stream.tenant.0))
     .bind(stream.map(|stream| stream.id))
     .bind(outcome.as_str())
+    .bind(reason)
+    .bind(message.names.iter().map(Reference::as_str).collect::<Vec<_>>())
     .bind(store.wrap(BODY, &[provider, &message.id], body))
     .execute(store.pool())
     .await
@@ -178,7 +266,7 @@ async fn keep(
 /// What was taken in for a tenant, the newest first; all of it, also what nobody is known for, where no tenant is named.
 pub async fn list(store: &Store, tenant: Option<TenantId>, limit: i64) -> Result<Vec<TakenIn>, sqlx::Error> {
     sqlx::query_as(
-        "select provider, event_id, event_type, occurred_at, received_at, subscription_id, outcome from ops.provider_events
+        "select provider, event_id, event_type, occurred_at, received_at, subscription_id, outcome, reason from ops.provider_events
          where $1::uuid is null or tenant_id = $1 order by received_at desc, event_id desc limit $2",
     )
     .bind(tenant.map(|tenant| tenant.0))

@@ -1,15 +1,17 @@
-//! The policy that answers events of subscriptions with what a provider has to be told.
+//! The policy that answers events of subscriptions, tenants and quotas with what a provider has to be told.
 
 use std::sync::Arc;
 
 use bus::subscription::HandlerError;
-use commands::policy::{Policy, Runtime, unreadable};
+use commands::policy::{Policy, Runtime, retry, unreadable};
 use cqrs_es::Aggregate as _;
-use domain::StreamId;
+use domain::billing::quota::{self, Quota};
 use domain::billing::subscription::{Event, Subscription};
+use domain::identity::tenant::{self, Tenant};
+use domain::{StreamId, TenantId};
 use outbound::queue::{self, NewDelivery};
 use sqlx::PgConnection;
-use store::{RawEvent, Store};
+use store::{RawEvent, Recorded, Store};
 use uuid::Uuid;
 
 use crate::channel::{Intent, KIND};
@@ -25,6 +27,8 @@ fn answer(event: &Event) -> Option<Intent> {
         | Event::Paused { .. }
         | Event::Resumed { .. }
         | Event::PlanChanged { .. }
+        | Event::PlanChangeScheduled { .. }
+        | Event::ScheduledChangeCancelled
         | Event::QuantityChanged { .. }
         | Event::CancelScheduled { .. }
         | Event::Uncancelled
@@ -33,12 +37,13 @@ fn answer(event: &Event) -> Option<Intent> {
         | Event::ProviderLinked { .. } => Some(Intent::Update),
         Event::Cancelled { .. } | Event::Expired { .. } => Some(Intent::Cancel),
         Event::TrialEnding { .. }
-        | Event::PlanChangeScheduled { .. }
-        | Event::ScheduledChangeCancelled
         | Event::PeriodRenewed { .. }
         | Event::PaymentSucceeded { .. }
         | Event::PaymentFailed { .. }
         | Event::StandingReported { .. }
+        | Event::PaymentRefunded { .. }
+        | Event::PaymentDisputed { .. }
+        | Event::DisputeClosed { .. }
         | Event::BecamePastDue
         | Event::MarkedUnpaid { .. }
         | Event::PaymentMethodRemoved { .. } => None,
@@ -56,6 +61,30 @@ impl PaymentsPolicy {
     pub fn runtime(store: &Store, provider: Provider) -> Runtime<Self> {
         Runtime::new(Self { store: store.clone(), provider }, store.clone())
     }
+
+    /// A tenant's subscriptions that have a customer at the provider, in the order in which they got one.
+    async fn customers(&self, tenant: TenantId) -> Result<Vec<Uuid>, sqlx::Error> {
+        sqlx::query_scalar(
+            "select split_part(aggregate_id, '/', 2)::uuid from events where tenant_id = $1 and event_type = 'subscription.customer_linked' order by position",
+        )
+        .bind(tenant.0)
+        .fetch_all(self.store.pool())
+        .await
+    }
+
+    fn intent<E>(&self, event: &Recorded<E>, intent: Intent, subscription: Uuid, which: &str) -> NewDelivery {
+        NewDelivery {
+            template: intent.as_str(),
+            id: Uuid::new_v5(&event.event_id, format!("{} {}{which}", Self::NAME, event.position).as_bytes()),
+            tenant: event.stream.tenant,
+            kind: KIND,
+            subject_id: subscription,
+            intent: subscription,
+            position: event.position,
+            event: Some(event.event_id),
+            at: self.store.clock().now(),
+        }
+    }
 }
 
 impl Policy for PaymentsPolicy {
@@ -67,22 +96,31 @@ impl Policy for PaymentsPolicy {
         if self.provider.is_none() {
             return Ok(vec![]);
         }
-        let mine: Vec<_> = events.iter().map(Arc::as_ref).filter(|event| event.aggregate_type == Subscription::TYPE).collect();
-        let typed = self.store.typed::<Subscription>(&mine).await.map_err(unreadable)?;
-        let intents = typed.iter().filter_map(|event| {
-            Some(NewDelivery {
-                template: answer(&event.event)?.as_str(),
-                id: Uuid::new_v5(&event.event_id, format!("{} {}", Self::NAME, event.position).as_bytes()),
-                tenant: event.stream.tenant,
-                kind: KIND,
-                subject_id: event.stream.id,
-                intent: event.stream.id,
-                position: event.position,
-                event: Some(event.event_id),
-                at: self.store.clock().now(),
-            })
-        });
-        Ok(intents.collect())
+        let of = |kind: &'static str| events.iter().map(Arc::as_ref).filter(move |event| event.aggregate_type == kind).collect::<Vec<_>>();
+        let subscriptions = self.store.typed::<Subscription>(&of(Subscription::TYPE)).await.map_err(unreadable)?;
+        let told = subscriptions.iter().filter_map(|event| Some(self.intent(event, answer(&event.event)?, event.stream.id, "")));
+        let mut told: Vec<_> = told.collect();
+        for event in self.store.typed::<Tenant>(&of(Tenant::TYPE)).await.map_err(unreadable)? {
+            let intent = if matches!(event.event, tenant::Event::Renamed { .. }) {
+                Intent::Rename
+            } else if matches!(event.event, tenant::Event::Deleted) {
+                Intent::Forget
+            } else {
+                continue;
+            };
+            let customers = self.customers(event.stream.tenant).await.map_err(retry)?;
+            told.extend(customers.into_iter().map(|subscription| self.intent(&event, intent, subscription, &format!(" {subscription}"))));
+        }
+        for event in self.store.typed::<Quota>(&of(Quota::TYPE)).await.map_err(unreadable)? {
+            let quota::Event::PeriodClosed { amount: Some(amount), .. } = event.event else { continue };
+            if amount.amount > 0 {
+                // Of several subscriptions the last one pays.
+                let customer = self.customers(event.stream.tenant).await.map_err(retry)?.pop();
+                told.extend(customer.map(|subscription| self.intent(&event, Intent::Overage, subscription, "")));
+            }
+        }
+        told.sort_by_key(|intent| intent.position);
+        Ok(told)
     }
 
     async fn write(&self, intents: Vec<NewDelivery>, tx: &mut PgConnection) -> Result<(), sqlx::Error> {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
 use domain::StreamId;
+use domain::billing::money::Money;
 use domain::billing::subscription::{Details, Fact};
 use domain::instant::Instant;
 use domain::text::Reference;
@@ -26,6 +27,18 @@ pub trait PaymentProvider: Send + Sync + 'static {
     /// Ends whatever the provider has of a customer's subscription, whether we know of it or not. One that has ended is no error.
     fn cancel_subscription<'a>(&'a self, customer: &'a str) -> Answer<'a, ()>;
 
+    /// Calls a customer by another name, or by none.
+    fn rename_customer<'a>(&'a self, customer: &'a str, name: Option<&'a str>) -> Answer<'a, ()>;
+
+    /// Deletes a customer, with all that is collected from them. One that is gone is no error.
+    fn forget_customer<'a>(&'a self, customer: &'a str) -> Answer<'a, ()>;
+
+    /// Collects an amount besides the subscription: with its next invoice, or at once where it has ended. `intent` is the same at every attempt.
+    fn collect<'a>(&'a self, intent: &'a str, charge: &'a Charge<'a>) -> Answer<'a, ()>;
+
+    /// Whether the provider can charge this amount; if not, why.
+    fn can_charge(&self, amount: Money) -> Result<(), String>;
+
     /// Begins to set up what a customer pays with, and answers the secret by which the product's own page goes on with the provider.
     fn set_up_payment<'a>(&'a self, subscription: StreamId, customer: &'a str) -> Answer<'a, String>;
 
@@ -47,6 +60,18 @@ pub struct NewSubscription<'a> {
     pub customer: &'a str,
     /// Now.
     pub now: DateTime<Utc>,
+}
+
+/// An amount to be collected besides the subscription.
+pub struct Charge<'a> {
+    /// From which customer.
+    pub customer: &'a str,
+    /// With which of the provider's subscriptions, while it runs.
+    pub subscription: Option<&'a str>,
+    /// How much.
+    pub amount: Money,
+    /// What for, on the invoice.
+    pub description: String,
 }
 
 /// What a provider answers.
@@ -79,8 +104,25 @@ pub struct Message {
     pub about: Option<StreamId>,
     /// What the provider calls whoever pays.
     pub customer: Option<Reference>,
+    /// What the provider calls the object that it is about.
+    pub object: Object,
+    /// What the provider calls the invoice, the charge and the payment that it names: by these, what is heard of a charge later is recognised.
+    pub names: Vec<Reference>,
     /// What it means here; `None`: nothing.
     pub fact: Option<Fact>,
+}
+
+/// What a message of a provider is about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Object {
+    /// The customer: what they pay with.
+    Customer,
+    /// A subscription.
+    Subscription(Reference),
+    /// An invoice, and the subscription that it is of, if it is of one.
+    Invoice(Option<Reference>),
+    /// A charge of an invoice that was heard of before.
+    Charge,
 }
 
 /// Why a message was not taken.

@@ -30,7 +30,8 @@ const DECLINED: &str = r#"{"error": {"type": "card_error", "code": "card_decline
 const NO_KEY: &str = include_str!("../stripe/error_401.json");
 const TOO_MANY: &str = include_str!("../stripe/error_429.json");
 
-type Fields = BTreeMap<String, String>;
+/// The fields of a form.
+pub type Fields = BTreeMap<String, String>;
 
 /// How a request goes wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,6 +51,12 @@ pub struct Account {
     pub products: BTreeMap<String, Value>,
     /// The subscriptions, by id.
     pub subscriptions: BTreeMap<String, Value>,
+    /// The subscription schedules, by id.
+    pub schedules: BTreeMap<String, Value>,
+    /// Items for the next invoices.
+    pub invoice_items: Vec<Fields>,
+    /// The invoices that were made besides those of subscriptions.
+    pub invoices: Vec<Fields>,
     /// What was asked: `POST /v1/customers`, with its fields.
     pub asked: Vec<(String, Fields)>,
     /// What goes wrong with the next requests, one after the other.
@@ -85,11 +92,16 @@ impl Stripe {
         let this = Self { url, account: Arc::default() };
         let router = Router::new()
             .route("/v1/customers", post(create_customer))
-            .route("/v1/customers/{id}", post(update_customer))
+            .route("/v1/customers/{id}", post(update_customer).delete(delete_customer))
             .route("/v1/products", post(create_product))
             .route("/v1/subscriptions", get(list_subscriptions).post(create_subscription))
             .route("/v1/subscriptions/{id}", get(get_subscription).post(update_subscription).delete(cancel_subscription))
             .route("/v1/invoices/{id}/pay", post(pay_invoice))
+            .route("/v1/invoiceitems", post(create_invoice_item))
+            .route("/v1/invoices", post(create_invoice))
+            .route("/v1/subscription_schedules", post(create_schedule))
+            .route("/v1/subscription_schedules/{id}", get(get_schedule).post(update_schedule))
+            .route("/v1/subscription_schedules/{id}/release", post(release_schedule))
             .route("/v1/setup_intents", post(create_setup_intent))
             .with_state(this.clone());
         tokio::spawn(async move { axum::serve(listener, router).await });
@@ -171,6 +183,97 @@ async fn update_customer(State(stripe): State<Stripe>, Path(id): Path<String>, h
         }
         Ok(customer.clone())
     })
+}
+
+async fn delete_customer(State(stripe): State<Stripe>, Path(id): Path<String>, headers: HeaderMap) -> Response {
+    stripe.answer("DELETE /v1/customers/{id}", &headers, &Fields::new(), |account| {
+        account.customers.remove(&id).ok_or_else(|| refuse(StatusCode::NOT_FOUND, MISSING))?;
+        for subscription in account.subscriptions.values_mut().filter(|subscription| subscription["customer"] == json!(id)) {
+            subscription["status"] = json!("canceled");
+        }
+        Ok(json!({"id": id, "object": "customer", "deleted": true}))
+    })
+}
+
+async fn create_invoice_item(State(stripe): State<Stripe>, headers: HeaderMap, Form(fields): Form<Fields>) -> Response {
+    stripe.answer("POST /v1/invoiceitems", &headers, &fields, |account| {
+        account.invoice_items.push(fields.clone());
+        Ok(json!({"id": fresh("ii"), "object": "invoiceitem"}))
+    })
+}
+
+async fn create_invoice(State(stripe): State<Stripe>, headers: HeaderMap, Form(fields): Form<Fields>) -> Response {
+    stripe.answer("POST /v1/invoices", &headers, &fields, |account| {
+        account.invoices.push(fields.clone());
+        Ok(json!({"id": fresh("in"), "object": "invoice"}))
+    })
+}
+
+async fn create_schedule(State(stripe): State<Stripe>, headers: HeaderMap, Form(fields): Form<Fields>) -> Response {
+    stripe.answer("POST /v1/subscription_schedules", &headers, &fields, |account| {
+        let of = account.subscriptions.get_mut(&fields["from_subscription"]).ok_or_else(|| refuse(StatusCode::NOT_FOUND, MISSING))?;
+        if !of["schedule"].is_null() {
+            return Err(refuse(StatusCode::BAD_REQUEST, EXISTS));
+        }
+        let id = fresh("sub_sched");
+        of["schedule"] = json!(id);
+        let item = &of["items"]["data"][0];
+        let phase = json!({
+            "items": [{"price": item["price"]["id"], "quantity": item["quantity"]}],
+            "start_date": of["current_period_start"], "end_date": of["current_period_end"],
+        });
+        let schedule = json!({"id": id, "object": "subscription_schedule", "subscription": of["id"], "metadata": {}, "phases": [phase]});
+        account.schedules.insert(id, schedule.clone());
+        Ok(schedule)
+    })
+}
+
+async fn get_schedule(State(stripe): State<Stripe>, Path(id): Path<String>, headers: HeaderMap) -> Response {
+    stripe.answer("GET /v1/subscription_schedules/{id}", &headers, &Fields::new(), |account| {
+        account.schedules.get(&id).cloned().ok_or_else(|| refuse(StatusCode::NOT_FOUND, MISSING))
+    })
+}
+
+/// The present phase has to stay as it is.
+async fn update_schedule(State(stripe): State<Stripe>, Path(id): Path<String>, headers: HeaderMap, Form(fields): Form<Fields>) -> Response {
+    stripe.answer("POST /v1/subscription_schedules/{id}", &headers, &fields, |account| {
+        let schedule = account.schedules.get_mut(&id).ok_or_else(|| refuse(StatusCode::NOT_FOUND, MISSING))?;
+        let present = &schedule["phases"][0];
+        let same = |name: &str, value: &Value| fields.get(name).map(String::as_str) == Some(value.to_string().trim_matches('"'));
+        assert!(same("phases[0][start_date]", &present["start_date"]) && same("phases[0][end_date]", &present["end_date"]), "{fields:?}");
+        assert!(same("phases[0][items][0][price]", &present["items"][0]["price"]), "{fields:?}");
+        schedule["metadata"] = nested(&fields, "metadata");
+        schedule["next"] = json!({
+            "product": fields["phases[1][items][0][price_data][product]"],
+            "unit_amount": fields["phases[1][items][0][price_data][unit_amount]"].parse::<i64>().expect("a number"),
+            "quantity": fields["phases[1][items][0][quantity]"].parse::<i64>().expect("a number"),
+        });
+        Ok(schedule.clone())
+    })
+}
+
+async fn release_schedule(State(stripe): State<Stripe>, Path(id): Path<String>, headers: HeaderMap) -> Response {
+    stripe.answer("POST /v1/subscription_schedules/{id}/release", &headers, &Fields::new(), |account| {
+        let schedule = account.schedules.remove(&id).ok_or_else(|| refuse(StatusCode::NOT_FOUND, MISSING))?;
+        let of = schedule["subscription"].as_str().and_then(|of| account.subscriptions.get_mut(of));
+        of.ok_or_else(|| refuse(StatusCode::NOT_FOUND, MISSING))?["schedule"] = Value::Null;
+        Ok(schedule)
+    })
+}
+
+impl Account {
+    /// The next period begins: what is scheduled takes effect, and what the renewal is charged at is answered, in Stripe's units.
+    pub fn renew(&mut self, subscription: &str) -> i64 {
+        let there = self.subscriptions.get_mut(subscription).expect("a subscription");
+        if let Some(schedule) = there["schedule"].as_str().map(str::to_owned) {
+            let next = self.schedules[&schedule]["next"].clone();
+            let item = &mut there["items"]["data"][0];
+            (item["price"]["product"], item["price"]["unit_amount"]) = (next["product"].clone(), next["unit_amount"].clone());
+            item["quantity"] = next["quantity"].clone();
+        }
+        let item = &there["items"]["data"][0];
+        item["price"]["unit_amount"].as_i64().expect("a price") * item["quantity"].as_i64().expect("a number")
+    }
 }
 
 async fn create_product(State(stripe): State<Stripe>, headers: HeaderMap, Form(fields): Form<Fields>) -> Response {

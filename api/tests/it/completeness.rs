@@ -343,10 +343,13 @@ async fn billing(calls: &mut Calls, env: &Env, node: &Node, platform: &Client, n
     calls.one(&payer, "cancel_subscription", &started, Some(json!({"when": "period_end"}))).await;
     let subscriptions = [
         "list_upcoming_changes uncancel_subscription preview_change change_plan cancel_scheduled_change change_quantity pause_subscription",
-        "resume_subscription record_payment_failed mark_unpaid record_payment_succeeded list_subscriptions get_subscription",
-        "list_subscription_timeline list_entitlements",
+        "resume_subscription record_payment_failed mark_unpaid",
     ];
     calls.all(node, &payer, &started, &subscriptions).await;
+    // The example's id is that of the payment that failed.
+    let paid = json!({"provider_event_id": "evt_paid", "occurred_at": env.clock.now()});
+    calls.one(&payer, "record_payment_succeeded", &started, Some(paid)).await;
+    calls.all(node, &payer, &started, &["list_subscriptions get_subscription list_subscription_timeline list_entitlements"]).await;
     let reference = |text: &str| domain::text::Reference::parse(text).unwrap();
     let customer = domain::billing::subscription::LinkCustomer { provider: reference("stripe"), customer: reference("cus_1") };
     let stream = domain::StreamId::new(billed, started.parse().unwrap());

@@ -267,6 +267,8 @@ async fn usage_that_makes_no_sense_is_a_4xx_and_nothing_is_recorded() {
     for (body, status) in [
         (json!({}), StatusCode::UNPROCESSABLE_ENTITY),
         (json!({"id": ""}), StatusCode::UNPROCESSABLE_ENTITY),
+        (json!({"id": "x", "quantity": null}), StatusCode::UNPROCESSABLE_ENTITY),
+        (json!({"items": [{"id": "x", "quantity": null}]}), StatusCode::UNPROCESSABLE_ENTITY),
         (json!({"id": "x", "quantity": 0}), StatusCode::UNPROCESSABLE_ENTITY),
         (json!({"id": "x", "quantity": -1}), StatusCode::UNPROCESSABLE_ENTITY),
         (json!({"id": "x", "quantity": 1.5}), StatusCode::UNPROCESSABLE_ENTITY),

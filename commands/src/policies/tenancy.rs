@@ -47,6 +47,9 @@ fn becomes(event: &subscription::Event) -> Option<Status> {
         | E::PaymentSucceeded { .. }
         | E::PaymentFailed { .. }
         | E::StandingReported { .. }
+        | E::PaymentRefunded { .. }
+        | E::PaymentDisputed { .. }
+        | E::DisputeClosed { .. }
         | E::PaymentMethodSet { .. }
         | E::PaymentMethodRemoved { .. }
         | E::CustomerLinked { .. }

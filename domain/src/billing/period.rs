@@ -123,11 +123,14 @@ pub struct Period {
 }
 
 impl Period {
-    /// How many days of it there are, and how many are left of it at `at`, the day of `at` included; by the calendar of `zone`.
-    pub fn days(&self, at: DateTime<Utc>, zone: Tz) -> (i64, i64) {
-        let day = |time: DateTime<Utc>| time.with_timezone(&zone).date_naive();
-        let whole = (day(self.end) - day(self.start)).num_days().max(1);
-        (whole, (day(self.end) - day(at)).num_days().clamp(0, whole))
+    /// How long it is, in seconds; at least one.
+    pub fn seconds(&self) -> i64 {
+        (self.end - self.start).num_seconds().max(1)
+    }
+
+    /// How many whole seconds of it are left at `at`.
+    pub fn seconds_left(&self, at: DateTime<Utc>) -> i64 {
+        (self.end - at.max(self.start)).num_seconds().max(0)
     }
 }
 
@@ -166,6 +169,17 @@ impl Schedule {
             i64::from(local.year()) * 12 + i64::from(local.month0())
         };
         u32::try_from(month(time) - month(self.anchor)).unwrap_or(0)
+    }
+
+    /// Whether a period of this schedule can end at this time.
+    pub fn has_boundary(&self, time: DateTime<Utc>) -> bool {
+        time > self.anchor && self.boundary(self.month_of(time)) == time
+    }
+
+    /// The period of full length that ends with this one, which is shorter where it began in the middle of one.
+    pub fn whole(&self, period: Period, interval: Interval) -> Period {
+        let start = self.month_of(period.end).checked_sub(interval.months()).map(|months| self.boundary(months));
+        Period { start: start.unwrap_or(period.start), ..period }
     }
 
     /// The period after one that ends at `start`, which is a beginning of this schedule.

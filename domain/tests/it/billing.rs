@@ -27,7 +27,7 @@ fn every_event_of_plans_and_subscriptions_is_stored_as_it_always_was() {
     crate::check("plan", Plan::EVENTS, &plans);
     let pinned = || Pinned { plan: Uuid::from_u128(1), code: "growth".into(), version: 1, terms: terms() };
     let (period, trial) = (Period { start: at, end: later }, Trial { ends_at: later, remind_at: Some(at) });
-    let proration = Some(Proration { credit: usd(4_790), charge: usd(24_145), days_left: 15, days: 31 });
+    let proration = Some(Proration { credit: usd(4_790), charge: usd(24_145), seconds_left: 1_296_000, seconds: 2_678_400 });
     let (provider_event_id, occurred_at) = ("evt_1".to_owned(), at);
     let reference = || "pm_1".to_owned();
     let subscriptions = [
@@ -53,7 +53,16 @@ fn every_event_of_plans_and_subscriptions_is_stored_as_it_always_was() {
         Event::Uncancelled,
         Event::Cancelled { at },
         Event::Expired { at },
-        Event::PaymentSucceeded { provider_event_id: provider_event_id.clone(), occurred_at, amount: Some(usd(9_900)) },
+        Event::PaymentSucceeded {
+            provider_event_id: provider_event_id.clone(),
+            occurred_at,
+            amount: Some(usd(9_900)),
+            invoice: None,
+            partial: false,
+        },
+        Event::PaymentRefunded { provider_event_id: provider_event_id.clone(), occurred_at, amount: Some(usd(9_900)) },
+        Event::PaymentDisputed { provider_event_id: provider_event_id.clone(), occurred_at, amount: Some(usd(9_900)) },
+        Event::DisputeClosed { provider_event_id: provider_event_id.clone(), occurred_at, amount: Some(usd(9_900)), lost: true },
         Event::PaymentFailed { provider_event_id: provider_event_id.clone(), occurred_at, amount: None },
         Event::StandingReported { provider_event_id, occurred_at, standing: Standing::PastDue },
         Event::Activated { period: Some(period) },

@@ -9,7 +9,8 @@ use hmac::{Hmac, Mac as _};
 use serde_json::Value;
 use sha2::Sha256;
 
-use crate::provider::{Message, MessageError};
+use super::units;
+use crate::provider::{Message, MessageError, Object};
 
 /// How old a signature may be (Stripe's own default), and how far ahead of our clock.
 const TOLERANCE: TimeDelta = TimeDelta::minutes(5);
@@ -48,7 +49,7 @@ pub(super) fn reference(value: &Value) -> Option<Reference> {
 
 fn money(amount: &Value, currency: &Value) -> Option<Money> {
     let currency = Currency::try_from(currency.as_str()?.to_ascii_uppercase()).ok()?;
-    Some(Money::new(amount.as_i64()?, currency))
+    units::from_stripe(amount.as_i64()?, currency)
 }
 
 pub(super) fn parse(body: &[u8]) -> Result<Message, MessageError> {
@@ -68,15 +69,39 @@ pub(super) fn parse(body: &[u8]) -> Result<Message, MessageError> {
     // A payment method is made in the browser, where anybody may write into it.
     let about = about.filter(|_| !kind.starts_with("payment_method."));
     let customer = reference(&object["customer"]).or_else(|| reference(&event["data"]["previous_attributes"]["customer"]));
-    Ok(Message { fact: fact(&kind, object), id, kind, occurred_at, about, customer })
+    Ok(Message { fact: fact(&kind, object), id, kind, occurred_at, about, customer, object: concerns(object), names: names(object) })
+}
+
+/// What an event is about.
+fn concerns(object: &Value) -> Object {
+    match object["object"].as_str() {
+        Some("subscription") => reference(object).map_or(Object::Customer, Object::Subscription),
+        Some("invoice") => {
+            // Newer versions of Stripe's interface keep it in the invoice's parent.
+            let of = [&object["subscription"], &object["parent"]["subscription_details"]["subscription"]];
+            Object::Invoice(of.into_iter().find_map(reference))
+        }
+        Some("charge" | "dispute") => Object::Charge,
+        Some(_) | None => Object::Customer,
+    }
+}
+
+/// The invoice, the charge and the payment that an event names.
+fn names(object: &Value) -> Vec<Reference> {
+    let own = matches!(object["object"].as_str(), Some("invoice" | "charge")).then_some(object);
+    let payments = object["payments"]["data"].as_array().into_iter().flatten().map(|payment| &payment["payment"]);
+    let of_payments = payments.flat_map(|payment| [&payment["charge"], &payment["payment_intent"]]);
+    let named = own.into_iter().chain([&object["invoice"], &object["charge"], &object["payment_intent"]]).chain(of_payments);
+    named.filter_map(reference).collect()
 }
 
 /// What an event means; `None`: nothing here.
 fn fact(kind: &str, object: &Value) -> Option<Fact> {
     match kind {
-        // A trial begins with an invoice over nothing.
-        "invoice.payment_succeeded" if object["amount_paid"].as_i64() == Some(0) => None,
-        "invoice.payment_succeeded" => Some(Fact::Paid(money(&object["amount_paid"], &object["currency"]))),
+        // Both are told of an invoice that a payment settles; only `invoice.paid` of one that was paid out of band, or by the customer's balance.
+        "invoice.paid" | "invoice.payment_succeeded" => {
+            Some(Fact::Paid { amount: money(&object["amount_paid"], &object["currency"]), invoice: reference(object) })
+        }
         "invoice.payment_failed" => Some(Fact::NotPaid(money(&object["amount_due"], &object["currency"]))),
         "customer.subscription.created" | "customer.subscription.updated" => match object["status"].as_str()? {
             "active" => Some(Fact::Stands(Standing::Active)),
@@ -86,6 +111,12 @@ fn fact(kind: &str, object: &Value) -> Option<Fact> {
             _ => None,
         },
         "customer.subscription.deleted" => Some(Fact::Stands(Standing::Ended)),
+        "charge.refunded" => Some(Fact::Refunded(money(&object["amount_refunded"], &object["currency"]))),
+        "charge.dispute.created" => Some(Fact::Disputed(money(&object["amount"], &object["currency"]))),
+        "charge.dispute.closed" => {
+            let lost = object["status"] == "lost";
+            Some(Fact::DisputeClosed { amount: money(&object["amount"], &object["currency"]), lost })
+        }
         "setup_intent.succeeded" => reference(&object["payment_method"]).map(Fact::MethodSet),
         "payment_method.attached" => reference(object).map(Fact::MethodSet),
         "payment_method.detached" => reference(object).map(Fact::MethodRemoved),

@@ -1,11 +1,13 @@
 //! Stripe, over its REST API and its webhooks (docs.stripe.com/api, docs.stripe.com/webhooks).
 
 mod message;
+pub mod units;
 
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use domain::StreamId;
+use domain::billing::money::Money;
 use domain::billing::period::Interval;
 use domain::billing::subscription::{Details, PauseReason, Pinned, Status};
 use reqwest::{Client, Method, RequestBuilder, StatusCode};
@@ -13,7 +15,7 @@ use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
 use self::message::{ABOUT, reference};
-use crate::provider::{Answer, Message, MessageError, NewSubscription, PaymentProvider, ProviderError};
+use crate::provider::{Answer, Charge, Message, MessageError, NewSubscription, PaymentProvider, ProviderError};
 
 /// The version of Stripe's interface that is spoken, whatever the account's own is.
 const VERSION: &str = "2024-06-20";
@@ -70,26 +72,67 @@ impl Stripe {
         }
     }
 
-    /// The one item of a subscription.
-    async fn item(&self, details: &Details) -> Result<Form, Refused> {
-        let product = self.product(&details.pinned).await?;
-        let terms = &details.pinned.terms;
-        let interval = match terms.interval {
+    /// The one item of a subscription, or of a phase of its schedule, which `of` says: `phases[1]`.
+    async fn item(&self, pinned: &Pinned, quantity: u32, of: &str) -> Result<Form, Refused> {
+        let product = self.product(pinned).await?;
+        let interval = match pinned.terms.interval {
             Interval::Month => "month",
             Interval::Year => "year",
         };
+        let price = pinned.terms.price;
+        let items = if of.is_empty() { "items".to_owned() } else { format!("{of}[items]") };
         Ok(vec![
-            field("items[0][price_data][currency]", terms.price.currency.code().to_ascii_lowercase()),
-            field("items[0][price_data][product]", product),
-            field("items[0][price_data][recurring][interval]", interval),
-            field("items[0][price_data][unit_amount]", terms.price.amount),
-            field("items[0][quantity]", details.quantity),
+            field(&format!("{items}[0][price_data][currency]"), price.currency.code().to_ascii_lowercase()),
+            field(&format!("{items}[0][price_data][product]"), product),
+            field(&format!("{items}[0][price_data][recurring][interval]"), interval),
+            field(&format!("{items}[0][price_data][unit_amount]"), amount(price)?),
+            field(&format!("{items}[0][quantity]"), quantity),
         ])
+    }
+
+    /// Has the plan change with the next period: a schedule of two phases, the present one and the one after it. The subscription is released from it when that one ends.
+    async fn schedule(&self, there: &Value, id: &str, scheduled: &Pinned, quantity: u32) -> Result<(), Refused> {
+        let next = self.item(scheduled, quantity, "phases[1]").await?;
+        let mark = digest(&next);
+        if let Some(schedule) = reference(&there["schedule"]) {
+            let path = format!("subscription_schedules/{schedule}");
+            let known = send(self.request(Method::GET, &path)).await?;
+            if known["metadata"][CHANGE].as_str() == Some(&mark) {
+                return Ok(());
+            }
+            self.release(&schedule).await?;
+        }
+        let made = self.post("subscription_schedules", None, &vec![field("from_subscription", id)]).await?;
+        let (schedule, present) = (id_of(&made)?, &made["phases"][0]);
+        let text = |value: &Value| reference(value).map(String::from).or_else(|| value.as_i64().map(|number| number.to_string()));
+        let mut form =
+            vec![field("end_behavior", "release"), field("proration_behavior", "none"), field(&format!("metadata[{CHANGE}]"), &mark)];
+        for (name, value) in [
+            ("items][0][price", &present["items"][0]["price"]),
+            ("items][0][quantity", &present["items"][0]["quantity"]),
+            ("start_date", &present["start_date"]),
+            ("end_date", &present["end_date"]),
+        ] {
+            form.extend(text(value).map(|value| field(&format!("phases[0][{name}]"), value)));
+        }
+        form.extend(next);
+        form.extend([field("phases[1][iterations]", 1), field("phases[1][proration_behavior]", "none")]);
+        self.post(&format!("subscription_schedules/{schedule}"), None, &form).await.map(drop)
+    }
+
+    /// Takes a subscription out of its schedule, so that it goes on as it is.
+    async fn release(&self, schedule: &str) -> Result<(), Refused> {
+        self.post(&format!("subscription_schedules/{schedule}/release"), None, &vec![]).await.map(drop)
     }
 
     /// The subscriptions of a customer that have not ended: those that have are listed only when asked for.
     async fn subscriptions_of(&self, customer: &str) -> Result<Vec<Value>, Refused> {
-        let mut found = send(self.request(Method::GET, "subscriptions").query(&[("customer", customer), ("limit", "10")])).await?;
+        let query = self.request(Method::GET, "subscriptions").query(&[("customer", customer), ("limit", "10")]);
+        let mut found = match send(query).await {
+            // Those of a customer that was deleted have ended with them.
+            Err(refused) if refused.status == Some(StatusCode::NOT_FOUND) => return Ok(vec![]),
+            found => found?,
+        };
         Ok(found["data"].as_array_mut().map(std::mem::take).unwrap_or_default())
     }
 
@@ -99,7 +142,7 @@ impl Stripe {
         if let Some(there) = self.subscriptions_of(customer).await?.first() {
             return id_of(there);
         }
-        let mut form = self.item(details).await?;
+        let mut form = self.item(&details.pinned, details.quantity, "").await?;
         form.extend([
             field("customer", customer),
             field(&format!("metadata[{ABOUT}]"), subscription),
@@ -123,11 +166,22 @@ impl Stripe {
         if there["status"] == "canceled" {
             return Ok(());
         }
-        let mut form = self.item(details).await?;
+        let mut form = self.item(&details.pinned, details.quantity, "").await?;
         let item = &there["items"]["data"][0];
         let value = |name: &str| form.iter().find(|(field, _)| field == name).map(|(_, value)| value.clone());
         let same = value("items[0][price_data][product]") == item["price"]["product"].as_str().map(str::to_owned)
             && value("items[0][quantity]") == item["quantity"].as_u64().map(|quantity| quantity.to_string());
+        if let Some(schedule) = reference(&there["schedule"]) {
+            let known = send(self.request(Method::GET, &format!("subscription_schedules/{schedule}"))).await?;
+            // The change has come here, and there it comes at this moment by itself.
+            let coming = digest(&self.item(&details.pinned, details.quantity, "phases[1]").await?);
+            if !same && known["metadata"][CHANGE].as_str() == Some(&coming) {
+                return Ok(());
+            }
+            if details.scheduled.is_none() {
+                self.release(&schedule).await?;
+            }
+        }
         if !same {
             // The difference is paid at once: who leaves before the period's end would not pay it otherwise.
             form.push(field("proration_behavior", "always_invoice"));
@@ -147,14 +201,43 @@ impl Stripe {
         let begun = details.period.map(|period| period.start.timestamp());
         let anew = waits || begun > there["current_period_start"].as_i64();
         if !paused && there["pause_collection"].is_object() && there["status"] == "active" && anew {
-            form.push(field("billing_cycle_anchor", "now"));
+            let ends = details.period.map(|period| period.end.timestamp());
+            match details.charge().filter(|_| !waits && ends == there["current_period_end"].as_i64()) {
+                // Both periods end at the same time: what is left of it is charged with the next one. Before the pause ends there, since that is how it is seen that this is to be done.
+                Some(rest) => {
+                    let (customer, from) = (reference(&there["customer"]), begun.unwrap_or_default());
+                    let charge = Charge {
+                        customer: customer.as_deref().unwrap_or_default(),
+                        subscription: Some(id),
+                        amount: rest,
+                        description: format!("{} for the rest of the period after a pause", details.pinned.code),
+                    };
+                    self.invoice_item(&format!("{id}:resumed:{from}"), &charge).await?;
+                }
+                None => form.push(field("billing_cycle_anchor", "now")),
+            }
         }
         self.post(&path, None, &form).await?;
-        self.collect(&there, details).await
+        if let Some((scheduled, _)) = &details.scheduled {
+            self.schedule(&there, id, scheduled, details.quantity).await?;
+        }
+        self.pay_again(&there, details).await
+    }
+
+    /// Adds an amount to the next invoice.
+    async fn invoice_item(&self, key: &str, charge: &Charge<'_>) -> Result<(), Refused> {
+        let mut form = vec![
+            field("customer", charge.customer),
+            field("amount", amount(charge.amount)?),
+            field("currency", charge.amount.currency.code().to_ascii_lowercase()),
+            field("description", &charge.description),
+        ];
+        form.extend(charge.subscription.map(|subscription| field("subscription", subscription)));
+        self.post("invoiceitems", Some(key), &form).await.map(drop)
     }
 
     /// Has an invoice that is open tried again with what there is to pay with now. That it cannot be paid Stripe tells by itself.
-    async fn collect(&self, there: &Value, details: &Details) -> Result<(), Refused> {
+    async fn pay_again(&self, there: &Value, details: &Details) -> Result<(), Refused> {
         let owes = matches!(there["status"].as_str(), Some("past_due" | "unpaid"));
         let other = details.payment_method.as_deref() != there["default_payment_method"].as_str();
         let Some(invoice) = reference(&there["latest_invoice"]).filter(|_| owes && other && details.payment_method.is_some()) else {
@@ -178,6 +261,14 @@ impl Stripe {
         Ok(())
     }
 }
+
+/// A price as Stripe writes it.
+fn amount(price: Money) -> Result<i64, Refused> {
+    units::to_stripe(price).map_err(|unpayable| Refused { status: None, code: Some(unpayable.to_string()), later: false })
+}
+
+/// What a schedule carries to say which change it is for.
+const CHANGE: &str = "tenure_change";
 
 /// What a form says, in few letters.
 fn digest(form: &Form) -> String {
@@ -267,6 +358,46 @@ impl PaymentProvider for Stripe {
 
     fn cancel_subscription<'a>(&'a self, customer: &'a str) -> Answer<'a, ()> {
         Box::pin(async move { Ok(self.cancel(customer).await?) })
+    }
+
+    fn rename_customer<'a>(&'a self, customer: &'a str, name: Option<&'a str>) -> Answer<'a, ()> {
+        Box::pin(async move {
+            let form = vec![field("name", name.unwrap_or_default())];
+            match self.post(&format!("customers/{customer}"), None, &form).await {
+                // A customer that was deleted has no name.
+                Err(refused) if refused.status != Some(StatusCode::NOT_FOUND) => Err(refused.into()),
+                Ok(_) | Err(_) => Ok(()),
+            }
+        })
+    }
+
+    fn forget_customer<'a>(&'a self, customer: &'a str) -> Answer<'a, ()> {
+        Box::pin(async move {
+            match send(self.request(Method::DELETE, &format!("customers/{customer}"))).await {
+                Err(refused) if refused.status != Some(StatusCode::NOT_FOUND) => Err(refused.into()),
+                Ok(_) | Err(_) => Ok(()),
+            }
+        })
+    }
+
+    fn collect<'a>(&'a self, intent: &'a str, charge: &'a Charge<'a>) -> Answer<'a, ()> {
+        Box::pin(async move {
+            self.invoice_item(&format!("{intent}:item"), charge).await?;
+            if charge.subscription.is_none() {
+                // No invoice of a subscription will take it in.
+                let form = vec![
+                    field("customer", charge.customer),
+                    field("auto_advance", true),
+                    field("pending_invoice_items_behavior", "include"),
+                ];
+                self.post("invoices", Some(&format!("{intent}:invoice")), &form).await?;
+            }
+            Ok(())
+        })
+    }
+
+    fn can_charge(&self, amount: Money) -> Result<(), String> {
+        units::to_stripe(amount).map(drop).map_err(|unpayable| unpayable.to_string())
     }
 
     fn set_up_payment<'a>(&'a self, subscription: StreamId, customer: &'a str) -> Answer<'a, String> {

@@ -8,8 +8,8 @@ use bus::subscription::run;
 use chrono::TimeDelta;
 use domain::billing::period::Billing;
 use domain::billing::subscription::{
-    CancelSubscription, ChangePlan, ChangeQuantity, Details, EndTrialWithoutPayment, ResumeSubscription, StartSubscription, Status,
-    Subscription, UncancelSubscription, When,
+    CancelScheduledChange, CancelSubscription, ChangePlan, ChangeQuantity, Details, EndTrialWithoutPayment, LinkProvider,
+    PauseSubscription, ResumeSubscription, StartSubscription, Status, Subscription, UncancelSubscription, When,
 };
 use domain::text::PlanCode;
 use domain::{Clock as _, StreamId, TenantId};
@@ -61,11 +61,15 @@ impl Shop {
     }
 
     async fn start(&self, trial_days: Option<u16>) {
+        self.start_by(Billing::Anniversary, trial_days).await;
+    }
+
+    async fn start_by(&self, billing: Billing, trial_days: Option<u16>) {
         let start = StartSubscription {
             id: None,
             plan: PlanCode::parse("starter").unwrap(),
             trial_days,
-            billing: Billing::Anniversary,
+            billing,
             time_zone: chrono_tz::Tz::UTC,
             currency: None,
             quantity: 1,
@@ -112,6 +116,19 @@ impl Shop {
         self.details().await.customer.unwrap().1
     }
 
+    /// Has a subscription of this id at Stripe noted as ours.
+    async fn link(&self, subscription: &str) {
+        let reference = |text: &str| domain::text::Reference::parse(text).unwrap();
+        self.execute(LinkProvider { provider: reference("stripe"), subscription: reference(subscription) }).await;
+    }
+
+    /// What came of a message, and why it had no effect.
+    async fn listed(&self, id: &str) -> (String, Option<String>) {
+        let rows = self.client.naming(self.tenant).get("/v1/billing/provider-events").await;
+        let row = rows.json["data"].as_array().unwrap().iter().find(|row| row["event_id"] == id).unwrap().clone();
+        (row["outcome"].as_str().unwrap().to_owned(), row["reason"].as_str().map(str::to_owned))
+    }
+
     /// What Stripe has of the subscription.
     fn theirs(&self) -> Value {
         let account = self.stripe.account();
@@ -126,6 +143,19 @@ impl Shop {
         message["created"] = json!(self.env.clock.now().timestamp() + seconds);
         message["data"]["object"]["customer"] = json!(self.customer().await);
         message["data"]["object"]["metadata"] = json!({});
+        if let Some(linked) = self.details().await.provider_subscription {
+            let object = &mut message["data"]["object"];
+            match object["object"].as_str() {
+                Some("subscription") => object["id"] = json!(linked),
+                Some("invoice") if object["parent"].is_object() => object["parent"]["subscription_details"]["subscription"] = json!(linked),
+                Some("invoice") => object["subscription"] = json!(linked),
+                _ => {}
+            }
+            // Each invoice is another one.
+            if object["object"] == "invoice" {
+                (object["id"], object["charge"]) = (json!(format!("in_{id}")), json!(format!("ch_{id}")));
+            }
+        }
         message
     }
 
@@ -278,6 +308,7 @@ async fn a_signed_message_counts_once_an_unsigned_or_old_one_not_at_all_and_unkn
     let shop = Shop::new().await;
     shop.start(None).await;
     shop.told().await;
+    shop.link("sub_1").await;
     let message = shop.message(PAID, "evt_1", 0).await;
     let (body, now) = (message.to_string(), shop.env.clock.now());
     let send = async |signature: Option<String>, body: &str| {
@@ -323,6 +354,7 @@ async fn recorded_messages_of_both_shapes_in_any_order_bring_the_subscription_wh
     let shop = Shop::new().await;
     shop.start(Some(0)).await;
     shop.told().await;
+    shop.link("sub_1").await;
     let status = || async { shop.details().await.status };
     assert_eq!(status().await, Status::Active, "started by the platform");
     assert_eq!(shop.tells(FAILED_BASIL, "evt_1", 10).await, "applied");
@@ -380,4 +412,282 @@ async fn a_message_that_is_quicker_than_our_own_note_of_the_customer_waits_for_i
     payments::inbox::reconsider(&executor, adapter.as_ref(), &customer).await.unwrap();
     assert_eq!(shop.details().await.payment_method.as_deref(), message["data"]["object"]["id"].as_str());
     assert_eq!(shop.send(&message).await.field("outcome"), "duplicate");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_stripe_tells_counts_for_the_linked_subscription_its_invoices_and_its_customer_only() {
+    let shop = Shop::new().await;
+    shop.start(Some(0)).await;
+    shop.told().await;
+    shop.link("sub_ours").await;
+    let status = || async { shop.details().await.status };
+    // Of the same customer, and about something else: kept without effect, with the reason.
+    let other = Some("it is about another subscription of the customer".to_owned());
+    let none = Some("the invoice is of no subscription".to_owned());
+    let cases = [
+        (DELETED, "", json!("sub_OTHER"), &other),
+        (UPDATED, "incomplete_expired", json!("sub_OTHER"), &other),
+        (UPDATED, "unpaid", json!("sub_OTHER"), &other),
+        (FAILED, "", json!("sub_OTHER"), &other),
+        (FAILED_BASIL, "", json!("sub_OTHER"), &other),
+        (FAILED, "", Value::Null, &none),
+        (FAILED_BASIL, "", Value::Null, &none),
+        (PAID, "", Value::Null, &none),
+    ];
+    for (n, (recorded, becomes, of, reason)) in cases.into_iter().enumerate() {
+        let id = format!("evt_{n}");
+        let mut message = shop.message(recorded, &id, 0).await;
+        let object = &mut message["data"]["object"];
+        if !becomes.is_empty() {
+            object["status"] = json!(becomes);
+        }
+        match object["object"].as_str() {
+            Some("subscription") => object["id"] = of,
+            _ if object["parent"].is_object() => object["parent"]["subscription_details"]["subscription"] = of,
+            _ => object["subscription"] = of,
+        }
+        // What anybody at Stripe can write does not make it ours.
+        object["metadata"] = json!({"tenure_subscription": shop.subscription.to_string()});
+        assert_eq!(shop.send(&message).await.field("outcome"), "kept", "{id}");
+        assert_eq!(shop.listed(&id).await, ("kept".to_owned(), reason.clone()), "{id}");
+        assert_eq!(status().await, Status::Active, "{id}");
+    }
+    // Unpaid, and a one-off invoice of the customer is paid.
+    assert_eq!(shop.tells(FAILED, "evt_f", 1).await, "applied");
+    let mut one_off = shop.message(PAID, "evt_p", 2).await;
+    one_off["data"]["object"]["subscription"] = Value::Null;
+    assert_eq!(shop.send(&one_off).await.field("outcome"), "kept");
+    assert_eq!(status().await, Status::PastDue);
+    // A message from the future is refused, so that no later one is outdone by it.
+    assert_eq!(shop.tells(PAID, "evt_future", 301).await, "refused");
+    assert_eq!(status().await, Status::PastDue);
+    // Paid out of band or by the balance: no money, and paid all the same; said twice, and counted once.
+    let mut balance = shop.message(PAID, "evt_b1", 3).await;
+    (balance["type"], balance["data"]["object"]["amount_paid"]) = (json!("invoice.paid"), json!(0));
+    assert_eq!(shop.send(&balance).await.field("outcome"), "applied");
+    assert_eq!(status().await, Status::Active);
+    (balance["id"], balance["type"]) = (json!("evt_b2"), json!("invoice.payment_succeeded"));
+    assert_eq!(shop.send(&balance).await.field("outcome"), "applied");
+    let paid = "select count(*) from events where event_type = 'subscription.payment_succeeded'";
+    assert_eq!(sqlx::query_scalar::<_, i64>(paid).fetch_one(&shop.env.owner).await.unwrap(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_about_a_subscription_that_is_not_noted_yet_waits_for_that() {
+    let shop = Shop::new().await;
+    shop.start(Some(0)).await;
+    shop.told().await;
+    let mut message = shop.message(FAILED, "evt_1", 0).await;
+    message["data"]["object"]["subscription"] = json!("sub_1");
+    assert_eq!(shop.send(&message).await.field("outcome"), "waiting");
+    shop.link("sub_1").await;
+    let (executor, adapter) = (shop.node.executor.clone(), shop.stripe.adapter());
+    payments::inbox::reconsider(&executor, adapter.as_ref(), &shop.customer().await).await.unwrap();
+    assert_eq!((shop.details().await.status, shop.listed("evt_1").await.0.as_str()), (Status::PastDue, "applied"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn refunds_and_disputes_are_events_and_a_dispute_that_is_lost_is_past_due() {
+    let shop = Shop::new().await;
+    shop.start(Some(0)).await;
+    shop.told().await;
+    shop.link("sub_1").await;
+    let message = |id: &str, kind: &str, object: Value| json!({"id": id, "object": "event", "type": kind, "created": shop.env.clock.now().timestamp(), "data": {"object": object}});
+    // A dispute names its charge alone, and comes before the invoice is heard of.
+    let dispute = |status: &str| json!({"object": "dispute", "id": "dp_1", "charge": "ch_evt_paid", "amount": 2900, "currency": "usd", "status": status});
+    assert_eq!(shop.send(&message("evt_d1", "charge.dispute.created", dispute("needs_response"))).await.field("outcome"), "waiting");
+    assert_eq!(shop.tells(PAID, "evt_paid", 0).await, "applied");
+    assert_eq!(shop.listed("evt_d1").await.0, "applied");
+    let refund = json!({"object": "charge", "id": "ch_evt_paid", "customer": shop.customer().await, "invoice": "in_evt_paid",
+        "amount": 2900, "amount_refunded": 500, "currency": "usd"});
+    assert_eq!(shop.send(&message("evt_r", "charge.refunded", refund)).await.field("outcome"), "applied");
+    // Where two things are of the same second, being paid prevails.
+    shop.env.clock.advance(TimeDelta::seconds(1));
+    assert_eq!(shop.send(&message("evt_d2", "charge.dispute.closed", dispute("lost"))).await.field("outcome"), "applied");
+    assert_eq!(shop.details().await.status, Status::PastDue);
+    // Another charge of the same customer is none of ours.
+    let other = json!({"object": "charge", "id": "ch_other", "customer": shop.customer().await, "amount": 1, "amount_refunded": 1, "currency": "usd"});
+    assert_eq!(shop.send(&message("evt_o", "charge.refunded", other)).await.field("outcome"), "waiting");
+    let kinds: Vec<String> = sqlx::query_scalar(
+        "select event_type from events where event_type in ('subscription.payment_refunded', 'subscription.payment_disputed', 'subscription.dispute_closed') order by position",
+    )
+    .fetch_all(&shop.env.owner)
+    .await
+    .unwrap();
+    assert_eq!(kinds, ["subscription.payment_disputed", "subscription.payment_refunded", "subscription.dispute_closed"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_with_the_next_period_is_told_before_it_so_that_the_renewal_is_charged_right() {
+    let shop = Shop::new().await;
+    shop.start(Some(0)).await;
+    shop.told().await;
+    shop.tells(SET_UP, "evt_setup", 0).await;
+    shop.told().await;
+    let id = shop.theirs()["id"].as_str().unwrap().to_owned();
+    let change = |plan: &str| ChangePlan { plan: PlanCode::parse(plan).unwrap(), when: When::PeriodEnd };
+    // The answer to the schedule is lost, and it is made anew.
+    shop.stripe.account().losing = Some("POST /v1/subscription_schedules");
+    shop.execute(change("growth")).await;
+    shop.node.settled().await;
+    eventually("a schedule was made", || async {
+        while shop.worker().deliver_due().await.unwrap() > 0 {}
+        (!shop.stripe.account().schedules.is_empty()).then_some(())
+    })
+    .await;
+    shop.stripe.account().losing = None;
+    shop.told().await;
+    assert_eq!(shop.stripe.account().schedules.len(), 1);
+    assert_eq!(shop.theirs()["items"]["data"][0]["price"]["unit_amount"], json!(2_900), "the present period stays as it is");
+    // Taken back, and asked again.
+    shop.execute(CancelScheduledChange {}).await;
+    shop.told().await;
+    assert!(shop.stripe.account().schedules.is_empty() && shop.theirs()["schedule"].is_null());
+    shop.execute(change("growth")).await;
+    shop.told().await;
+    // Stripe renews before Tenure's timer.
+    assert_eq!(shop.stripe.account().renew(&id), 9_900);
+    let asked = shop.stripe.account().asked.len();
+    shop.env.clock.advance(TimeDelta::days(31));
+    while shop.node.timers().fire_due().await.unwrap() > 0 {}
+    assert_eq!(shop.details().await.pinned.code, "growth");
+    shop.told().await;
+    let account = shop.stripe.account();
+    let prorated =
+        account.asked[asked..].iter().any(|(_, fields)| fields.get("proration_behavior").is_some_and(|how| how == "always_invoice"));
+    assert!(!prorated, "what changed by itself is not charged once more");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_that_comes_here_a_moment_before_it_comes_at_stripe_is_left_to_the_schedule() {
+    let shop = Shop::new().await;
+    shop.start(Some(0)).await;
+    shop.told().await;
+    shop.tells(SET_UP, "evt_setup", 0).await;
+    shop.told().await;
+    shop.execute(ChangePlan { plan: PlanCode::parse("growth").unwrap(), when: When::PeriodEnd }).await;
+    shop.told().await;
+    shop.env.clock.advance(TimeDelta::days(31));
+    while shop.node.timers().fire_due().await.unwrap() > 0 {}
+    let asked = shop.stripe.account().asked.len();
+    shop.told().await;
+    let id = shop.theirs()["id"].as_str().unwrap().to_owned();
+    let changed = shop.stripe.account().asked[asked..].iter().any(|(what, _)| what == "POST /v1/subscriptions/{id}");
+    assert!(!changed);
+    assert_eq!(shop.stripe.account().renew(&id), 9_900);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tenant_that_is_renamed_or_deleted_is_so_at_stripe() {
+    let shop = Shop::new().await;
+    shop.start(None).await;
+    shop.told().await;
+    let customer = shop.customer().await;
+    let tenant = shop.client.naming(shop.tenant);
+    let renamed = tenant.post(&format!("/v1/tenants/{}/rename", shop.tenant), json!({"name": "Acme Renamed"})).await;
+    assert_eq!(renamed.status, StatusCode::OK, "{}", renamed.text);
+    shop.told().await;
+    assert_eq!(shop.stripe.account().customers[&customer]["name"], json!("Acme Renamed"));
+    shop.execute(CancelSubscription { when: When::Now }).await;
+    shop.node.settled().await;
+    let deleted = shop.client.post(&format!("/v1/tenants/{}/delete", shop.tenant), json!({})).await;
+    assert_eq!(deleted.status, StatusCode::OK, "{}", deleted.text);
+    shop.told().await;
+    assert!(shop.stripe.account().customers.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_used_beyond_a_quota_is_an_item_of_the_next_invoice_once() {
+    let shop = Shop::new().await;
+    shop.start(Some(0)).await;
+    shop.told().await;
+    shop.tells(SET_UP, "evt_setup", 0).await;
+    shop.told().await;
+    shop.execute(ChangePlan { plan: PlanCode::parse("growth").unwrap(), when: When::Now }).await;
+    shop.node.settled().await;
+    let client = shop.client.naming(shop.tenant);
+    let used = client.post("/v1/quota/usage/messages", json!({"id": "m1", "quantity": 10_400})).await;
+    assert!(used.status.is_success(), "{}", used.text);
+    shop.node.settled().await;
+    shop.env.clock.advance(TimeDelta::days(35));
+    while shop.node.timers().fire_due().await.unwrap() > 0 {}
+    shop.node.settled().await;
+    // The answer is lost, and it is asked again under the same key.
+    shop.stripe.account().losing = Some("POST /v1/invoiceitems");
+    eventually("it was asked", || async {
+        shop.worker().deliver_due().await.unwrap();
+        (!shop.stripe.account().invoice_items.is_empty()).then_some(())
+    })
+    .await;
+    shop.stripe.account().losing = None;
+    shop.told().await;
+    let account = shop.stripe.account();
+    assert_eq!(account.invoice_items.len(), 1, "{:?}", account.invoice_items);
+    let item = &account.invoice_items[0];
+    assert_eq!((item["amount"].as_str(), item["currency"].as_str()), ("600", "usd"));
+    assert_eq!(Some(item["subscription"].as_str()), account.subscriptions.keys().next().map(String::as_str));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_plan_whose_price_stripe_cannot_charge_is_refused() {
+    let shop = Shop::new().await;
+    let plan = |code: &str, amount: i64, currency: &str| json!({"code": code, "name": code, "price": {"amount": amount, "currency": currency}, "interval": "month", "entitlements": {}});
+    for (n, (amount, currency)) in [(2_905, "KWD"), (1_000_050, "MGA"), (100, "IQD")].into_iter().enumerate() {
+        let refused = shop.client.post("/v1/plans", plan(&format!("plan-{n}"), amount, currency)).await;
+        assert_eq!(
+            (refused.status, refused.field("code")),
+            (StatusCode::UNPROCESSABLE_ENTITY, "billing.amount_not_payable"),
+            "{}",
+            refused.text
+        );
+    }
+    let fine = shop.client.post("/v1/plans", plan("ariary", 1_000_000, "MGA")).await;
+    assert_eq!(fine.status, StatusCode::CREATED, "{}", fine.text);
+    let revised = plan("ariary", 1_000_050, "MGA")
+        .as_object()
+        .unwrap()
+        .iter()
+        .filter(|(name, _)| *name != "code")
+        .map(|(n, v)| (n.clone(), v.clone()))
+        .collect();
+    let refused = shop.client.post(&format!("/v1/plans/{}/revise", fine.field("id")), Value::Object(revised)).await;
+    assert_eq!(refused.field("code"), "billing.amount_not_payable", "{}", refused.text);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_a_pause_both_calendars_are_one_and_the_rest_of_the_period_is_charged_once() {
+    let shop = Shop::new().await;
+    shop.start_by(Billing::Calendar, Some(0)).await;
+    shop.told().await;
+    shop.tells(SET_UP, "evt_setup", 0).await;
+    shop.told().await;
+    shop.env.clock.advance(TimeDelta::days(4));
+    shop.execute(PauseSubscription {}).await;
+    shop.told().await;
+    // Until the 20th of February; Stripe's periods went on.
+    shop.env.clock.advance(TimeDelta::days(46));
+    let month = |month: u32| chrono::TimeZone::with_ymd_and_hms(&chrono::Utc, 2026, month, 1, 0, 0, 0).unwrap();
+    for theirs in shop.stripe.account().subscriptions.values_mut() {
+        (theirs["current_period_start"], theirs["current_period_end"]) = (json!(month(2).timestamp()), json!(month(3).timestamp()));
+    }
+    shop.execute(ResumeSubscription {}).await;
+    let resumed = shop.env.clock.now();
+    shop.stripe.account().losing = Some("POST /v1/invoiceitems");
+    shop.node.settled().await;
+    eventually("it was asked", || async {
+        shop.worker().deliver_due().await.unwrap();
+        (!shop.stripe.account().invoice_items.is_empty()).then_some(())
+    })
+    .await;
+    shop.stripe.account().losing = None;
+    shop.told().await;
+    assert_eq!(shop.details().await.period.map(|period| (period.start, period.end)), Some((resumed, month(3))));
+    let account = shop.stripe.account();
+    let (left, whole) = ((month(3) - resumed).num_seconds(), (month(3) - month(2)).num_seconds());
+    let price = domain::billing::money::Money::new(2_900, domain::billing::money::Currency::USD);
+    let rest = price.share(1, left, whole).amount.to_string();
+    let items: Vec<_> = account.invoice_items.iter().map(|item| (item["amount"].as_str(), item["currency"].as_str())).collect();
+    assert_eq!(items, [(rest.as_str(), "usd")]);
+    assert!(account.asked.iter().all(|(_, fields)| fields.get("billing_cycle_anchor").is_none_or(|anchor| anchor != "now")));
+    assert!(account.subscriptions.values().all(|theirs| theirs["pause_collection"].is_null()));
 }

@@ -161,6 +161,9 @@ fn evolve(row: &mut Row, event: &Event) {
         | Event::PaymentSucceeded { .. }
         | Event::PaymentFailed { .. }
         | Event::StandingReported { .. }
+        | Event::PaymentRefunded { .. }
+        | Event::PaymentDisputed { .. }
+        | Event::DisputeClosed { .. }
         | Event::CustomerLinked { .. } => {}
         Event::TrialExtended { trial } => row.trial_ends_at = Some(trial.ends_at),
         Event::TrialConverted { period } | Event::Resumed { period } => {

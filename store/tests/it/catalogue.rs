@@ -125,6 +125,8 @@ const COLUMNS: &[(&str, &[(&str, Holds)])] = {
         (
             "provider_events",
             &[
+                ("reason", N),
+                ("names", N),
                 ("provider", N),
                 ("event_id", N),
                 ("event_type", N),

@@ -1,5 +1,7 @@
 //! `/v1/plans`.
 
+use axum::extract::State;
+use domain::billing::money::Money;
 use domain::billing::plan::{DefinePlan, Plan, RetirePlan, RevisePlan};
 use domain::text::{SearchText, TokenText};
 use domain::{StreamId, TenantId};
@@ -12,12 +14,12 @@ use utoipa_axum::routes;
 use uuid::Uuid;
 
 use crate::app::App;
-use crate::extract::{After, Caller, Id, ListBody, Listed, Params, Query, Shown, Sought, paging};
-use crate::problem::Problem;
+use crate::extract::{After, Body, Caller, Id, ListBody, Listed, Params, Query, Shown, Sought, Write, Written, WrittenBody, paging};
+use crate::problem::{Problem, code};
 use crate::routes::Refusals;
 
 pub(crate) fn routes() -> OpenApiRouter<App> {
-    commands().routes(routes!(list_plans)).routes(routes!(get_plan))
+    commands().routes(routes!(define_plan)).routes(routes!(revise_plan)).routes(routes!(list_plans)).routes(routes!(get_plan))
 }
 
 /// Plans are the platform's, whoever looks at them.
@@ -26,9 +28,36 @@ fn stream(id: Uuid, _: &Caller) -> StreamId {
 }
 
 crate::commands! { Plan, "plans", stream:
-    create define_plan(DefinePlan) "/v1/plans";
-    revise_plan(RevisePlan) post "/v1/plans/{id}/revise" "application/json";
     retire_plan(RetirePlan) post "/v1/plans/{id}/retire" "application/json";
+}
+
+/// Refuses a price that the installation's payment provider cannot charge: nobody could subscribe to the plan.
+fn payable(app: &App, price: Money) -> Result<(), Problem> {
+    let provider = app.payments.as_ref();
+    provider.map_or(Ok(()), |provider| provider.can_charge(price)).map_err(|why| Problem::new(code::NOT_PAYABLE, why))
+}
+
+/// See [`DefinePlan`].
+#[utoipa::path(
+    post, path = "/v1/plans", tag = "plans", operation_id = "define_plan", request_body = DefinePlan,
+    responses((status = 201, description = "Made.", body = WrittenBody), Refusals)
+)]
+async fn define_plan(State(app): State<App>, write: Write<Plan>, body: Body<DefinePlan>) -> Result<Written, Problem> {
+    let stream = stream(write.id_for(body.command.id), write.caller());
+    payable(&app, body.command.price)?;
+    write.create(stream, body).await
+}
+
+/// See [`RevisePlan`].
+#[utoipa::path(
+    post, path = "/v1/plans/{id}/revise", tag = "plans", operation_id = "revise_plan", request_body = RevisePlan,
+    params(("id" = Uuid, Path, description = "Which one.")),
+    responses((status = 200, description = "Done, or already so.", body = WrittenBody), Refusals)
+)]
+async fn revise_plan(State(app): State<App>, write: Write<Plan>, Id(id): Id, body: Body<RevisePlan>) -> Result<Written, Problem> {
+    payable(&app, body.command.price)?;
+    let stream = stream(id, write.caller());
+    write.execute(stream, body).await
 }
 
 /// One plan, with all its versions.

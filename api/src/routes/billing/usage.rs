@@ -72,6 +72,8 @@ struct RecordUsage {
     /// Of one item: what the caller calls it. The same id counts once, for 35 days.
     id: Option<UsageId>,
     /// Of one item: how much; 1, if nothing is said.
+    #[serde(default, deserialize_with = "domain::json::given")]
+    #[schema(nullable = false)]
     quantity: Option<i64>,
     /// Of one item: when it was used; now, if nothing is said.
     at: Option<Instant>,

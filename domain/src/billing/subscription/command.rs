@@ -97,13 +97,14 @@ pub struct CancelSubscription {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RecordPayment {
-    /// What the provider calls its message: recorded once.
+    /// What the provider calls its message. It is recorded once, however often it is sent; the same id with another content is refused.
     #[schema(example = "evt_1NG8Du2eZvKYlo2CUI79vXWy")]
     pub provider_event_id: Reference,
-    /// When it happened there. What happened later decides.
-    #[schema(example = "2026-01-01T09:00:00Z")]
+    /// When it happened there, at most 5 minutes from now. What happened later decides.
+    #[schema(value_type = String, format = DateTime, example = "2026-01-01T09:00:00Z")]
     pub occurred_at: Instant,
-    /// How much.
+    /// How much, in the currency of the subscription. A payment of less than what is owed is recorded as partial, and the subscription waits for the rest. Without an amount
+    /// everything that is owed was paid.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub amount: Option<Money>,
 }
@@ -131,12 +132,28 @@ pub struct Report {
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Fact {
-    /// Something was paid.
-    Paid(Option<Money>),
+    /// An invoice is paid in full, by whatever means.
+    Paid {
+        /// How much was paid.
+        amount: Option<Money>,
+        /// What the provider calls the invoice. Several messages may say that it is paid.
+        invoice: Option<Reference>,
+    },
     /// Something could not be paid.
     NotPaid(Option<Money>),
     /// How its own subscription stands.
     Stands(Standing),
+    /// A payment was given back, in whole or in part.
+    Refunded(Option<Money>),
+    /// The payer's bank disputes a payment.
+    Disputed(Option<Money>),
+    /// A dispute has ended.
+    DisputeClosed {
+        /// How much it was about.
+        amount: Option<Money>,
+        /// Whether the money is gone.
+        lost: bool,
+    },
     /// There is something to pay with.
     MethodSet(Reference),
     /// There is nothing to pay with any more.
@@ -252,6 +269,12 @@ crate::errors! {
         NotDue: Conflict "subscription.not_due", "its time has not come";
         /// There is no paid period whose end could be waited for.
         NoPeriod: Conflict "subscription.no_period", "it is in no period that is paid for, whose end could be waited for";
+        /// A payment lies in the future.
+        InTheFuture: Invalid "subscription.payment_in_the_future", "a payment cannot have happened later than 5 minutes from now";
+        /// A payment in another currency.
+        WrongCurrency: Invalid "subscription.payment_in_another_currency", "the subscription is paid in another currency";
+        /// An id that was used for another payment.
+        PaymentDiffers: Invalid "subscription.payment_differs", "a payment with this id and another content was recorded before";
         /// More is used than the plan gives.
         OverLimit {
             /// Of what.

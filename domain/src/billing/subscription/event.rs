@@ -3,10 +3,12 @@
 use chrono::{DateTime, Utc};
 use chrono_tz::Tz;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::Standing;
+use crate::aggregate::Upcaster;
 use crate::billing::meter::Meter;
 use crate::billing::money::Money;
 use crate::billing::period::{Billing, Period};
@@ -27,6 +29,13 @@ pub struct Pinned {
     pub terms: Terms,
 }
 
+impl Pinned {
+    /// Whether there is nothing to pay.
+    pub fn is_free(&self) -> bool {
+        self.terms.price.amount == 0
+    }
+}
+
 /// A trial's end, and when to remind of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Trial {
@@ -36,20 +45,39 @@ pub struct Trial {
     pub remind_at: Option<DateTime<Utc>>,
 }
 
-/// What a change within a period is worth, by the days that are left of it.
+/// What a change within a period is worth, by the seconds that are left of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Proration {
-    /// What was paid for the days that are left, and is given back.
+    /// What the rest of the period costs under the present plan and quantity, and is given back.
     pub credit: Money,
-    /// What the days that are left cost from now on.
+    /// What the rest of the period costs from now on.
     pub charge: Money,
-    /// The days that are left, today included.
-    #[schema(example = 17)]
-    pub days_left: i64,
-    /// The days of the whole period.
-    #[schema(example = 31)]
-    pub days: i64,
+    /// The seconds that are left of the period.
+    #[schema(example = 1_425_600)]
+    pub seconds_left: i64,
+    /// The seconds of a whole period.
+    #[schema(example = 2_678_400)]
+    pub seconds: i64,
 }
+
+/// Version 1 counted whole days.
+fn prorated_by_the_second(mut payload: Value) -> Value {
+    if let Some(proration) = payload.get_mut("proration").and_then(Value::as_object_mut) {
+        for (days, seconds) in [("days_left", "seconds_left"), ("days", "seconds")] {
+            if let Some(days) = proration.remove(days).and_then(|days| days.as_i64()) {
+                proration.insert(seconds.to_owned(), (days * 86_400).into());
+            }
+        }
+    }
+    payload
+}
+
+const fn by_the_second(event: &'static str) -> Upcaster {
+    Upcaster { event, from: "1", to: "2", upcast: prorated_by_the_second }
+}
+
+/// How events of earlier versions are read.
+pub(super) const UPCASTERS: &[Upcaster] = &[by_the_second("subscription.plan_changed"), by_the_second("subscription.quantity_changed")];
 
 /// Why a subscription is paused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -171,6 +199,44 @@ pub enum Event {
         /// How much.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         amount: Option<Money>,
+        /// What the provider calls the invoice.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        invoice: Option<String>,
+        /// Whether it is less than what was owed, together with what was paid in part before.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        partial: bool,
+    },
+    /// A payment was given back, in whole or in part.
+    PaymentRefunded {
+        /// What the provider calls its message.
+        provider_event_id: String,
+        /// When it happened there.
+        occurred_at: DateTime<Utc>,
+        /// How much was given back of the payment so far.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        amount: Option<Money>,
+    },
+    /// The payer's bank disputes a payment.
+    PaymentDisputed {
+        /// What the provider calls its message.
+        provider_event_id: String,
+        /// When it happened there.
+        occurred_at: DateTime<Utc>,
+        /// How much.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        amount: Option<Money>,
+    },
+    /// A dispute has ended.
+    DisputeClosed {
+        /// What the provider calls its message.
+        provider_event_id: String,
+        /// When it happened there.
+        occurred_at: DateTime<Utc>,
+        /// How much.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        amount: Option<Money>,
+        /// Whether the money is gone.
+        lost: bool,
     },
     /// Something could not be paid.
     PaymentFailed {
@@ -246,10 +312,10 @@ crate::event_kinds!(Event:
     TrialConverted => "subscription.trial_converted" "1",
     Paused => "subscription.paused" "1",
     Resumed => "subscription.resumed" "1",
-    PlanChanged => "subscription.plan_changed" "1",
+    PlanChanged => "subscription.plan_changed" "2",
     PlanChangeScheduled => "subscription.plan_change_scheduled" "1",
     ScheduledChangeCancelled => "subscription.scheduled_change_cancelled" "1",
-    QuantityChanged => "subscription.quantity_changed" "1",
+    QuantityChanged => "subscription.quantity_changed" "2",
     PeriodRenewed => "subscription.period_renewed" "1",
     CancelScheduled => "subscription.cancel_scheduled" "1",
     Uncancelled => "subscription.uncancelled" "1",
@@ -257,6 +323,9 @@ crate::event_kinds!(Event:
     Expired => "subscription.expired" "1",
     PaymentSucceeded => "subscription.payment_succeeded" "1",
     PaymentFailed => "subscription.payment_failed" "1",
+    PaymentRefunded => "subscription.payment_refunded" "1",
+    PaymentDisputed => "subscription.payment_disputed" "1",
+    DisputeClosed => "subscription.dispute_closed" "1",
     StandingReported => "subscription.standing_reported" "1",
     Activated => "subscription.activated" "1",
     BecamePastDue => "subscription.became_past_due" "1",

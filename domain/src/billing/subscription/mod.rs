@@ -12,7 +12,7 @@ mod standing;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use chrono_tz::Tz;
@@ -24,8 +24,9 @@ pub use standing::Standing;
 
 use self::standing::Marks;
 use super::meter::{self, Meter};
+use super::money::Money;
 use super::period::{Billing, Period, Schedule};
-use crate::aggregate::{EventKind, Issued, Lookup};
+use crate::aggregate::{EventKind, Issued, Lookup, Upcaster};
 use crate::effect::{Claim, Effect, Refusal, Scope};
 
 /// The one live subscription of a tenant.
@@ -41,8 +42,8 @@ pub const BASE: &str = "base";
 pub const REMINDER: TimeDelta = TimeDelta::days(3);
 /// How long a paused or unpaid subscription can be brought back.
 pub const EXPIRY: TimeDelta = TimeDelta::days(90);
-/// The provider's messages that are remembered by the subscription itself, so that none of them is recorded twice.
-const REMEMBERED: usize = 100;
+/// How far ahead of our clock a payment may have happened: clocks differ.
+pub const AHEAD: TimeDelta = TimeDelta::minutes(5);
 
 const TRIAL_TIMER: &str = "trial_end";
 const REMINDER_TIMER: &str = "trial_reminder";
@@ -136,7 +137,8 @@ pub struct Details {
     schedule: Option<Schedule>,
     /// The period that it is in, once it is paid for.
     pub period: Option<Period>,
-    scheduled: Option<Pinned>,
+    /// The plan that begins with the next period, and when that was said to be.
+    pub scheduled: Option<(Pinned, DateTime<Utc>)>,
     /// What it is paid with, as the provider calls it.
     pub payment_method: Option<String>,
     /// Who pays: a provider, and what it calls them.
@@ -146,8 +148,29 @@ pub struct Details {
     /// Why it is paused, and since when, or since when it is unpaid.
     stopped: Option<(Option<PauseReason>, DateTime<Utc>)>,
     marks: Marks,
-    /// The provider's messages that were recorded last.
-    seen: VecDeque<String>,
+    /// What was paid of what is owed, while that is less.
+    paid_in_part: i64,
+    /// What was heard of payments, by the provider's ids, so that each counts once.
+    heard: BTreeMap<String, Heard>,
+}
+
+/// What was heard under one id of a provider.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct Heard {
+    what: HeardKind,
+    at: DateTime<Utc>,
+    amount: Option<Money>,
+}
+
+/// What a message of a provider said.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+enum HeardKind {
+    Paid,
+    NotPaid,
+    Stands(Standing),
+    Refunded,
+    Disputed,
+    DisputeEnded(bool),
 }
 
 impl Subscription {
@@ -184,7 +207,8 @@ impl Subscription {
                     provider_subscription: None,
                     stopped: None,
                     marks: Marks::default(),
-                    seen: VecDeque::new(),
+                    paid_in_part: 0,
+                    heard: BTreeMap::new(),
                 };
                 details.enter(period);
                 *this = Self::Known(Box::new(details));
@@ -235,7 +259,7 @@ impl Details {
                 self.scheduled = None;
                 self.enter(period);
             }
-            Event::PlanChangeScheduled { pinned, at: _, over_limit: _ } => self.scheduled = Some(pinned),
+            Event::PlanChangeScheduled { pinned, at, over_limit: _ } => self.scheduled = Some((pinned, at)),
             Event::ScheduledChangeCancelled => self.scheduled = None,
             Event::QuantityChanged { from: _, to, proration: _ } => self.quantity = to,
             Event::PeriodRenewed { period } => self.enter(Some(period)),
@@ -243,17 +267,37 @@ impl Details {
             Event::Uncancelled => self.status = Status::Active,
             Event::Cancelled { at: _ } => self.end(Status::Cancelled),
             Event::Expired { at: _ } => self.end(Status::Expired),
-            Event::PaymentSucceeded { provider_event_id, occurred_at, amount: _ } => {
-                self.remember(provider_event_id);
-                self.marks.note_payment(occurred_at);
+            Event::PaymentSucceeded { provider_event_id, occurred_at, amount, invoice, partial } => {
+                self.remember(provider_event_id, HeardKind::Paid, occurred_at, amount);
+                if let Some(invoice) = invoice {
+                    self.remember(invoice, HeardKind::Paid, occurred_at, amount);
+                }
+                if partial {
+                    self.paid_in_part += amount.map_or(0, |amount| amount.amount);
+                } else {
+                    self.paid_in_part = 0;
+                    self.marks.note_payment(occurred_at);
+                }
             }
-            Event::PaymentFailed { provider_event_id, occurred_at, amount: _ } => {
-                self.remember(provider_event_id);
+            Event::PaymentFailed { provider_event_id, occurred_at, amount } => {
+                self.remember(provider_event_id, HeardKind::NotPaid, occurred_at, amount);
                 self.marks.note(Standing::PastDue, occurred_at);
             }
             Event::StandingReported { provider_event_id, occurred_at, standing } => {
-                self.remember(provider_event_id);
+                self.remember(provider_event_id, HeardKind::Stands(standing), occurred_at, None);
                 self.marks.note(standing, occurred_at);
+            }
+            Event::PaymentRefunded { provider_event_id, occurred_at, amount } => {
+                self.remember(provider_event_id, HeardKind::Refunded, occurred_at, amount);
+            }
+            Event::PaymentDisputed { provider_event_id, occurred_at, amount } => {
+                self.remember(provider_event_id, HeardKind::Disputed, occurred_at, amount);
+            }
+            Event::DisputeClosed { provider_event_id, occurred_at, amount, lost } => {
+                self.remember(provider_event_id, HeardKind::DisputeEnded(lost), occurred_at, amount);
+                if lost {
+                    self.marks.note(Standing::PastDue, occurred_at);
+                }
             }
             Event::BecamePastDue => self.status = Status::PastDue,
             Event::MarkedUnpaid { at, requested } => {
@@ -288,11 +332,8 @@ impl Details {
         self.stopped = None;
     }
 
-    fn remember(&mut self, provider_event_id: String) {
-        if self.seen.len() == REMEMBERED {
-            self.seen.pop_front();
-        }
-        self.seen.push_back(provider_event_id);
+    fn remember(&mut self, id: String, what: HeardKind, at: DateTime<Utc>, amount: Option<Money>) {
+        self.heard.insert(id, Heard { what, at, amount });
     }
 
     /// Whether it is paused for this.
@@ -332,6 +373,8 @@ impl crate::Aggregate for Subscription {
     type Ask = Command;
 
     const EVENTS: &'static [EventKind] = Event::KINDS;
+
+    const UPCASTERS: &'static [Upcaster] = event::UPCASTERS;
 
     const PERSONAL: bool = false;
 

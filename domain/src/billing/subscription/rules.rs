@@ -3,12 +3,13 @@
 use chrono::{DateTime, SubsecRound as _, TimeDelta, Utc};
 
 use super::{
-    Command, Details, EXPIRY, Error, Event, Fact, PauseReason, Pinned, Proration, REMINDER, Report, Standing, StartSubscription, Status,
-    Trial, When,
+    AHEAD, Command, Details, EXPIRY, Error, Event, Fact, Heard, HeardKind, PauseReason, Pinned, Proration, REMINDER, Report, Standing,
+    StartSubscription, Status, Trial, When,
 };
 use crate::Actor;
 use crate::aggregate::{Ask as _, Context, Found, Issued, changed};
 use crate::billing::meter::{Entitlements, Meter};
+use crate::billing::money::Money;
 use crate::billing::period::{Period, Schedule};
 
 /// The longest trial, in days, and how far ahead one is extended.
@@ -76,9 +77,10 @@ pub(super) fn begin(command: Command, ctx: &Context) -> Result<Vec<Event>, Error
     }
     let trial = (days > 0).then(|| trial(ctx.now + TimeDelta::days(days.into()), ctx.now));
     let schedule = Schedule::beginning(ctx.now, billing, time_zone);
-    // Who subscribes without a trial gets what is paid for once it is paid; the platform may trust somebody.
-    let period = (trial.is_none() && platform).then(|| schedule.rest_from(ctx.now, pinned.terms.interval));
-    let waits = (trial.is_none() && !platform).then(|| pause(PauseReason::NoPaymentMethod, ctx.now));
+    // A tenant that subscribes without a trial gets what it pays for once it is paid, or at once where there is nothing to pay; the platform may decide otherwise.
+    let trusted = platform || pinned.is_free();
+    let period = (trial.is_none() && trusted).then(|| schedule.rest_from(ctx.now, pinned.terms.interval));
+    let waits = (trial.is_none() && !trusted).then(|| pause(PauseReason::NoPaymentMethod, ctx.now));
     Ok([Event::Started { pinned, quantity, billing, time_zone, trial, period }].into_iter().chain(waits).collect())
 }
 
@@ -91,9 +93,11 @@ impl Details {
         match command {
             Command::Start(_) => Err(Error::AlreadyExists),
             // What is heard of payments is recorded in every status; what follows from it depends on that.
-            Command::RecordPaymentSucceeded(c) => Ok(self.reported(payment(c.0, Fact::Paid), ctx.now)),
-            Command::RecordPaymentFailed(c) => Ok(self.reported(payment(c.0, Fact::NotPaid), ctx.now)),
-            Command::Report(report) => Ok(self.reported(report, ctx.now)),
+            Command::RecordPaymentSucceeded(c) => {
+                self.reported(self.payment(c.0, |amount| Fact::Paid { amount, invoice: None })?, ctx.now, true)
+            }
+            Command::RecordPaymentFailed(c) => self.reported(self.payment(c.0, Fact::NotPaid)?, ctx.now, true),
+            Command::Report(report) => self.reported(report, ctx.now, false),
             Command::SetPaymentMethod(c) => {
                 let reference = String::from(c.reference);
                 Ok(changed(self.payment_method.as_ref() != Some(&reference), || self.method_set(reference, self.marks.not_before(ctx.now))))
@@ -133,9 +137,7 @@ impl Details {
             Command::ChangePlan(c) if matches!(status, Status::Trialing | Status::Active) => {
                 self.change_plan(c.plan.as_str(), c.when, &ctx)
             }
-            Command::CancelScheduledChange(_) if status.is_live() => {
-                Ok(changed(self.scheduled.is_some(), || Event::ScheduledChangeCancelled))
-            }
+            Command::CancelScheduledChange(_) if status.is_live() => Ok(self.unscheduled().into_iter().collect()),
             Command::ChangeQuantity(c) if matches!(status, Status::Trialing | Status::Active) => {
                 let to = in_bounds(c.quantity)?;
                 if status == Status::Trialing && to > self.quantity && !ctx.actor.may("subscription:manage") {
@@ -147,9 +149,11 @@ impl Details {
                 let proration = self.prorated(&self.pinned, to, ctx.now);
                 Ok(changed(to != self.quantity, || Event::QuantityChanged { from: self.quantity, to, proration }))
             }
-            Command::Pause(_) if status == Status::Active => Ok(vec![pause(PauseReason::Requested, ctx.now)]),
+            Command::Pause(_) if status == Status::Active => {
+                Ok(self.unscheduled().into_iter().chain([pause(PauseReason::Requested, ctx.now)]).collect())
+            }
             Command::Resume(_) if status == Status::Paused => {
-                if matches!(self.stopped, Some((Some(PauseReason::NoPaymentMethod), _))) && self.payment_method.is_none() {
+                if self.is_paused_for(PauseReason::NoPaymentMethod) && self.payment_method.is_none() && !self.pinned.is_free() {
                     return Err(Error::NoPaymentMethod);
                 }
                 Ok(settled(vec![Event::Resumed { period: self.period_now(ctx.now) }]))
@@ -184,29 +188,33 @@ impl Details {
     fn cancel(&self, when: When, now: DateTime<Utc>) -> Result<Vec<Event>, Error> {
         match (when, self.period) {
             (When::Now, _) => Ok(vec![Event::Cancelled { at: now }]),
-            (When::PeriodEnd, Some(period)) if self.status == Status::Active => {
-                let kept = self.scheduled.is_some().then_some(Event::ScheduledChangeCancelled);
-                Ok([kept, Some(Event::CancelScheduled { at: period.end })].into_iter().flatten().collect())
+            (When::PeriodEnd, Some(period)) if matches!(self.status, Status::Active | Status::PastDue) => {
+                Ok(self.unscheduled().into_iter().chain([Event::CancelScheduled { at: period.end }]).collect())
             }
             (When::PeriodEnd, _) if self.status == Status::CancelScheduled => Ok(vec![]),
             (When::PeriodEnd, _) => Err(Error::NoPeriod),
         }
     }
 
-    /// The trial's end: with something to pay with it goes on, paid for from that moment; without it is paused. Before its time only by whoever can pay.
+    /// That no other plan begins with the next period, if one was to.
+    fn unscheduled(&self) -> Option<Event> {
+        self.scheduled.is_some().then_some(Event::ScheduledChangeCancelled)
+    }
+
+    /// The trial's end: with something to pay with, or nothing to pay, it goes on, paid for from that moment; otherwise it is paused. Before its time only by those who can pay.
     fn end_trial(&self, ctx: &Context) -> Result<Vec<Event>, Error> {
         let end = self.trial.map_or(ctx.now, |trial| trial.ends_at);
         let due = end <= ctx.now;
-        match (&self.payment_method, due) {
-            (Some(_), _) => {
+        match (self.payment_method.is_some() || self.pinned.is_free(), due) {
+            (true, _) => {
                 // Paid for from the moment at which it ended, however late its timer was.
                 let start = end.min(ctx.now);
                 let schedule = Schedule::beginning(start, self.billing, self.time_zone);
                 Ok(vec![Event::TrialConverted { period: schedule.rest_from(start, self.pinned.terms.interval) }])
             }
-            (None, true) => Ok(vec![pause(PauseReason::NoPaymentMethod, ctx.now)]),
-            (None, false) if matches!(ctx.actor, Actor::System { .. }) => Err(Error::NotDue),
-            (None, false) => Err(Error::NoPaymentMethod),
+            (false, true) => Ok(vec![pause(PauseReason::NoPaymentMethod, ctx.now)]),
+            (false, false) if matches!(ctx.actor, Actor::System { .. }) => Err(Error::NotDue),
+            (false, false) => Err(Error::NoPaymentMethod),
         }
     }
 
@@ -220,7 +228,7 @@ impl Details {
             return Err(Error::OutOfBounds { what: "that plan cannot be tried for so long; convert the trial first" });
         }
         match (when, self.period) {
-            (When::Now, _) if pinned == self.pinned => Ok(changed(self.scheduled.is_some(), || Event::ScheduledChangeCancelled)),
+            (When::Now, _) if pinned == self.pinned => Ok(self.unscheduled().into_iter().collect()),
             (When::Now, _) => {
                 fits(&pinned.terms.entitlements, self.quantity, &ctx.found)?;
                 let interval = pinned.terms.interval;
@@ -232,13 +240,12 @@ impl Details {
                     Some(period) => Proration { charge: self.first_charge(&pinned, period), ..it },
                     None => it,
                 });
-                Ok(vec![Event::PlanChanged { from: self.pinned.code.clone(), pinned, proration, period, over_limit: vec![] }])
+                let changed = Event::PlanChanged { from: self.pinned.code.clone(), pinned, proration, period, over_limit: vec![] };
+                Ok(self.unscheduled().into_iter().chain([changed]).collect())
             }
             (When::PeriodEnd, None) => Err(Error::NoPeriod),
-            (When::PeriodEnd, Some(_)) if self.scheduled.as_ref() == Some(&pinned) => Ok(vec![]),
-            (When::PeriodEnd, Some(_)) if pinned == self.pinned => {
-                Ok(changed(self.scheduled.is_some(), || Event::ScheduledChangeCancelled))
-            }
+            (When::PeriodEnd, Some(_)) if self.scheduled.as_ref().is_some_and(|(scheduled, _)| *scheduled == pinned) => Ok(vec![]),
+            (When::PeriodEnd, Some(_)) if pinned == self.pinned => Ok(self.unscheduled().into_iter().collect()),
             (When::PeriodEnd, Some(period)) => {
                 let over_limit = over(&pinned.terms.entitlements, self.quantity, &ctx.found).into_iter().map(|(meter, ..)| meter).collect();
                 Ok(vec![Event::PlanChangeScheduled { pinned, at: period.end, over_limit }])
@@ -246,24 +253,31 @@ impl Details {
         }
     }
 
-    /// The period of full length that ends with this one, which is shorter where it is the first one of a calendar.
-    fn whole(&self, period: Period) -> Period {
-        Period { start: Schedule::beginning(period.start, self.billing, self.time_zone).anchor, end: period.end }
+    /// What the present period costs.
+    pub fn charge(&self) -> Option<Money> {
+        self.period.map(|period| self.first_charge(&self.pinned, period))
     }
 
-    /// What a first period costs: where it is shorter than others, as much less.
-    fn first_charge(&self, pinned: &Pinned, period: Period) -> crate::billing::money::Money {
-        let (days, days_left) = self.whole(period).days(period.start, self.time_zone);
-        pinned.terms.price.share(self.quantity, days_left, days)
+    /// What a period costs: where it is shorter than a whole one, as much less, by the second.
+    fn first_charge(&self, pinned: &Pinned, period: Period) -> Money {
+        let whole = self.schedule_of(period).whole(period, pinned.terms.interval);
+        pinned.terms.price.share(self.quantity, period.seconds(), whole.seconds())
     }
 
-    /// What the days that are left of the period are worth, before and after a change.
+    /// The schedule that a period is of: the present one, or that of a period that begins another one.
+    fn schedule_of(&self, period: Period) -> Schedule {
+        let begins_anew = self.schedule.is_none_or(|schedule| !schedule.has_boundary(period.end));
+        self.schedule.filter(|_| !begins_anew).unwrap_or_else(|| Schedule::beginning(period.start, self.billing, self.time_zone))
+    }
+
+    /// What the rest of the period is worth, before and after a change. By the second, as Stripe prorates.
     fn prorated(&self, pinned: &Pinned, quantity: u32, now: DateTime<Utc>) -> Option<Proration> {
         let period = self.period?;
-        let (days, days_left) = self.whole(period).days(now, self.time_zone);
-        let credit = self.pinned.terms.price.share(self.quantity, days_left, days);
-        let charge = pinned.terms.price.share(quantity, days_left, days);
-        Some(Proration { credit, charge, days_left, days })
+        let whole = self.schedule_of(period).whole(period, self.pinned.terms.interval);
+        let (seconds, seconds_left) = (whole.seconds(), period.seconds_left(now));
+        let credit = self.pinned.terms.price.share(self.quantity, seconds_left, seconds);
+        let charge = pinned.terms.price.share(quantity, seconds_left, seconds);
+        Some(Proration { credit, charge, seconds_left, seconds })
     }
 
     /// The end of a period: the end of the subscription, or the next period, with the plan that was to begin with it.
@@ -275,7 +289,7 @@ impl Details {
         if self.status == Status::CancelScheduled {
             return Ok(vec![Event::Cancelled { at: period.end }]);
         }
-        let Some(pinned) = self.scheduled.clone() else {
+        let Some((pinned, _)) = self.scheduled.clone() else {
             return Ok(vec![Event::PeriodRenewed { period: schedule.from(period.end, self.pinned.terms.interval) }]);
         };
         let same = pinned.terms.interval == self.pinned.terms.interval;
@@ -296,29 +310,75 @@ impl Details {
         }
     }
 
-    /// What a provider's message comes to: it is recorded once, and what follows from all that were heard so far happens.
-    fn reported(&self, report: Report, now: DateTime<Utc>) -> Vec<Event> {
+    /// What a provider's message, or a payment that was recorded by hand, comes to: it is recorded once, and what follows from all that were heard so far happens. A payment by
+    /// hand is compared with what is owed; an invoice that the provider calls paid is paid.
+    fn reported(&self, report: Report, now: DateTime<Utc>, by_hand: bool) -> Result<Vec<Event>, Error> {
         let Report { provider_event_id, occurred_at, fact } = report;
         let (provider_event_id, occurred_at) = (String::from(provider_event_id), occurred_at.time());
-        let event = match fact {
+        if occurred_at > now + AHEAD {
+            return Err(Error::InTheFuture);
+        }
+        let (what, amount) = match &fact {
             Fact::MethodSet(reference) => {
-                let reference = String::from(reference);
-                return changed(self.marks.is_newer(occurred_at, &reference), || self.method_set(reference, occurred_at));
+                let reference = String::from(reference.clone());
+                return Ok(changed(self.marks.is_newer(occurred_at, &reference), || self.method_set(reference, occurred_at)));
             }
             Fact::MethodRemoved(reference) => {
-                let reference = String::from(reference);
-                return changed(!self.marks.is_removed(&reference, occurred_at), || {
+                let reference = String::from(reference.clone());
+                return Ok(changed(!self.marks.is_removed(&reference, occurred_at), || {
                     let mut marks = self.marks.clone();
                     marks.remove_method(reference.clone(), occurred_at);
                     Event::PaymentMethodRemoved { reference, occurred_at, in_use: marks.method().cloned() }
-                });
+                }));
             }
-            Fact::Paid(_) | Fact::NotPaid(_) | Fact::Stands(_) if self.seen.contains(&provider_event_id) => return vec![],
-            Fact::Paid(amount) => Event::PaymentSucceeded { provider_event_id, occurred_at, amount },
+            Fact::Paid { amount, .. } => (HeardKind::Paid, *amount),
+            Fact::NotPaid(amount) => (HeardKind::NotPaid, *amount),
+            Fact::Stands(standing) => (HeardKind::Stands(*standing), None),
+            Fact::Refunded(amount) => (HeardKind::Refunded, *amount),
+            Fact::Disputed(amount) => (HeardKind::Disputed, *amount),
+            Fact::DisputeClosed { amount, lost } => (HeardKind::DisputeEnded(*lost), *amount),
+        };
+        match self.heard.get(&provider_event_id) {
+            Some(heard) if *heard == (Heard { what, at: occurred_at, amount }) => return Ok(vec![]),
+            Some(_) => return Err(Error::PaymentDiffers),
+            None => {}
+        }
+        let event = match fact {
+            // A trial begins with an invoice over nothing.
+            Fact::Paid { .. } if self.status == Status::Trialing && amount.is_some_and(|amount| amount.amount == 0) => return Ok(vec![]),
+            Fact::Paid { invoice: Some(invoice), .. } if self.heard.contains_key(invoice.as_str()) => return Ok(vec![]),
+            Fact::Paid { amount, invoice } => {
+                let partial = by_hand && amount.is_some_and(|amount| self.paid_in_part + amount.amount < self.owed(now).amount);
+                Event::PaymentSucceeded { provider_event_id, occurred_at, amount, invoice: invoice.map(String::from), partial }
+            }
             Fact::NotPaid(amount) => Event::PaymentFailed { provider_event_id, occurred_at, amount },
             Fact::Stands(standing) => Event::StandingReported { provider_event_id, occurred_at, standing },
+            Fact::Refunded(amount) => Event::PaymentRefunded { provider_event_id, occurred_at, amount },
+            Fact::Disputed(amount) => Event::PaymentDisputed { provider_event_id, occurred_at, amount },
+            Fact::DisputeClosed { amount, lost } => Event::DisputeClosed { provider_event_id, occurred_at, amount, lost },
+            Fact::MethodSet(_) | Fact::MethodRemoved(_) => return Ok(vec![]),
         };
-        self.settled(vec![event], now)
+        Ok(self.settled(vec![event], now))
+    }
+
+    /// What has to be paid before the subscription gives anything again, or goes on giving it: the period that it would go on in, or the present one that is not paid.
+    pub fn owed(&self, now: DateTime<Utc>) -> Money {
+        let period = match self.status {
+            Status::Paused if self.is_paused_for(PauseReason::NoPaymentMethod) => Some(self.period_now(now)),
+            Status::PastDue | Status::Unpaid => self.period.or_else(|| Some(self.period_now(now))),
+            Status::Trialing | Status::Active | Status::Paused | Status::CancelScheduled | Status::Cancelled | Status::Expired => None,
+        };
+        period.map_or(Money { amount: 0, ..self.pinned.terms.price }, |period| self.first_charge(&self.pinned, period))
+    }
+
+    /// A payment that is recorded by hand.
+    fn payment(&self, payment: super::RecordPayment, fact: impl FnOnce(Option<Money>) -> Fact) -> Result<Report, Error> {
+        let super::RecordPayment { provider_event_id, occurred_at, amount } = payment;
+        match amount {
+            Some(amount) if amount.currency != self.pinned.terms.price.currency => Err(Error::WrongCurrency),
+            Some(amount) if amount.amount < 0 => Err(Error::OutOfBounds { what: "a payment is not below zero" }),
+            Some(_) | None => Ok(Report { provider_event_id, occurred_at, fact: fact(amount) }),
+        }
     }
 
     fn method_set(&self, reference: String, occurred_at: DateTime<Utc>) -> Event {
@@ -334,6 +394,12 @@ impl Details {
         while let Some(event) = after.settles(now) {
             after.evolve(event.clone());
             events.push(event);
+        }
+        // A change of the plan follows the period that it waits for.
+        if let (Some((pinned, at)), Some(period)) = (&after.scheduled, after.period)
+            && *at != period.end
+        {
+            events.push(Event::PlanChangeScheduled { pinned: pinned.clone(), at: period.end, over_limit: vec![] });
         }
         events
     }
@@ -365,10 +431,6 @@ impl Details {
             | (Status::Unpaid, Standing::Unpaid) => None,
         }
     }
-}
-
-fn payment(payment: super::RecordPayment, fact: impl FnOnce(Option<crate::billing::money::Money>) -> Fact) -> Report {
-    Report { provider_event_id: payment.provider_event_id, occurred_at: payment.occurred_at, fact: fact(payment.amount) }
 }
 
 fn pause(reason: PauseReason, at: DateTime<Utc>) -> Event {

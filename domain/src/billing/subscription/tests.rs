@@ -17,6 +17,9 @@ use crate::error::{DomainError as _, Kind};
 use crate::ids::{StreamId, TenantId};
 use crate::text::{PlanCode, Reference};
 
+/// The seconds of a day.
+const DAY: i64 = 86_400;
+
 fn day(n: i64) -> DateTime<Utc> {
     // The first of January 2026.
     DateTime::from_timestamp(1_767_225_600, 0).unwrap() + TimeDelta::days(n)
@@ -82,6 +85,10 @@ fn change(plan: &str, when: When) -> ChangePlan {
     ChangePlan { plan: PlanCode::parse(plan).unwrap(), when }
 }
 
+fn pause(reason: PauseReason, at: DateTime<Utc>) -> Event {
+    Event::Paused { reason, at }
+}
+
 fn cancel(when: When) -> CancelSubscription {
     CancelSubscription { when }
 }
@@ -109,7 +116,7 @@ fn payment(id: &str, occurred_at: DateTime<Utc>) -> RecordPayment {
 }
 
 fn paid(id: &str, occurred_at: DateTime<Utc>) -> Event {
-    Event::PaymentSucceeded { provider_event_id: id.into(), occurred_at, amount: None }
+    Event::PaymentSucceeded { provider_event_id: id.into(), occurred_at, amount: None, invoice: None, partial: false }
 }
 
 fn failed(id: &str, occurred_at: DateTime<Utc>) -> Event {
@@ -157,14 +164,14 @@ fn command(word: &str) -> Command {
         "cancel_later" => cancel(When::PeriodEnd).into(),
         "uncancel" => UncancelSubscription {}.into(),
         "renew" => RenewPeriod {}.into(),
-        "paid" => RecordPaymentSucceeded(payment("p", day(6))).into(),
-        "failed" => RecordPaymentFailed(payment("q", day(6))).into(),
+        "paid" => RecordPaymentSucceeded(payment("p", day(5))).into(),
+        "failed" => RecordPaymentFailed(payment("q", day(5))).into(),
         "mark_unpaid" => MarkUnpaid {}.into(),
         "method" => SetPaymentMethod { reference: Reference::parse("pm_2").unwrap() }.into(),
         "expire" => ExpireSubscription {}.into(),
         "ended_there" => {
             let fact = Fact::Stands(Standing::Ended);
-            Report { provider_event_id: Reference::parse("e").unwrap(), occurred_at: day(6).try_into().unwrap(), fact }.into()
+            Report { provider_event_id: Reference::parse("e").unwrap(), occurred_at: day(5).try_into().unwrap(), fact }.into()
         }
         other => panic!("{other}"),
     }
@@ -185,7 +192,7 @@ quantity      trialing  active           -         -         -         -        
 pause         -         paused           -         -         =         -                -         -
 resume        -         =                -         -         active    -                -         -
 cancel_now    cancelled cancelled        cancelled cancelled cancelled cancelled        =         -
-cancel_later  -         cancel_scheduled -         -         -         =                =         -
+cancel_later  -         cancel_scheduled cancel_scheduled -         -         =                =         -
 uncancel      =         =                =         =         =         active           -         -
 renew         -         -                -         -         -         -                -         -
 paid          trialing  active           active    active    paused    cancel_scheduled cancelled expired
@@ -355,9 +362,9 @@ fn what_cannot_be_subscribed_to_is_refused() {
 }
 
 #[test]
-fn an_upgrade_takes_effect_in_the_same_append_as_its_entitlements_and_is_prorated_by_day() {
-    // On the 16th of January 16 of 31 days are left, that one included.
-    let proration = Some(Proration { credit: usd(1_497), charge: usd(5_110), days_left: 16, days: 31 });
+fn an_upgrade_takes_effect_in_the_same_append_as_its_entitlements_and_is_prorated_by_the_second() {
+    // At the beginning of the 16th of January 16 of 31 days are left.
+    let proration = Some(Proration { credit: usd(1_497), charge: usd(5_110), seconds_left: 16 * DAY, seconds: 31 * DAY });
     let changed = Event::PlanChanged { from: "starter".into(), pinned: pinned("growth"), proration, period: None, over_limit: vec![] };
     given(&[active()]).when(at(day(15), change("growth", When::Now))).then_expect_events(vec![changed.clone()]);
     let effects = fold(&[active()]).effects(&changed);
@@ -365,7 +372,7 @@ fn an_upgrade_takes_effect_in_the_same_append_as_its_entitlements_and_is_prorate
     let more = Event::QuantityChanged {
         from: 1,
         to: 3,
-        proration: Some(Proration { credit: usd(1_497), charge: usd(4_490), days_left: 16, days: 31 }),
+        proration: Some(Proration { credit: usd(1_497), charge: usd(4_490), seconds_left: 16 * DAY, seconds: 31 * DAY }),
     };
     given(&[active()]).when(at(day(15), ChangeQuantity { quantity: 3 })).then_expect_events(vec![more.clone()]);
     let effects = fold(&[active()]).effects(&more);
@@ -375,7 +382,7 @@ fn an_upgrade_takes_effect_in_the_same_append_as_its_entitlements_and_is_prorate
     let yearly = Event::PlanChanged {
         from: "starter".into(),
         pinned: pinned("yearly"),
-        proration: Some(Proration { credit: usd(1_497), charge: usd(29_000), days_left: 16, days: 31 }),
+        proration: Some(Proration { credit: usd(1_497), charge: usd(29_000), seconds_left: 16 * DAY, seconds: 31 * DAY }),
         period: Some(year),
         over_limit: vec![],
     };
@@ -392,9 +399,9 @@ fn a_first_period_of_a_calendar_is_shorter_and_costs_as_much_less() {
     let begun = Subscription::default().decide(at(day(19), calendar)).unwrap();
     let rest = Period { start: day(19), end: day(31) };
     assert!(matches!(&begun[0], Event::Started { period: Some(period), .. } if *period == rest));
-    // On the 25th 7 of 31 days are left, of the 12 that were paid.
+    // At the beginning of the 25th 7 of 31 days are left, of the 12 that were paid.
     let changed = fold(&begun).decide(at(day(24), change("growth", When::Now))).unwrap();
-    let proration = Proration { credit: usd(655), charge: usd(2_235), days_left: 7, days: 31 };
+    let proration = Proration { credit: usd(655), charge: usd(2_235), seconds_left: 7 * DAY, seconds: 31 * DAY };
     assert!(matches!(&changed[0], Event::PlanChanged { proration: Some(is), .. } if *is == proration), "{changed:?}");
     let renewed = fold(&begun).decide(at(day(31), RenewPeriod {})).unwrap();
     assert_eq!(renewed, [Event::PeriodRenewed { period: Period { start: day(31), end: day(59) } }]);
@@ -471,6 +478,117 @@ fn a_provider_event_counts_once_and_one_that_is_older_is_recorded_without_effect
     given(&good).when(at(day(6), RecordPaymentFailed(payment("f0", day(2))))).then_expect_events(vec![failed("f0", day(2))]);
 }
 
+#[test]
+fn a_payment_by_hand_is_compared_with_what_is_owed_and_its_id_with_what_was_heard_before() {
+    let record = |id: &str, amount: Option<Money>, on: DateTime<Utc>| {
+        at(day(6), RecordPaymentSucceeded(RecordPayment { amount, ..payment(id, on) }))
+    };
+    let bad = [active(), failed("f1", day(3)), Event::BecamePastDue];
+    let euro = Money::new(2_900, Currency::try_from("EUR".to_owned()).unwrap());
+    given(&bad).when(record("p", Some(euro), day(4))).then_expect_error(Error::WrongCurrency);
+    given(&bad).when(record("p", Some(usd(2_900)), day(6) + AHEAD + TimeDelta::microseconds(1))).then_expect_error(Error::InTheFuture);
+    assert!(matches!(fold(&bad).decide(record("p", Some(usd(-1)), day(4))), Err(Error::OutOfBounds { .. })));
+    // A cent less than what is owed, and then the cent.
+    let part = fold(&bad).decide(record("p1", Some(usd(2_899)), day(4))).unwrap();
+    assert!(matches!(part[..], [Event::PaymentSucceeded { partial: true, .. }]), "{part:?}");
+    let paid_in_part = [&bad[..], &part[..]].concat();
+    assert_eq!(status(&fold(&paid_in_part)), Some(Status::PastDue));
+    let rest = fold(&paid_in_part).decide(record("p2", Some(usd(1)), day(4))).unwrap();
+    assert!(matches!(rest[..], [Event::PaymentSucceeded { partial: false, .. }, Event::Activated { .. }]), "{rest:?}");
+    // The same id again, also after many others: the same payment counts once, another one is refused.
+    let mut long = bad.to_vec();
+    long.extend((0..300).map(|n| paid(&format!("p{n}"), day(4))));
+    given(&long).when(record("p0", None, day(4))).then_expect_events(vec![]);
+    given(&long).when(record("p0", Some(usd(2_900)), day(4))).then_expect_error(Error::PaymentDiffers);
+    given(&long).when(record("p0", None, day(5))).then_expect_error(Error::PaymentDiffers);
+    given(&long).when(at(day(6), RecordPaymentFailed(payment("p0", day(4))))).then_expect_error(Error::PaymentDiffers);
+}
+
+#[test]
+fn an_invoice_that_is_paid_counts_once_whatever_says_so_and_without_money_too() {
+    let bad = [active(), failed("f1", day(3)), Event::BecamePastDue];
+    let report = |id: &str, amount| Report {
+        provider_event_id: Reference::parse(id).unwrap(),
+        occurred_at: day(4).try_into().unwrap(),
+        fact: Fact::Paid { amount: Some(usd(amount)), invoice: Some(Reference::parse("in_1").unwrap()) },
+    };
+    // A coupon, a balance, or paid out of band: the invoice is paid, and that is what counts.
+    let events = fold(&bad).decide(at(day(4), report("e1", 0))).unwrap();
+    assert!(matches!(events[..], [Event::PaymentSucceeded { partial: false, .. }, Event::Activated { .. }]), "{events:?}");
+    let after = [&bad[..], &events[..]].concat();
+    given(&after).when(at(day(4), report("e2", 0))).then_expect_events(vec![]);
+    // A trial begins with an invoice over nothing.
+    given(&[trialing()]).when(at(day(4), report("e1", 0))).then_expect_events(vec![]);
+}
+
+#[test]
+fn what_costs_nothing_is_active_without_a_payment_method() {
+    let free = |event: Event| {
+        let mut stored = serde_json::to_value(event).unwrap();
+        stored["pinned"]["terms"]["price"]["amount"] = 0.into();
+        serde_json::from_value::<Event>(stored).unwrap()
+    };
+    let period = Period { start: day(14), end: day(45) };
+    given(&[free(trialing())]).when(at(day(14), ConvertTrial {})).then_expect_events(vec![Event::TrialConverted { period }]);
+    given(&[trialing()]).when(at(day(14), ConvertTrial {})).then_expect_events(vec![pause(PauseReason::NoPaymentMethod, day(14))]);
+}
+
+#[test]
+fn a_scheduled_change_follows_the_period_and_each_loss_of_it_is_an_event() {
+    let scheduled = |at| Event::PlanChangeScheduled { pinned: pinned("growth"), at, over_limit: vec![] };
+    let waiting = [active(), scheduled(day(31))];
+    let lost = [Event::ScheduledChangeCancelled, pause(PauseReason::Requested, day(6))];
+    given(&waiting).when(at(day(6), PauseSubscription {})).then_expect_events(lost.to_vec());
+    let now = fold(&waiting).decide(at(day(6), change("yearly", When::Now))).unwrap();
+    assert!(matches!(now[..], [Event::ScheduledChangeCancelled, Event::PlanChanged { .. }]), "{now:?}");
+    // It is not paid until after the period's end, and goes on in another period.
+    let unpaid =
+        [&waiting[..], &[failed("f", day(30)), Event::BecamePastDue, Event::MarkedUnpaid { at: day(30), requested: false }]].concat();
+    let brought_back = fold(&unpaid).decide(at(day(40), RecordPaymentSucceeded(payment("p", day(40))))).unwrap();
+    let period = Period { start: day(40), end: day(59) };
+    assert_eq!(brought_back, [paid("p", day(40)), Event::Activated { period: Some(period) }, scheduled(day(59))]);
+    let failed = [active(), failed("f", day(3)), Event::BecamePastDue];
+    given(&failed).when(at(day(6), cancel(When::PeriodEnd))).then_expect_events(vec![Event::CancelScheduled { at: day(31) }]);
+}
+
+#[test]
+fn what_is_left_of_a_period_after_a_pause_is_priced_as_a_part_of_the_whole_one() {
+    // Paused on the 5th of January and resumed on the 20th of February, 9 days before the month's end.
+    for (billing, began, seconds_left) in [(Billing::Calendar, day(0), 9 * DAY), (Billing::Anniversary, day(9), 18 * DAY)] {
+        let begun = StartSubscription { billing, trial_days: Some(0), ..start("starter") };
+        let mut events = Subscription::default().decide(at(began, begun)).unwrap();
+        events.push(pause(PauseReason::Requested, began + TimeDelta::days(4)));
+        events.extend(fold(&events).decide(at(day(50), ResumeSubscription {})).unwrap());
+        let changed = fold(&events).decide(at(day(50), change("growth", When::Now))).unwrap();
+        let share = |amount: i64| usd(amount).share(1, seconds_left, 28 * DAY);
+        let expected = Proration { credit: share(2_900), charge: share(9_900), seconds_left, seconds: 28 * DAY };
+        assert!(matches!(&changed[0], Event::PlanChanged { proration: Some(is), .. } if *is == expected), "{changed:?}");
+    }
+}
+
+#[test]
+fn a_dispute_that_is_lost_is_a_payment_that_is_missing() {
+    let report =
+        |id: &str, on, fact| Report { provider_event_id: Reference::parse(id).unwrap(), occurred_at: day(on).try_into().unwrap(), fact };
+    let events = |fact| fold(&[active()]).decide(at(day(9), report("e", 9, fact))).unwrap();
+    assert!(matches!(events(Fact::Refunded(Some(usd(500))))[..], [Event::PaymentRefunded { .. }]));
+    assert!(matches!(events(Fact::Disputed(Some(usd(500))))[..], [Event::PaymentDisputed { .. }]));
+    assert!(matches!(events(Fact::DisputeClosed { amount: None, lost: false })[..], [Event::DisputeClosed { .. }]));
+    assert!(matches!(events(Fact::DisputeClosed { amount: None, lost: true })[..], [Event::DisputeClosed { .. }, Event::BecamePastDue]));
+}
+
+#[test]
+fn a_proration_of_whole_days_from_before_is_read_as_one_of_seconds() {
+    let upcast = Subscription::UPCASTERS.iter().find(|upcaster| upcaster.event == "subscription.plan_changed").unwrap().upcast;
+    let stored = include_str!("../../../tests/golden/subscription/plan_changed.v1.json");
+    let event: Event = serde_json::from_value(upcast(serde_json::from_str(stored).unwrap())).unwrap();
+    assert!(
+        matches!(event, Event::PlanChanged { proration: Some(Proration { seconds_left, seconds, .. }), .. } if (seconds_left, seconds) == (15 * DAY, 31 * DAY))
+    );
+    let stored = include_str!("../../../tests/golden/subscription/quantity_changed.v1.json");
+    assert!(serde_json::from_value::<Event>(upcast(serde_json::from_str(stored).unwrap())).is_ok());
+}
+
 /// What a provider may have told, from its log of four weeks: payments, standings, payment methods.
 fn told() -> Vec<Report> {
     let report = |n: i64, hour: i64, fact| Report {
@@ -480,7 +598,7 @@ fn told() -> Vec<Report> {
     };
     vec![
         report(1, 1, Fact::MethodSet(Reference::parse("pm_1").unwrap())),
-        report(2, 2, Fact::Paid(Some(usd(2_900)))),
+        report(2, 2, Fact::Paid { amount: Some(usd(2_900)), invoice: None }),
         report(3, 2, Fact::Stands(Standing::Active)),
         report(4, 200, Fact::NotPaid(Some(usd(2_900)))),
         report(5, 200, Fact::Stands(Standing::PastDue)),
@@ -489,7 +607,7 @@ fn told() -> Vec<Report> {
         report(8, 301, Fact::MethodSet(Reference::parse("pm_2").unwrap())),
         report(9, 340, Fact::Stands(Standing::Unpaid)),
         report(10, 341, Fact::NotPaid(None)),
-        report(11, 400, Fact::Paid(Some(usd(2_900)))),
+        report(11, 400, Fact::Paid { amount: Some(usd(2_900)), invoice: None }),
         report(12, 400, Fact::Stands(Standing::Active)),
         report(13, 410, Fact::NotPaid(Some(usd(500)))),
         report(14, 411, Fact::Stands(Standing::PastDue)),
@@ -633,7 +751,7 @@ fn legal(before: Status, after: Status) -> bool {
     let after_that: &[Status] = match before {
         Trialing => &[Active, Paused, PastDue, Cancelled],
         Active => &[PastDue, Paused, CancelScheduled, Cancelled],
-        PastDue => &[Active, Unpaid, Cancelled],
+        PastDue => &[Active, Unpaid, CancelScheduled, Cancelled],
         Unpaid => &[Active, Cancelled],
         // With what was heard while it could not count.
         Paused | CancelScheduled => &[Active, PastDue, Cancelled],

@@ -79,8 +79,8 @@ fn five_minutes() -> u32 {
 #[schema(example = json!({"quantity": 17}))]
 pub struct CommitUsage {
     /// How much of it; all, if nothing is said. The rest is released.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(minimum = 0)]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "crate::json::given")]
+    #[schema(minimum = 0, nullable = false)]
     pub quantity: Option<i64>,
 }
 
