@@ -1,8 +1,8 @@
 -- Why a provider's message had no effect, and the invoice, the charge and the payment that it names: what is heard of a charge later names nothing else.
 alter table ops.provider_events add column reason text, add column names text[] not null default '{}';
 create index provider_events_names on ops.provider_events using gin (names);
--- A tenant's customers at payment providers.
-create index events_customer_linked on events (tenant_id) where event_type = 'subscription.customer_linked';
+-- A tenant's subscriptions, whose customers at a payment provider are told of it.
+create index events_subscription_started on events (tenant_id) where event_type = 'subscription.started';
 
 -- Everything of a tenant that is gone.
 create or replace function ops.forget_tenant(tenant uuid) returns void language plpgsql as $$

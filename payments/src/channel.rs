@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use commands::{CommandError, Executor, Request};
 use domain::billing::quota::{self, Quota};
-use domain::billing::subscription::{Command, LinkCustomer, LinkProvider, PauseReason, Subscription};
+use domain::billing::subscription::{Command, LinkCustomer, LinkProvider, PauseReason, Status, Subscription};
 use domain::identity::tenant::Tenant;
 use domain::text::Reference;
 use domain::{Actor, StreamId, TenantId};
@@ -88,6 +88,7 @@ impl PaymentChannel {
                     self.reconsider(&customer).await
                 }
                 Intent::Customer => Err(Attempt::Dropped("the subscription is over".into())),
+                Intent::Overage if details.status.is_live() => Err(failed("the provider does not know yet who pays")),
                 // What is not there yet is made from the state as it is then.
                 Intent::Subscription | Intent::Update | Intent::Cancel | Intent::Rename | Intent::Forget | Intent::Overage => {
                     Err(Attempt::Dropped("the provider does not know who pays yet".into()))
@@ -101,7 +102,8 @@ impl PaymentChannel {
             }
             Intent::Forget => return provider.forget_customer(customer).await.map_err(told),
             Intent::Overage => {
-                let running = subscription.filter(|_| details.status.is_live());
+                // Invoices of a paused subscription are void, and none comes after its end.
+                let running = subscription.filter(|_| details.status.is_live() && details.status != Status::Paused);
                 return provider.collect(&key, &self.overage(due, customer, running).await?).await.map_err(told);
             }
             Intent::Customer | Intent::Subscription | Intent::Update | Intent::Cancel => {}
@@ -125,7 +127,8 @@ impl PaymentChannel {
                 self.reconsider(customer).await
             }
             (Intent::Subscription | Intent::Update, Some(subscription)) => {
-                provider.update_subscription(details, subscription).await.map_err(told)
+                provider.update_subscription(details, subscription).await.map_err(told)?;
+                self.reconsider(customer).await
             }
             (Intent::Cancel | Intent::Rename | Intent::Forget | Intent::Overage, _) => Err(Attempt::Dropped("it goes on".into())),
         }

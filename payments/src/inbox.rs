@@ -77,7 +77,8 @@ type Concluded = (Outcome, Option<String>);
 /// Takes a message in. When this fails nothing is lost: the provider sends it again, and what was done already is not done twice.
 pub async fn take_in(executor: &Executor, provider: &dyn PaymentProvider, message: &Message, body: &[u8]) -> Result<Outcome, CommandError> {
     let outcome = take_one_in(executor, provider, message, body).await?;
-    if outcome == Outcome::Applied && !message.names.is_empty() {
+    // Also of a message that was told before: what follows from it may have been cut off then.
+    if matches!(outcome, Outcome::Applied | Outcome::Duplicate) && !message.names.is_empty() {
         let names: Vec<&str> = message.names.iter().map(Reference::as_str).collect();
         take_in_waiting(executor, provider, None, &names).await?;
     }

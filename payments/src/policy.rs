@@ -62,10 +62,10 @@ impl PaymentsPolicy {
         Runtime::new(Self { store: store.clone(), provider }, store.clone())
     }
 
-    /// A tenant's subscriptions that have a customer at the provider, in the order in which they got one.
-    async fn customers(&self, tenant: TenantId) -> Result<Vec<Uuid>, sqlx::Error> {
+    /// A tenant's subscriptions, in the order in which they began. Each has a customer at the provider, or is about to.
+    async fn subscriptions(&self, tenant: TenantId) -> Result<Vec<Uuid>, sqlx::Error> {
         sqlx::query_scalar(
-            "select split_part(aggregate_id, '/', 2)::uuid from events where tenant_id = $1 and event_type = 'subscription.customer_linked' order by position",
+            "select split_part(aggregate_id, '/', 2)::uuid from events where tenant_id = $1 and event_type = 'subscription.started' order by position",
         )
         .bind(tenant.0)
         .fetch_all(self.store.pool())
@@ -108,15 +108,17 @@ impl Policy for PaymentsPolicy {
             } else {
                 continue;
             };
-            let customers = self.customers(event.stream.tenant).await.map_err(retry)?;
-            told.extend(customers.into_iter().map(|subscription| self.intent(&event, intent, subscription, &format!(" {subscription}"))));
+            let subscriptions = self.subscriptions(event.stream.tenant).await.map_err(retry)?;
+            told.extend(
+                subscriptions.into_iter().map(|subscription| self.intent(&event, intent, subscription, &format!(" {subscription}"))),
+            );
         }
         for event in self.store.typed::<Quota>(&of(Quota::TYPE)).await.map_err(unreadable)? {
             let quota::Event::PeriodClosed { amount: Some(amount), .. } = event.event else { continue };
             if amount.amount > 0 {
                 // Of several subscriptions the last one pays.
-                let customer = self.customers(event.stream.tenant).await.map_err(retry)?.pop();
-                told.extend(customer.map(|subscription| self.intent(&event, Intent::Overage, subscription, "")));
+                let last = self.subscriptions(event.stream.tenant).await.map_err(retry)?.pop();
+                told.extend(last.map(|subscription| self.intent(&event, Intent::Overage, subscription, "")));
             }
         }
         told.sort_by_key(|intent| intent.position);

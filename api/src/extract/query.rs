@@ -151,11 +151,11 @@ impl Query {
         version: impl FnOnce(&T) -> i64,
     ) -> Result<Shown, Problem> {
         let (mut read, mut row) = fetch(self.sought(&sought).await?).await.map_err(Into::into)?;
-        if row.is_none()
-            && let Some(again) = self.again::<A>(&sought, &read).await?
-        {
-            drop(read);
-            (read, row) = fetch(again).await.map_err(Into::into)?;
+        if row.is_none() {
+            match self.again::<A>(&sought, read).await? {
+                Again::Newer(again) => (read, row) = fetch(again).await.map_err(Into::into)?,
+                Again::Same(same) => read = same,
+            }
         }
         let reflects = Reflects { parked: read.parked_of(sought.stream).await?, position: read.position };
         let row = row.ok_or_else(|| reflects.nothing())?;
@@ -172,11 +172,11 @@ impl Query {
         fetch: impl Fn(Read) -> F,
     ) -> Result<Listed<T>, Problem> {
         let (mut read, mut page) = fetch(self.sought(&sought).await?).await.map_err(Into::into)?;
-        if page.is_none()
-            && let Some(again) = self.again::<A>(&sought, &read).await?
-        {
-            drop(read);
-            (read, page) = fetch(again).await.map_err(Into::into)?;
+        if page.is_none() {
+            match self.again::<A>(&sought, read).await? {
+                Again::Newer(again) => (read, page) = fetch(again).await.map_err(Into::into)?,
+                Again::Same(same) => read = same,
+            }
         }
         let reflects = Reflects { parked: read.parked_of(sought.stream).await?, position: read.position };
         let page = page.ok_or_else(|| reflects.nothing())?;
@@ -192,16 +192,20 @@ impl Query {
         self.begin(view, sought.models, sought.after).await
     }
 
-    /// The read models once more, where the log has something of a stream that they do not reflect yet. One look into the log, and only where nothing was found.
-    async fn again<A: Aggregate>(&self, sought: &Sought, read: &Read) -> Result<Option<Read>, Problem> {
+    /// The read models once more, where the log has something of a stream that they do not reflect yet. One look into the log, and only where nothing was found. The connection is
+    /// given back before another one is waited for: requests that hold one and wait for one would wait for each other.
+    async fn again<A: Aggregate>(&self, sought: &Sought, read: Read) -> Result<Again, Problem> {
         let seen = [self.caller.tenant, TenantId::SYSTEM].contains(&sought.stream.tenant) || self.caller.tenant == TenantId::SYSTEM;
         if !seen {
-            return Ok(None);
+            return Ok(Again::Same(read));
         }
         let last = self.app.executor.store().last_position(A::TYPE, sought.stream).await.map_err(QueryError::from)?;
         match last {
-            Some(position) if read.position < position => Ok(Some(self.sought(&Sought { after: Some(position), ..*sought }).await?)),
-            Some(_) | None => Ok(None),
+            Some(position) if read.position < position => {
+                drop(read);
+                Ok(Again::Newer(self.sought(&Sought { after: Some(position), ..*sought }).await?))
+            }
+            Some(_) | None => Ok(Again::Same(read)),
         }
     }
 
@@ -209,6 +213,14 @@ impl Query {
     pub fn page<T>(self, read: &Read, page: Page<T>) -> Listed<T> {
         Listed { data: page.rows, next: page.next, uri: self.uri, reflects: Reflects { position: read.position, parked: read.parked } }
     }
+}
+
+/// What a second look is made with.
+enum Again {
+    /// Something newer.
+    Newer(Read),
+    /// There is nothing newer.
+    Same(Read),
 }
 
 /// How far an answer is up to date.

@@ -7,12 +7,12 @@ use std::process::Stdio;
 use chrono::TimeDelta;
 use commands::usage::Recording;
 use domain::billing::meter::Meter;
-use domain::billing::subscription::{ExtendTrial, StartSubscription, Subscription};
+use domain::billing::subscription::{ExtendTrial, Fact, Report, StartSubscription, Subscription};
 use domain::billing::usage::{UsageId, UsageItem};
 use domain::identity::tenant::{NewOwner, ProvisionTenant, Slug};
 use domain::identity::user::{InviteUser, RegisterUser, RequestPasswordReset, RevokeInvitation, User};
-use domain::text::{DisplayName, Email, PlanCode};
-use domain::{Role, StreamId, TenantId};
+use domain::text::{DisplayName, Email, PlanCode, Reference};
+use domain::{Clock as _, Role, StreamId, TenantId};
 use outbound::mail::Mailer;
 use outbound::queue::{self, State};
 use outbound::worker::Worker;
@@ -211,6 +211,29 @@ async fn three_days_before_a_trial_ends_those_who_pay_are_reminded_once_and_of_a
     office.env.clock.advance(TimeDelta::days(7));
     until_fired().await;
     assert_eq!(office.smtp.arrived().len(), 4);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn those_who_manage_billing_are_mailed_of_a_dispute_and_of_its_loss_and_not_of_one_that_is_won() {
+    let office = Office::new().await;
+    office.node.ship_plans().await;
+    let subscription = office.subscribe().await;
+    let report = async |id: &str, fact: Fact| {
+        let occurred_at = office.env.clock.now().try_into().unwrap();
+        let report = Report { provider_event_id: Reference::parse(id).unwrap(), occurred_at, fact };
+        office.node.execute_on::<Subscription>(subscription, report).await.unwrap();
+        office.node.settled().await;
+        while office.worker().deliver_due().await.unwrap() > 0 {}
+        office.smtp.arrived().len()
+    };
+    assert_eq!(report("evt_1", Fact::Disputed(None)).await, 2);
+    assert_eq!(report("evt_2", Fact::DisputeClosed { amount: None, lost: false }).await, 2);
+    assert_eq!(report("evt_3", Fact::DisputeClosed { amount: None, lost: true }).await, 4);
+    let arrived = office.smtp.arrived();
+    for (subject, name) in [("A payment of acme is disputed", "boss"), ("A payment of acme was reversed", "payer")] {
+        let mail = |text: &str| text.contains(&format!("Subject: {subject}")) && text.contains(&format!("To: {name}@example.com"));
+        assert!(arrived.values().any(|(_, text)| mail(text)), "{subject}: {arrived:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -98,6 +98,8 @@ fn names(object: &Value) -> Vec<Reference> {
 /// What an event means; `None`: nothing here.
 fn fact(kind: &str, object: &Value) -> Option<Fact> {
     match kind {
+        // A credit is an invoice below nothing: that it is settled says nothing about what is owed.
+        "invoice.paid" | "invoice.payment_succeeded" if object["total"].as_i64().is_some_and(|total| total < 0) => None,
         // Both are told of an invoice that a payment settles; only `invoice.paid` of one that was paid out of band, or by the customer's balance.
         "invoice.paid" | "invoice.payment_succeeded" => {
             Some(Fact::Paid { amount: money(&object["amount_paid"], &object["currency"]), invoice: reference(object) })

@@ -168,27 +168,41 @@ impl Stripe {
         }
         let mut form = self.item(&details.pinned, details.quantity, "").await?;
         let item = &there["items"]["data"][0];
-        let value = |name: &str| form.iter().find(|(field, _)| field == name).map(|(_, value)| value.clone());
-        let same = value("items[0][price_data][product]") == item["price"]["product"].as_str().map(str::to_owned)
-            && value("items[0][quantity]") == item["quantity"].as_u64().map(|quantity| quantity.to_string());
+        let is = |form: &Form, of: &str| {
+            let value = |name: &str| form.iter().find(|(field, _)| *field == format!("{of}{name}")).map(|(_, value)| value.clone());
+            value("[0][price_data][product]") == item["price"]["product"].as_str().map(str::to_owned)
+                && value("[0][quantity]") == item["quantity"].as_u64().map(|quantity| quantity.to_string())
+        };
+        let same = is(&form, "items");
+        let begun = details.period.map(|period| period.start.timestamp());
+        // Whether Stripe's next period has begun by itself, before it was heard of here.
+        let mut is_ahead = false;
         if let Some(schedule) = reference(&there["schedule"]) {
             let known = send(self.request(Method::GET, &format!("subscription_schedules/{schedule}"))).await?;
-            // The change has come here, and there it comes at this moment by itself.
+            let mark = known["metadata"][CHANGE].as_str();
+            // The change has come here with the period, and there it comes at this moment by itself.
             let coming = digest(&self.item(&details.pinned, details.quantity, "phases[1]").await?);
-            if !same && known["metadata"][CHANGE].as_str() == Some(&coming) {
+            if !same && mark == Some(&coming) && begun >= there["current_period_end"].as_i64() {
                 return Ok(());
             }
-            if details.scheduled.is_none() {
-                self.release(&schedule).await?;
+            match &details.scheduled {
+                None => self.release(&schedule).await?,
+                Some((scheduled, _)) => {
+                    let next = self.item(scheduled, details.quantity, "phases[1]").await?;
+                    is_ahead = mark == Some(&digest(&next)) && is(&next, "phases[1][items]");
+                }
             }
         }
-        if !same {
-            // The difference is paid at once: who leaves before the period's end would not pay it otherwise.
-            form.push(field("proration_behavior", "always_invoice"));
+        if is_ahead {
+            form.clear();
+        } else {
+            // Without the item's id Stripe would add a second one.
+            form.extend(item["id"].as_str().map(|item| field("items[0][id]", item)));
         }
-        // Without the item's id Stripe would add a second one.
-        form.extend(item["id"].as_str().map(|item| field("items[0][id]", item)));
-        form.push(field("cancel_at_period_end", details.status == Status::CancelScheduled));
+        let ends = details.status == Status::CancelScheduled;
+        if there["cancel_at_period_end"].as_bool() != Some(ends) {
+            form.push(field("cancel_at_period_end", ends));
+        }
         // What waits for a payment is not paused there once there is something to pay with: that is how it is paid.
         let waits = details.is_paused_for(PauseReason::NoPaymentMethod) && details.payment_method.is_some();
         let paused = details.status == Status::Paused && !waits;
@@ -198,8 +212,8 @@ impl Stripe {
         form.extend(trial_end(details).or_else(|| ended.then(|| field("trial_end", "now"))));
         form.extend(details.payment_method.as_ref().map(|method| field("default_payment_method", method)));
         // What goes on after a pause is charged as of now, where the period is another one than Stripe has, or was never paid for. Once: then it is paused no more.
-        let begun = details.period.map(|period| period.start.timestamp());
         let anew = waits || begun > there["current_period_start"].as_i64();
+        let mut prorated = !same && !is_ahead;
         if !paused && there["pause_collection"].is_object() && there["status"] == "active" && anew {
             let ends = details.period.map(|period| period.end.timestamp());
             match details.charge().filter(|_| !waits && ends == there["current_period_end"].as_i64()) {
@@ -213,9 +227,16 @@ impl Stripe {
                         description: format!("{} for the rest of the period after a pause", details.pinned.code),
                     };
                     self.invoice_item(&format!("{id}:resumed:{from}"), &charge).await?;
+                    // At the present price, so that no difference is left.
+                    form.push(field("proration_behavior", "none"));
+                    prorated = false;
                 }
                 None => form.push(field("billing_cycle_anchor", "now")),
             }
+        }
+        if prorated {
+            // The difference is paid at once: a customer who leaves before the period's end would not pay it otherwise.
+            form.push(field("proration_behavior", "always_invoice"));
         }
         self.post(&path, None, &form).await?;
         if let Some((scheduled, _)) = &details.scheduled {
@@ -224,11 +245,11 @@ impl Stripe {
         self.pay_again(&there, details).await
     }
 
-    /// Adds an amount to the next invoice.
+    /// Adds an amount to the next invoice, rounded to what can be charged.
     async fn invoice_item(&self, key: &str, charge: &Charge<'_>) -> Result<(), Refused> {
         let mut form = vec![
             field("customer", charge.customer),
-            field("amount", amount(charge.amount)?),
+            field("amount", units::nearest(charge.amount).map_err(unpayable)?),
             field("currency", charge.amount.currency.code().to_ascii_lowercase()),
             field("description", &charge.description),
         ];
@@ -264,7 +285,11 @@ impl Stripe {
 
 /// A price as Stripe writes it.
 fn amount(price: Money) -> Result<i64, Refused> {
-    units::to_stripe(price).map_err(|unpayable| Refused { status: None, code: Some(unpayable.to_string()), later: false })
+    units::to_stripe(price).map_err(unpayable)
+}
+
+fn unpayable(why: units::Unpayable) -> Refused {
+    Refused { status: None, code: Some(why.to_string()), later: false }
 }
 
 /// What a schedule carries to say which change it is for.
@@ -382,7 +407,8 @@ impl PaymentProvider for Stripe {
 
     fn collect<'a>(&'a self, intent: &'a str, charge: &'a Charge<'a>) -> Answer<'a, ()> {
         Box::pin(async move {
-            self.invoice_item(&format!("{intent}:item"), charge).await?;
+            // Under another key where it is made in another way, since the same key with other parameters is refused.
+            self.invoice_item(&format!("{intent}:item:{}", charge.subscription.unwrap_or("customer")), charge).await?;
             if charge.subscription.is_none() {
                 // No invoice of a subscription will take it in.
                 let form = vec![

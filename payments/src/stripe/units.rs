@@ -66,6 +66,16 @@ pub fn to_stripe(money: Money) -> Result<i64, Unpayable> {
     })
 }
 
+/// The amount nearest to this one that Stripe can charge, as Stripe writes it; half a step is rounded away from zero. For what was computed: a price is refused instead.
+pub fn nearest(money: Money) -> Result<i64, Unpayable> {
+    let (decimals, multiple) = units(money.currency)?;
+    let (numerator, denominator) = (10_i128.pow(decimals), 10_i128.pow(money.currency.digits()) * i128::from(multiple));
+    let exact = i128::from(money.amount) * numerator;
+    let half = if exact < 0 { -denominator } else { denominator };
+    let steps = (2 * exact + half) / (2 * denominator);
+    Ok(i64::try_from(steps).unwrap_or(i64::MAX).saturating_mul(multiple))
+}
+
 /// The amount that Stripe wrote so; `None` where the currency has no such amount.
 pub fn from_stripe(written: i64, currency: Currency) -> Option<Money> {
     let (decimals, _) = units(currency).ok()?;
@@ -116,5 +126,9 @@ mod tests {
         assert_eq!(said(1045, "HUF"), Ok(1045));
         assert_eq!(said(1, "IQD"), Err("Stripe takes no payments in IQD".into()));
         assert_eq!(from_stripe(550, currency("ISK")), None);
+        let nearest = |amount, code: &str| nearest(Money::new(amount, currency(code))).ok();
+        assert_eq!((nearest(2905, "KWD"), nearest(2904, "KWD"), nearest(-2905, "KWD")), (Some(2910), Some(2900), Some(-2910)));
+        assert_eq!((nearest(149, "MGA"), nearest(150, "MGA"), nearest(5, "ISK")), (Some(1), Some(2), Some(500)));
+        assert_eq!((nearest(1, "USD"), nearest(1, "IQD")), (Some(1), None));
     }
 }

@@ -323,6 +323,7 @@ impl Details {
     fn activate(&mut self, period: Option<Period>) {
         self.status = Status::Active;
         self.stopped = None;
+        self.paid_in_part = 0;
         self.enter(period);
     }
 

@@ -163,6 +163,9 @@ impl Details {
             Command::Uncancel(_) if status == Status::CancelScheduled => Ok(settled(vec![Event::Uncancelled])),
             Command::Uncancel(_) if status.is_live() => Ok(vec![]),
             Command::RenewPeriod(_) if status.runs() => self.renew(&ctx),
+            Command::MarkUnpaid(_) if status == Status::CancelScheduled && self.marks.standing() != Standing::Active => {
+                Ok(vec![Event::MarkedUnpaid { at: ctx.now, requested: true }])
+            }
             Command::MarkUnpaid(_) if status == Status::PastDue => Ok(vec![Event::MarkedUnpaid { at: ctx.now, requested: true }]),
             Command::MarkUnpaid(_) if status == Status::Unpaid => Ok(vec![]),
             Command::Expire(_) => match self.stopped {
@@ -227,6 +230,9 @@ impl Details {
         if self.status == Status::Trialing && trial_days < self.pinned.terms.trial_days && !ctx.actor.may("subscription:manage") {
             return Err(Error::OutOfBounds { what: "that plan cannot be tried for so long; convert the trial first" });
         }
+        if self.begins_to_cost(&pinned) && !ctx.actor.may("subscription:manage") {
+            return Err(Error::NoPaymentMethod);
+        }
         match (when, self.period) {
             (When::Now, _) if pinned == self.pinned => Ok(self.unscheduled().into_iter().collect()),
             (When::Now, _) => {
@@ -251,6 +257,11 @@ impl Details {
                 Ok(vec![Event::PlanChangeScheduled { pinned, at: period.end, over_limit }])
             }
         }
+    }
+
+    /// Whether a change to this plan makes something of nothing to pay, with nothing to pay with. A trial pays when it ends.
+    fn begins_to_cost(&self, pinned: &Pinned) -> bool {
+        self.status != Status::Trialing && self.pinned.is_free() && !pinned.is_free() && self.payment_method.is_none()
     }
 
     /// What the present period costs.
@@ -289,9 +300,11 @@ impl Details {
         if self.status == Status::CancelScheduled {
             return Ok(vec![Event::Cancelled { at: period.end }]);
         }
-        let Some((pinned, _)) = self.scheduled.clone() else {
-            return Ok(vec![Event::PeriodRenewed { period: schedule.from(period.end, self.pinned.terms.interval) }]);
-        };
+        let renewed = || Event::PeriodRenewed { period: schedule.from(period.end, self.pinned.terms.interval) };
+        let Some((pinned, _)) = self.scheduled.clone() else { return Ok(vec![renewed()]) };
+        if self.begins_to_cost(&pinned) {
+            return Ok(vec![Event::ScheduledChangeCancelled, renewed()]);
+        }
         let same = pinned.terms.interval == self.pinned.terms.interval;
         let schedule = if same { schedule } else { Schedule::beginning(period.end, self.billing, self.time_zone) };
         let next =

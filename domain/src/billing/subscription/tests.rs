@@ -534,6 +534,28 @@ fn what_costs_nothing_is_active_without_a_payment_method() {
 }
 
 #[test]
+fn a_plan_that_costs_something_is_not_had_by_way_of_one_that_costs_nothing() {
+    let by_admin = |command: Command| {
+        let mut issued = at(day(5), command);
+        issued.ctx.actor = Actor::person("ada", issued.ctx.stream.tenant, crate::Role::OrgAdmin);
+        issued
+    };
+    let free = |event: Event| {
+        let mut stored = serde_json::to_value(event).unwrap();
+        stored["pinned"]["terms"]["price"]["amount"] = 0.into();
+        serde_json::from_value::<Event>(stored).unwrap()
+    };
+    for when in [When::Now, When::PeriodEnd] {
+        given(&[free(active())]).when(by_admin(change("growth", when).into())).then_expect_error(Error::NoPaymentMethod);
+        assert!(fold(&[free(active()), method()]).decide(by_admin(change("growth", when).into())).is_ok());
+    }
+    // The payment method was removed meanwhile.
+    let waiting = [free(active()), Event::PlanChangeScheduled { pinned: pinned("growth"), at: day(31), over_limit: vec![] }];
+    let next = Event::PeriodRenewed { period: Period { start: day(31), end: day(59) } };
+    given(&waiting).when(at(day(31), RenewPeriod {})).then_expect_events(vec![Event::ScheduledChangeCancelled, next]);
+}
+
+#[test]
 fn a_scheduled_change_follows_the_period_and_each_loss_of_it_is_an_event() {
     let scheduled = |at| Event::PlanChangeScheduled { pinned: pinned("growth"), at, over_limit: vec![] };
     let waiting = [active(), scheduled(day(31))];
