@@ -1,7 +1,7 @@
 //! The subscription: what a tenant pays for, and what it is entitled to by that.
 //!
-//! `trialing → active | past_due | paused | cancelled`; `active → past_due | paused | cancel_scheduled | cancelled`; `past_due → active | unpaid | cancelled`;
-//! `unpaid → active | expired | cancelled`; `paused → active | expired | cancelled`; `cancel_scheduled → active | cancelled`; `cancelled` and `expired` are the end.
+//! `trialing → active | past_due | paused | cancelled`; `active → past_due | paused | cancel_scheduled | cancelled`; `past_due → active | unpaid | cancel_scheduled | cancelled`;
+//! `unpaid → active | expired | cancelled`; `paused → active | expired | cancelled`; `cancel_scheduled → active | unpaid | cancelled`; `cancelled` and `expired` are the end.
 //!
 //! What a plan gives is in force from the append of the event that says so: `effects` sets the ceilings of the tenant's counters.
 

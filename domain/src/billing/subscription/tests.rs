@@ -776,7 +776,8 @@ fn legal(before: Status, after: Status) -> bool {
         PastDue => &[Active, Unpaid, CancelScheduled, Cancelled],
         Unpaid => &[Active, Cancelled],
         // With what was heard while it could not count.
-        Paused | CancelScheduled => &[Active, PastDue, Cancelled],
+        Paused => &[Active, PastDue, Cancelled],
+        CancelScheduled => &[Active, PastDue, Unpaid, Cancelled],
         Cancelled | Status::Expired => &[],
     };
     before == after || after_that.contains(&after)
