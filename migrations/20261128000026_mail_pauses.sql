@@ -9,21 +9,3 @@ create table ops.mail_pauses (
 create index on ops.mail_pauses (until);
 
 grant select, insert, update, delete on ops.mail_pauses to tenure_writer;
-
--- Everything of a tenant that is gone.
-create or replace function ops.forget_tenant(tenant uuid) returns void language plpgsql as $$
-begin
-  delete from ops.sessions where tenant_id = tenant;
-  delete from ops.credentials where tenant_id = tenant;
-  delete from ops.api_key_use where tenant_id = tenant;
-  delete from ops.device_heartbeats where tenant_id = tenant;
-  delete from ops.deliveries where tenant_id = tenant;
-  delete from ops.policy_refusals where tenant_id = tenant;
-  delete from ops.login_attempts where tenant_id = tenant;
-  delete from ops.mails_caused where tenant_id = tenant;
-  delete from ops.mail_pauses where tenant_id = tenant;
-  delete from ops.kept_answers where tenant_id = tenant;
-  -- That a message was taken in stays known, so that it is not taken in again.
-  update ops.provider_events set body = null, customer = null where tenant_id = tenant;
-  delete from ops.timer_leases where starts_with(aggregate_id, tenant::text || '/');
-end $$;

@@ -1,4 +1,4 @@
-//! The party behind an address: one IPv4 address, or one IPv6 network of the size that an end site is given, since whoever has one of its addresses has all. RFC 6177 leaves
+//! The party behind an address: one IPv4 address, or one IPv6 network of the size that an end site is given, since a site that has one of its addresses has all of them. RFC 6177 leaves
 //! the size to the provider and names 56 bits; a site that was given 48 bits counts as 256 parties.
 
 use std::net::{IpAddr, Ipv6Addr};

@@ -135,7 +135,7 @@ async fn start(site: &Site, database: &str, key: &TokenKey, pem: &str) -> anyhow
     Ok((Process(child), client))
 }
 
-/// What one tenant's queries do to another one's.
+/// Measures the queries of one tenant beside heavy queries of another.
 pub(crate) async fn parties(site: &Site, run: &mut Run) -> anyhow::Result<()> {
     site.database("bench_parties").await?;
     let pem = TokenKey::generate();

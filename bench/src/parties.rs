@@ -1,4 +1,4 @@
-//! What one tenant's heaviest queries do to another tenant's.
+//! The queries of one tenant, alone and beside heavy queries of another tenant.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -215,7 +215,7 @@ impl Query {
     }
 }
 
-/// What a second look is made with.
+/// The connection for a second query.
 enum Again {
     /// Something newer.
     Newer(Read),

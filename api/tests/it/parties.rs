@@ -365,11 +365,11 @@ async fn an_invitation_is_sent_again_after_a_pause_and_a_tenant_causes_so_many_m
     env.clock.advance(TimeDelta::seconds(60));
     assert_eq!(admin.post(&again, json!({})).await.status, StatusCode::OK);
     assert_eq!(admin.post(&again, json!({})).await.header("retry-after"), "120");
-    // The pause is the address's: another invitation to it has to wait as well, and so has a change of somebody's address to it and back.
+    // The pause belongs to the address: another invitation to it has to wait as well.
     let user = format!("/v1/users/{}", first.field("id"));
     assert_eq!(admin.post(&format!("{user}/revoke-invitation"), json!({})).await.status, StatusCode::OK);
-    let anew = invite(0).await;
-    assert_eq!((anew.status, anew.field("code"), anew.header("retry-after")), (StatusCode::TOO_MANY_REQUESTS, "mail.pause", "120"));
+    let second = invite(0).await;
+    assert_eq!((second.status, second.field("code"), second.header("retry-after")), (StatusCode::TOO_MANY_REQUESTS, "mail.pause", "120"));
     env.clock.advance(TimeDelta::seconds(120));
     // At once, and only one of them.
     let at_once = futures::future::join_all((0..8).map(|_| invite(0))).await;

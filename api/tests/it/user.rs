@@ -41,7 +41,7 @@ async fn the_same_address_registered_32_times_at_once_is_one_user() {
     });
     let made: Vec<_> = join_all(all).await;
     assert_eq!(made.iter().filter(|answer| answer.status == StatusCode::CREATED).count(), 1);
-    // Those that come while the first one is being written cannot know yet that the address is taken, only that a mail is going to it.
+    // While the first request is being written the address is not taken yet, but a mail to it is counted already.
     let refused = |answer: &Answer| ["user.email_taken", "mail.pause"].contains(&answer.field("code"));
     assert!(made.iter().all(|answer| answer.status == StatusCode::CREATED || refused(answer)));
     let again = admin.post("/v1/users", json!({"email": "ada@example.com", "name": "Ada", "role": "user"})).await;

@@ -60,6 +60,25 @@ impl Shop {
         Self { env, node, client, stripe, tenant, subscription, _policy: cancel.drop_guard() }
     }
 
+    /// One that has begun to pay: Stripe has its subscription and a payment method.
+    async fn paying(billing: Billing) -> Self {
+        let shop = Self::new().await;
+        shop.start_by(billing, Some(0)).await;
+        shop.told().await;
+        shop.tells(SET_UP, "evt_setup", 0).await;
+        shop.told().await;
+        shop
+    }
+
+    /// One whose subscription at Stripe has this id.
+    async fn linked(subscription: &str) -> Self {
+        let shop = Self::new().await;
+        shop.start(Some(0)).await;
+        shop.told().await;
+        shop.link(subscription).await;
+        shop
+    }
+
     async fn start(&self, trial_days: Option<u16>) {
         self.start_by(Billing::Anniversary, trial_days).await;
     }
@@ -351,10 +370,7 @@ async fn a_signed_message_counts_once_an_unsigned_or_old_one_not_at_all_and_unkn
 
 #[tokio::test(flavor = "multi_thread")]
 async fn recorded_messages_of_both_shapes_in_any_order_bring_the_subscription_where_stripe_has_it() {
-    let shop = Shop::new().await;
-    shop.start(Some(0)).await;
-    shop.told().await;
-    shop.link("sub_1").await;
+    let shop = Shop::linked("sub_1").await;
     let status = || async { shop.details().await.status };
     assert_eq!(status().await, Status::Active, "started by the platform");
     assert_eq!(shop.tells(FAILED_BASIL, "evt_1", 10).await, "applied");
@@ -416,10 +432,7 @@ async fn a_message_that_is_quicker_than_our_own_note_of_the_customer_waits_for_i
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_stripe_tells_counts_for_the_linked_subscription_its_invoices_and_its_customer_only() {
-    let shop = Shop::new().await;
-    shop.start(Some(0)).await;
-    shop.told().await;
-    shop.link("sub_ours").await;
+    let shop = Shop::linked("sub_ours").await;
     let status = || async { shop.details().await.status };
     // Of the same customer, and about something else: kept without effect, with the reason.
     let other = Some("it is about another subscription of the customer".to_owned());
@@ -488,10 +501,7 @@ async fn a_message_about_a_subscription_that_is_not_noted_yet_waits_for_that() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn refunds_and_disputes_are_events_and_a_dispute_that_is_lost_is_past_due() {
-    let shop = Shop::new().await;
-    shop.start(Some(0)).await;
-    shop.told().await;
-    shop.link("sub_1").await;
+    let shop = Shop::linked("sub_1").await;
     let message = |id: &str, kind: &str, object: Value| json!({"id": id, "object": "event", "type": kind, "created": shop.env.clock.now().timestamp(), "data": {"object": object}});
     // A dispute names its charge alone, and comes before the invoice is heard of.
     let dispute = |status: &str| json!({"object": "dispute", "id": "dp_1", "charge": "ch_evt_paid", "amount": 2900, "currency": "usd", "status": status});
@@ -519,11 +529,7 @@ async fn refunds_and_disputes_are_events_and_a_dispute_that_is_lost_is_past_due(
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_change_with_the_next_period_is_told_before_it_so_that_the_renewal_is_charged_right() {
-    let shop = Shop::new().await;
-    shop.start(Some(0)).await;
-    shop.told().await;
-    shop.tells(SET_UP, "evt_setup", 0).await;
-    shop.told().await;
+    let shop = Shop::paying(Billing::Anniversary).await;
     let id = shop.theirs()["id"].as_str().unwrap().to_owned();
     let change = |plan: &str| ChangePlan { plan: PlanCode::parse(plan).unwrap(), when: When::PeriodEnd };
     // The answer to the schedule is lost, and it is made anew.
@@ -560,11 +566,7 @@ async fn a_change_with_the_next_period_is_told_before_it_so_that_the_renewal_is_
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_change_that_comes_here_a_moment_before_it_comes_at_stripe_is_left_to_the_schedule() {
-    let shop = Shop::new().await;
-    shop.start(Some(0)).await;
-    shop.told().await;
-    shop.tells(SET_UP, "evt_setup", 0).await;
-    shop.told().await;
+    let shop = Shop::paying(Billing::Anniversary).await;
     shop.execute(ChangePlan { plan: PlanCode::parse("growth").unwrap(), when: When::PeriodEnd }).await;
     shop.told().await;
     shop.env.clock.advance(TimeDelta::days(31));
@@ -598,11 +600,7 @@ async fn a_tenant_that_is_renamed_or_deleted_is_so_at_stripe() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_used_beyond_a_quota_is_an_item_of_the_next_invoice_once() {
-    let shop = Shop::new().await;
-    shop.start(Some(0)).await;
-    shop.told().await;
-    shop.tells(SET_UP, "evt_setup", 0).await;
-    shop.told().await;
+    let shop = Shop::paying(Billing::Anniversary).await;
     shop.execute(ChangePlan { plan: PlanCode::parse("growth").unwrap(), when: When::Now }).await;
     shop.node.settled().await;
     let client = shop.client.naming(shop.tenant);
@@ -656,11 +654,7 @@ async fn a_plan_whose_price_stripe_cannot_charge_is_refused() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn after_a_pause_both_calendars_are_one_and_the_rest_of_the_period_is_charged_once() {
-    let shop = Shop::new().await;
-    shop.start_by(Billing::Calendar, Some(0)).await;
-    shop.told().await;
-    shop.tells(SET_UP, "evt_setup", 0).await;
-    shop.told().await;
+    let shop = Shop::paying(Billing::Calendar).await;
     shop.env.clock.advance(TimeDelta::days(4));
     shop.execute(PauseSubscription {}).await;
     shop.told().await;

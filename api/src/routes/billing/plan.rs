@@ -31,7 +31,7 @@ crate::commands! { Plan, "plans", stream:
     retire_plan(RetirePlan) post "/v1/plans/{id}/retire" "application/json";
 }
 
-/// Refuses a price that the installation's payment provider cannot charge: nobody could subscribe to the plan.
+/// Refuses a price that the payment provider of the installation cannot charge.
 fn payable(app: &App, price: Money) -> Result<(), Problem> {
     let provider = app.payments.as_ref();
     provider.map_or(Ok(()), |provider| provider.can_charge(price)).map_err(|why| Problem::new(code::NOT_PAYABLE, why))
