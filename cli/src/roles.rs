@@ -76,7 +76,7 @@ pub(crate) async fn run(site: &Site, roles: &[RoleName], listener: Option<TcpLis
     let (store, mut writer) = site.store().await?;
     let bus = site.bus(&store).await?;
     let progress = Progress::default();
-    let executor = Executor::new(store.clone()).with_daily_mails(Site::daily_mails()?);
+    let executor = Executor::new(store.clone()).with_daily_mails(Site::daily_mails()?).with_unpaid_ceiling(Site::unpaid_ceiling()?);
     let access = site.access(&executor)?;
     let payments = site.payments()?;
     // What runs in the background ends after the API has.

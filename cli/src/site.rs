@@ -15,6 +15,7 @@ use api::serve::Connections;
 use bus::Bus;
 use bus::permissions::FEED;
 use commands::Executor;
+use domain::billing::meter::WithoutPlan;
 use domain::{Clock, ManualClock, SystemClock};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use outbound::dns::Dns;
@@ -126,7 +127,11 @@ impl Site {
             Some(clock) => Arc::new(clock.clone()),
             None => Arc::new(SystemClock),
         };
-        let config = Config::new(self.master_key()?, clock);
+        let without_plan = match env("TENURE_BILLING_WITHOUT_PLAN") {
+            Some(text) => text.parse().context("TENURE_BILLING_WITHOUT_PLAN")?,
+            None => WithoutPlan::default(),
+        };
+        let config = Config { ceilings: without_plan.ceilings(), ..Config::new(self.master_key()?, clock) };
         Store::open(&self.database()?, config)
             .await
             .context("the database cannot be used: is it running (`tenure up`), and migrated (`tenure migrate`)?")
@@ -181,6 +186,11 @@ impl Site {
     /// How many mails a tenant may cause in a day.
     pub(crate) fn daily_mails() -> anyhow::Result<u32> {
         number("TENURE_MAIL_DAILY_PER_TENANT", commands::mails::DAILY)
+    }
+
+    /// What a subscription may owe of changes before what they give waits for the payment, in the minor unit of its currency.
+    pub(crate) fn unpaid_ceiling() -> anyhow::Result<i64> {
+        number("TENURE_BILLING_UNPAID_CEILING", 0)
     }
 
     /// Lets the process have as many files open as it may: each connection is one.

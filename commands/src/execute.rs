@@ -38,6 +38,8 @@ pub struct Executor {
     rooms: Arc<[Mutex<()>]>,
     /// Mails of each cause that a tenant may have sent in a day.
     mails: u32,
+    /// What a subscription may owe of changes before their limits wait for the payment.
+    unpaid_ceiling: i64,
 }
 
 /// A command with everything around it.
@@ -140,13 +142,23 @@ impl Executor {
     /// An executor over `store`.
     pub fn new(store: Store) -> Self {
         let locks = |count| (0..count).map(|_| Mutex::new(())).collect();
-        Self { store, stripes: locks(STRIPES), turns: locks(TURNS), rooms: locks(TURNS), mails: mails::DAILY }
+        Self { store, stripes: locks(STRIPES), turns: locks(TURNS), rooms: locks(TURNS), mails: mails::DAILY, unpaid_ceiling: 0 }
     }
 
     /// The same with another ceiling of the mails that people can cause per tenant, cause and day.
     #[must_use]
     pub fn with_daily_mails(self, mails: u32) -> Self {
         Self { mails, ..self }
+    }
+
+    /// The same with what a subscription may owe of changes within a period, in the minor unit of its currency, before what they give waits for the payment.
+    #[must_use]
+    pub fn with_unpaid_ceiling(self, unpaid_ceiling: i64) -> Self {
+        Self { unpaid_ceiling, ..self }
+    }
+
+    pub(crate) fn unpaid_ceiling(&self) -> i64 {
+        self.unpaid_ceiling
     }
 
     pub(crate) fn turn(&self, hash: u64) -> &Mutex<()> {

@@ -166,7 +166,8 @@ impl Executor {
                     let (counter, value) = (meter.generation(), Some(standing.generation));
                     looked.preconditions.push(Precondition::CounterWithin { counter, at_least: value, at_most: value });
                 }
-                Lookup::Included(meter, at) => looked.found.included = quota::included(store, tenant, meter, at).await?,
+                Lookup::Segments(meter, month) => looked.found.segments = quota::segments(store, tenant, meter, month).await?,
+                Lookup::UnpaidCeiling => looked.found.unpaid_ceiling = self.unpaid_ceiling(),
                 Lookup::Subscribable => {
                     let stream = StreamId::new(tenant, tenant.0);
                     let loaded = store.current::<Tenant>(stream).await?;

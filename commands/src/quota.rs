@@ -2,16 +2,19 @@
 
 use std::collections::BTreeMap;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use cqrs_es::Aggregate as _;
-use domain::TenantId;
-use domain::billing::meter::{CLOSED, Entitlement, Meter, Standing};
-use domain::billing::period::Month;
-use domain::billing::quota::Included;
-use domain::billing::subscription::{self, Pinned, Subscription};
+use domain::billing::meter::{CLOSED, Meter, Standing};
+use domain::billing::period::{Month, Period};
+use domain::billing::quota::{Included, Segment};
+use domain::billing::subscription::{self, Subscription};
+use domain::billing::usage::{self, Usage};
 use domain::identity::tenant::{self, Tenant};
+use domain::{StreamId, TenantId};
 use store::load::LoadError;
+use store::read::Filter;
 use store::{RawEvent, Store};
+use uuid::Uuid;
 
 use crate::error::CommandError;
 
@@ -35,41 +38,117 @@ pub async fn standings(store: &Store, tenant: TenantId, month: Month) -> Result<
     Ok(Meter::ALL.into_iter().map(|meter| (meter, Standing::read(meter, month, &counters))).collect())
 }
 
-/// What was included of a meter at a time: by the subscription that was last set up then, or by what the platform had set instead. `None`: there was no limit.
-pub(crate) async fn included(store: &Store, tenant: TenantId, meter: Meter, at: DateTime<Utc>) -> Result<Option<Included>, CommandError> {
-    use subscription::Event as S;
+/// The parts of a month in which the same was in force of a meter, in order, with how much was used in each.
+pub(crate) async fn segments(store: &Store, tenant: TenantId, meter: Meter, month: Month) -> Result<Vec<Segment>, CommandError> {
+    let loaded = store.current::<Tenant>(StreamId::new(tenant, tenant.0)).await?;
+    let period = month.period(loaded.state.time_zone().unwrap_or_default());
+    let mut segments = in_force(store, tenant, meter, period).await?;
+    // Where nothing has changed the month's counter says how much was used.
+    if segments.len() > 1 {
+        count_uses(store, tenant, (meter, month), period.start, &mut segments).await?;
+    }
+    Ok(segments)
+}
+
+/// What was in force of a meter in a period: by the subscription that was last set up, or by what the platform had set instead.
+async fn in_force(store: &Store, tenant: TenantId, meter: Meter, period: Period) -> Result<Vec<Segment>, CommandError> {
     use tenant::Event as T;
-    let history = store.entitling(tenant, at).await.map_err(LoadError::from)?;
+    let history = store.entitling(tenant, period.end - TimeDelta::microseconds(1)).await.map_err(LoadError::from)?;
     let of = |kind: &'static str| history.iter().filter(move |event| event.aggregate_type == kind).collect::<Vec<&RawEvent>>();
-    let mut given: Option<(domain::StreamId, Pinned, u32)> = None;
-    for event in store.typed::<Subscription>(&of(Subscription::TYPE)).await? {
-        match (event.event, &mut given) {
-            (S::Started { pinned, quantity, .. }, given) => *given = Some((event.stream, pinned, quantity)),
-            (S::PlanChanged { pinned, .. }, Some((stream, given, _))) if *stream == event.stream => *given = pinned,
-            (S::QuantityChanged { to, .. }, Some((stream, _, quantity))) if *stream == event.stream => *quantity = to,
-            (_, Some(_) | None) => {}
+    let subscriptions = store.typed::<Subscription>(&of(Subscription::TYPE)).await?;
+    let tenants = store.typed::<Tenant>(&of(Tenant::TYPE)).await?;
+    let mut overrides: Vec<(DateTime<Utc>, Option<i64>)> = Vec::new();
+    for event in tenants {
+        // What was to end by a time has ended then, whether or not its timer had fired.
+        match event.event {
+            T::LimitOverridden { meter: of, limit, until } if of == meter => {
+                overrides.retain(|(at, _)| *at <= event.recorded_at);
+                overrides.push((event.recorded_at, Some(limit)));
+                overrides.extend(until.map(|until| (until, None)));
+            }
+            T::LimitOverrideCleared { meter: of } if of == meter => {
+                overrides.retain(|(at, _)| *at <= event.recorded_at);
+                overrides.push((event.recorded_at, None));
+            }
+            event => drop(event),
         }
     }
-    let mut overridden: Option<(i64, Option<DateTime<Utc>>)> = None;
-    for event in store.typed::<Tenant>(&of(Tenant::TYPE)).await? {
-        if let T::LimitOverridden { meter: of, limit, until } = event.event
-            && of == meter
-        {
-            overridden = Some((limit, until));
-        } else if matches!(event.event, T::LimitOverrideCleared { meter: of } if of == meter) {
-            overridden = None;
+    let mut given: Vec<(DateTime<Utc>, Option<Included>)> = Vec::new();
+    let mut states: BTreeMap<Uuid, Subscription> = BTreeMap::new();
+    let mut last = None;
+    for event in subscriptions {
+        if matches!(event.event, subscription::Event::Started { .. }) {
+            last = Some(event.stream.id);
+        }
+        let state = states.entry(event.stream.id).or_default();
+        state.apply(event.event);
+        if last == Some(event.stream.id) {
+            let included = state.details().map(|details| Included {
+                quota: details.in_force().get(&meter).map_or(0, |limit| limit.quota),
+                overage: details.entitlement(meter).overage.map(|price| (price, details.pinned.terms.price.currency)),
+                by: Some((event.stream.id, details.pinned.code.clone(), details.pinned.version)),
+            });
+            given.push((event.recorded_at, included));
         }
     }
-    // What was to end by then has, whether or not its timer had fired.
-    if let Some((limit, _)) = overridden.filter(|(_, until)| until.is_none_or(|until| at < until)) {
-        return Ok(Some(Included { quota: limit, overage: None, plan: None }));
-    }
-    Ok(given.map(|(_, pinned, quantity)| {
-        let entitlement = pinned.terms.entitlements.get(&meter).copied().unwrap_or(Entitlement::of(0));
-        Included {
-            quota: entitlement.included(quantity),
-            overage: entitlement.overage.map(|price| (price, pinned.terms.price.currency)),
-            plan: Some((pinned.code, pinned.version)),
+    let mut times: Vec<DateTime<Utc>> = overrides.iter().map(|(at, _)| *at).chain(given.iter().map(|(at, _)| *at)).collect();
+    times.retain(|at| *at > period.start && *at < period.end);
+    times.push(period.start);
+    times.sort_unstable();
+    let mut segments: Vec<Segment> = Vec::new();
+    for from in times {
+        let overridden = overrides.iter().rev().find(|(at, _)| *at <= from).and_then(|(_, limit)| *limit);
+        let subscribed = given.iter().rev().find(|(at, _)| *at <= from).and_then(|(_, included)| included.clone());
+        let included = match overridden {
+            Some(quota) => Some(Included { quota, overage: None, by: None }),
+            None => subscribed,
+        };
+        match segments.last_mut() {
+            Some(before) if before.included == included => {}
+            Some(before) if before.from == from => before.included = included,
+            Some(_) | None => segments.push(Segment { from, included, used: 0 }),
         }
-    }))
+    }
+    Ok(segments)
+}
+
+/// How many events of a tenant are read at a time.
+const PAGE: i64 = 1_000;
+
+/// Adds what was used of a meter in a month to the segments of its times. What was used before the month, and was told when its own was closed, counts as of its beginning.
+async fn count_uses(
+    store: &Store,
+    tenant: TenantId,
+    which: (Meter, Month),
+    start: DateTime<Utc>,
+    segments: &mut [Segment],
+) -> Result<(), CommandError> {
+    let mut count = |at: DateTime<Utc>, used: i64| {
+        let index = segments.partition_point(|segment| segment.from <= at).saturating_sub(1);
+        if let Some(segment) = segments.get_mut(index) {
+            segment.used += used;
+        }
+    };
+    let filter = Filter { tenant: Some(tenant.0), kind: Some(Usage::TYPE.to_owned()), ..Filter::default() };
+    let mut position = store.position_before(start - usage::AHEAD).await.map_err(LoadError::from)?;
+    loop {
+        let page = store.list(position, PAGE, &filter).await.map_err(LoadError::from)?;
+        let Some(last) = page.last() else { return Ok(()) };
+        position = last.position;
+        let events: Vec<&RawEvent> = page.iter().collect();
+        for event in store.typed::<Usage>(&events).await? {
+            match event.event {
+                usage::Event::Recorded { meter, period, items, .. } if (meter, period) == which => {
+                    items.iter().for_each(|item| count(item.at, item.quantity));
+                }
+                // What was reserved is used when that is said.
+                usage::Event::Committed { meter, period, quantity, .. } if (meter, period) == which => count(event.recorded_at, quantity),
+                usage::Event::Recorded { .. }
+                | usage::Event::Committed { .. }
+                | usage::Event::Reserved { .. }
+                | usage::Event::Released { .. }
+                | usage::Event::Expired { .. } => {}
+            }
+        }
+    }
 }

@@ -14,7 +14,7 @@ use crate::actor::{Actor, Grants, Permissions, Role};
 use crate::billing::meter::{Meter, Standing};
 use crate::billing::period::Month;
 use crate::billing::plan::Terms;
-use crate::billing::quota::Included;
+use crate::billing::quota::Segment;
 use crate::effect::{Claim, CounterName, Effect, Precondition, Refusal};
 use crate::error::DomainError;
 use crate::ids::{RoleId, UserId};
@@ -73,10 +73,12 @@ pub enum Lookup {
     Calendar,
     /// How a meter stands in a month, by the limits that are in force at the append.
     Standing(Meter, Month),
-    /// What was included of a meter at a time that has passed.
-    Included(Meter, DateTime<Utc>),
+    /// What was included of a meter in each part of a month that has passed, and how much of it was used there.
+    Segments(Meter, Month),
     /// Whether the tenant is open, or would be with a subscription.
     Subscribable,
+    /// What the platform lets a subscription owe of changes before their limits wait for the payment.
+    UnpaidCeiling,
     /// Of the users who hold a claim, are active and have a permission: the one whose counter is lowest.
     LeastLoaded {
         /// The claim, whose value is the user's id.
@@ -107,8 +109,10 @@ pub struct Found {
     pub time_zone: Option<Tz>,
     /// How meters stand.
     pub standings: BTreeMap<(Meter, Month), Standing>,
-    /// What was included, if there was a limit.
-    pub included: Option<Included>,
+    /// The parts of a month.
+    pub segments: Vec<Segment>,
+    /// What a subscription may owe of changes, in the minor unit of its currency.
+    pub unpaid_ceiling: i64,
     /// The one with the least load, if there is anybody.
     pub least_loaded: Option<UserId>,
 }

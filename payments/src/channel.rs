@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use commands::{CommandError, Executor, Request};
+use domain::billing::money::Money;
 use domain::billing::quota::{self, Quota};
 use domain::billing::subscription::{Command, LinkCustomer, LinkProvider, PauseReason, Status, Subscription};
 use domain::identity::tenant::Tenant;
@@ -147,8 +148,15 @@ impl PaymentChannel {
         let store = self.executor.store();
         let event = store.at(due.position).await.map_err(|_| unreadable())?.ok_or_else(unreadable)?;
         match store.typed::<Quota>(&[&event]).await.map_err(|_| unreadable())?.pop().map(|event| event.event) {
-            Some(quota::Event::PeriodClosed { meter, period, overage, amount: Some(amount), .. }) => {
-                Ok(Charge { customer, subscription, amount, description: format!("{overage} {meter} beyond the quota in {period}") })
+            Some(quota::Event::PeriodClosed { meter, period, overage, amount: Some(amount), segments, .. }) => {
+                let own: Vec<_> = segments.iter().filter(|segment| segment.subscription == Some(due.subject_id)).collect();
+                let (mut overage, mut amount) = (overage, amount);
+                if let Some(currency) = own.iter().find_map(|segment| Some(segment.amount?.currency)) {
+                    overage = own.iter().map(|segment| segment.overage).sum();
+                    amount = Money::new(own.iter().filter_map(|segment| Some(segment.amount?.amount)).sum(), currency);
+                }
+                let description = format!("{overage} {meter} beyond the quota in {period}");
+                Ok(Charge { customer, subscription, amount, description, overage: Some((meter, period)) })
             }
             Some(_) | None => Err(unreadable()),
         }

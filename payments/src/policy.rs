@@ -1,11 +1,12 @@
 //! The policy that answers events of subscriptions, tenants and quotas with what a provider has to be told.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use bus::subscription::HandlerError;
 use commands::policy::{Policy, Runtime, retry, unreadable};
 use cqrs_es::Aggregate as _;
-use domain::billing::quota::{self, Quota};
+use domain::billing::quota::{self, PricedSegment, Quota};
 use domain::billing::subscription::{Event, Subscription};
 use domain::identity::tenant::{self, Tenant};
 use domain::{StreamId, TenantId};
@@ -44,6 +45,8 @@ fn answer(event: &Event) -> Option<Intent> {
         | Event::PaymentRefunded { .. }
         | Event::PaymentDisputed { .. }
         | Event::DisputeClosed { .. }
+        | Event::LimitsHeld { .. }
+        | Event::LimitsReleased
         | Event::BecamePastDue
         | Event::MarkedUnpaid { .. }
         | Event::PaymentMethodRemoved { .. } => None,
@@ -114,12 +117,16 @@ impl Policy for PaymentsPolicy {
             );
         }
         for event in self.store.typed::<Quota>(&of(Quota::TYPE)).await.map_err(unreadable)? {
-            let quota::Event::PeriodClosed { amount: Some(amount), .. } = event.event else { continue };
-            if amount.amount > 0 {
-                // Of several subscriptions the last one pays.
-                let last = self.subscriptions(event.stream.tenant).await.map_err(retry)?.pop();
-                told.extend(last.map(|subscription| self.intent(&event, Intent::Overage, subscription, "")));
+            let quota::Event::PeriodClosed { amount, segments, .. } = &event.event else { continue };
+            let owing = |segment: &&PricedSegment| segment.amount.is_some_and(|amount| amount.amount > 0);
+            let mut owe: BTreeSet<Uuid> = segments.iter().filter(owing).filter_map(|segment| segment.subscription).collect();
+            // Months that were closed before segments were told: of several subscriptions the last one pays.
+            if segments.is_empty() && amount.is_some_and(|amount| amount.amount > 0) {
+                owe.extend(self.subscriptions(event.stream.tenant).await.map_err(retry)?.pop());
             }
+            told.extend(
+                owe.into_iter().map(|subscription| self.intent(&event, Intent::Overage, subscription, &format!(" {subscription}"))),
+            );
         }
         told.sort_by_key(|intent| intent.position);
         Ok(told)

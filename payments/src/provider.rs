@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
 use domain::StreamId;
+use domain::billing::meter::Meter;
 use domain::billing::money::Money;
+use domain::billing::period::Month;
 use domain::billing::subscription::{Details, Fact};
 use domain::instant::Instant;
 use domain::text::Reference;
@@ -72,6 +74,8 @@ pub struct Charge<'a> {
     pub amount: Money,
     /// What for, on the invoice.
     pub description: String,
+    /// The meter and the month of which it is the overage, if it is that.
+    pub overage: Option<(Meter, Month)>,
 }
 
 /// What a provider answers.

@@ -48,6 +48,7 @@ macro_rules! for_each_read_model {
             $crate::billing::plan::Plans,
             $crate::billing::subscription::Subscriptions,
             $crate::billing::subscription_timeline::Timeline,
+            $crate::billing::payment::Payments,
             $crate::billing::entitlement::InForce,
             $crate::billing::usage::Months,
             $crate::billing::usage::Days,

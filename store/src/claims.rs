@@ -57,7 +57,7 @@ impl Store {
         Ok(value.unwrap_or(0))
     }
 
-    /// Values and ceilings of some of a tenant's counters, as they are at one moment; those that nothing has touched yet are left out.
+    /// Values and ceilings of some of a tenant's counters, as they are at one moment; those that nothing has touched yet, and for which no ceiling holds, are left out.
     pub async fn counters(
         &self,
         tenant: TenantId,
@@ -70,7 +70,15 @@ impl Store {
                 .bind(names.keys().collect::<Vec<_>>())
                 .fetch_all(self.pool())
                 .await?;
-        Ok(rows.into_iter().filter_map(|(name, value, ceiling)| Some((*names.get(&name)?, (value, ceiling)))).collect())
+        // Only where nothing is set there holds what holds then; the counter of a month or of one thing has the ceiling of its kind.
+        let unless_set = |counter: CounterName| if counter.of.is_none() { self.ceiling_unless_set(tenant, counter) } else { None };
+        let mut found: BTreeMap<CounterName, (i64, Option<i64>)> =
+            names.values().filter_map(|counter| Some((*counter, (0, Some(unless_set(*counter)?))))).collect();
+        for (name, value, ceiling) in rows {
+            let Some(counter) = names.get(&name) else { continue };
+            found.insert(*counter, (value, ceiling.or_else(|| unless_set(*counter))));
+        }
+        Ok(found)
     }
 
     /// What closes a tenant's gate, if anything does; `None`: there is no such tenant.

@@ -34,6 +34,7 @@ pub mod seal;
 pub mod timers;
 pub mod writable;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use domain::{Clock, IdSource};
@@ -61,12 +62,17 @@ pub struct Config {
     pub batch: usize,
     /// How many aggregates are kept in memory.
     pub cache: usize,
+    /// Where counters end for which nothing in the log says so.
+    pub ceilings: Ceilings,
 }
+
+/// Where a tenant's counters of these kinds end as long as nothing in the log has set a ceiling for them. Not those of the platform itself.
+pub type Ceilings = BTreeMap<&'static str, i64>;
 
 impl Config {
     /// What suits one process on a small machine.
     pub fn new(master_key: MasterKey, clock: Arc<dyn Clock>) -> Self {
-        Self { master_key, clock, queue: 4096, batch: 256, cache: 50_000 }
+        Self { master_key, clock, queue: 4096, batch: 256, cache: 50_000, ceilings: Ceilings::new() }
     }
 }
 
@@ -87,6 +93,7 @@ struct Inner {
     installation: Uuid,
     clock: Arc<dyn Clock>,
     ids: IdSource,
+    ceilings: Arc<Ceilings>,
 }
 
 /// Why a log could not be opened.
@@ -127,6 +134,7 @@ impl Store {
         let last_write = Arc::new(writable::LastWrite::default());
         let seen = Head { position, log_hash: Hash(log_hash) };
         let history = Arc::new(history::History::new(seen, keyring.clone(), cache.clone(), head.clone()));
+        let ceilings = Arc::new(config.ceilings);
         let writer = append::writer::Writer::new(
             database.clone(),
             queue.clone(),
@@ -134,6 +142,7 @@ impl Store {
             head.clone(),
             last_write.clone(),
             history.clone(),
+            ceilings.clone(),
         );
         let handle = tokio::spawn(writer.run());
         let inner = Inner {
@@ -147,6 +156,7 @@ impl Store {
             installation,
             ids: IdSource::new(config.clock.clone()),
             clock: config.clock,
+            ceilings,
         };
         Ok((Self { inner: Arc::new(inner) }, handle))
     }
@@ -159,6 +169,11 @@ impl Store {
     /// The clock that the store was opened with.
     pub fn clock(&self) -> &Arc<dyn Clock> {
         &self.inner.clock
+    }
+
+    /// Where a tenant's counter ends for which nothing in the log says so; `None`: nowhere.
+    pub fn ceiling_unless_set(&self, tenant: domain::TenantId, counter: domain::CounterName) -> Option<i64> {
+        append::guards::ceiling_unless_set(&self.inner.ceilings, tenant, counter)
     }
 
     /// A fresh UUIDv7.

@@ -139,6 +139,18 @@ impl Store {
         .await
     }
 
+    /// A position before which nothing was recorded at `time` or later, as near to it as clocks allow. Positions are dense and times follow them, so it is found by halving.
+    pub async fn position_before(&self, time: DateTime<Utc>) -> Result<i64, sqlx::Error> {
+        let (mut before, mut after) = (0, self.head().await?.position + 1);
+        while after - before > 1 {
+            let middle = before + (after - before) / 2;
+            let recorded: Option<DateTime<Utc>> =
+                sqlx::query_scalar("select recorded_at from events where position = $1").bind(middle).fetch_optional(self.pool()).await?;
+            if recorded.is_some_and(|at| at < time) { before = middle } else { after = middle }
+        }
+        Ok(before)
+    }
+
     /// The tenant's chain as it was before `position`.
     pub async fn tenant_hash_before(&self, tenant: Uuid, position: i64) -> Result<Hash, sqlx::Error> {
         let hash: Option<[u8; 32]> =

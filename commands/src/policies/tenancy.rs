@@ -38,6 +38,8 @@ fn becomes(event: &subscription::Event) -> Option<Status> {
         E::TrialExtended { .. }
         | E::TrialEnding { .. }
         | E::PlanChanged { .. }
+        | E::LimitsHeld { .. }
+        | E::LimitsReleased
         | E::PlanChangeScheduled { .. }
         | E::ScheduledChangeCancelled
         | E::QuantityChanged { .. }

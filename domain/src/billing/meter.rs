@@ -57,7 +57,12 @@ impl Meter {
 
     /// The month in which a use counts: of what flows that of the tenant's zone, of everything else that of UTC, so that all of it is told apart in the same way.
     pub fn month(self, at: DateTime<Utc>, zone: Tz) -> Month {
-        Month::of(at, if self.is_flow() { zone } else { Tz::UTC })
+        Month::of(at, self.calendar(zone))
+    }
+
+    /// By whose calendar its months and days are.
+    pub fn calendar(self, zone: Tz) -> Tz {
+        if self.is_flow() { zone } else { Tz::UTC }
     }
 
     /// Whether its use is told from outside, rather than by what Tenure itself has.
@@ -180,14 +185,98 @@ impl Entitlement {
 /// What a plan gives. A meter that is not named is not included.
 pub type Entitlements = BTreeMap<Meter, Entitlement>;
 
-/// Puts what a subscription gives into force: quotas and ceilings of all meters, 0 for those that are not included.
-pub(crate) fn in_force(entitlements: &Entitlements, quantity: u32) -> Vec<Effect> {
-    let set = |meter: &Meter| {
-        let given = entitlements.get(meter).copied().unwrap_or(Entitlement::of(0));
-        let bound = |counter, ceiling| Effect::Bound { counter, floor: None, ceiling: Some(ceiling) };
-        [bound(meter.counter(), given.hard_limit(quantity)), bound(meter.quota(), given.included(quantity)), generation_of(*meter)]
+/// How much of a meter is given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Limit {
+    /// How much is included.
+    #[schema(example = 1000)]
+    pub quota: i64,
+    /// Where it stops.
+    #[schema(example = 1050)]
+    pub limit: i64,
+}
+
+impl Limit {
+    /// What both of two give.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        Self { quota: self.quota.min(other.quota), limit: self.limit.min(other.limit) }
+    }
+}
+
+/// How much of each meter is given; all meters are named.
+pub type Limits = BTreeMap<Meter, Limit>;
+
+/// What `quantity` times these gives: of meters that are not included nothing.
+pub fn limits(entitlements: &Entitlements, quantity: u32) -> Limits {
+    let of = |meter: Meter| {
+        let given = entitlements.get(&meter).copied().unwrap_or(Entitlement::of(0));
+        (meter, Limit { quota: given.included(quantity), limit: given.hard_limit(quantity) })
     };
-    Meter::ALL.iter().flat_map(set).collect()
+    Meter::ALL.map(of).into()
+}
+
+/// What a tenant may use before it has its first subscription: a setting of the platform, such as `users=10,outlets=1`. Meters that are not named may not be used at all.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WithoutPlan(BTreeMap<Meter, Option<i64>>);
+
+impl WithoutPlan {
+    /// Everything without limit.
+    pub fn unlimited() -> Self {
+        Self(Meter::ALL.map(|meter| (meter, None)).into())
+    }
+
+    /// The counters that it bounds, by their kinds: what is used, and what percentages are of.
+    pub fn ceilings(&self) -> BTreeMap<&'static str, i64> {
+        let of = |meter: Meter| {
+            let most = self.0.get(&meter).copied().unwrap_or(Some(0));
+            most.map(|most| [(meter.counter().kind, most), (meter.quota().kind, most)])
+        };
+        Meter::ALL.into_iter().filter_map(of).flatten().collect()
+    }
+}
+
+impl Default for WithoutPlan {
+    /// Enough to set up an organisation; nothing of what costs the platform money.
+    fn default() -> Self {
+        Self([(Meter::Users, Some(10)), (Meter::Outlets, Some(1))].into())
+    }
+}
+
+/// A text says of no meter how much of it may be used without a plan.
+#[derive(Debug, thiserror::Error)]
+#[error("what may be used without a plan is written `users=10,outlets=1,messages=unlimited`, or `unlimited`; {0}")]
+pub struct BadWithoutPlan(String);
+
+impl FromStr for WithoutPlan {
+    type Err = BadWithoutPlan;
+
+    fn from_str(text: &str) -> Result<Self, BadWithoutPlan> {
+        if text.trim() == "unlimited" {
+            return Ok(Self::unlimited());
+        }
+        let one = |part: &str| {
+            let (meter, most) = part.split_once('=').ok_or_else(|| BadWithoutPlan(format!("{part:?} has no =")))?;
+            let meter = meter.trim().parse::<Meter>().map_err(|error| BadWithoutPlan(error.to_string()))?;
+            match most.trim() {
+                "unlimited" => Ok((meter, None)),
+                most => match most.parse() {
+                    Ok(most) if most >= 0 => Ok((meter, Some(most))),
+                    Ok(_) | Err(_) => Err(BadWithoutPlan(format!("{most:?} is no number from 0 on"))),
+                },
+            }
+        };
+        text.split(',').map(str::trim).filter(|part| !part.is_empty()).map(one).collect::<Result<_, _>>().map(Self)
+    }
+}
+
+/// Puts limits into force: quotas and ceilings of all meters.
+pub(crate) fn in_force(limits: &Limits) -> Vec<Effect> {
+    let set = |(meter, given): (&Meter, &Limit)| {
+        let bound = |counter, ceiling| Effect::Bound { counter, floor: None, ceiling: Some(ceiling) };
+        [bound(meter.counter(), given.limit), bound(meter.quota(), given.quota), generation_of(*meter)]
+    };
+    limits.iter().flat_map(set).collect()
 }
 
 /// Sets or takes off what stands instead of a subscription's limit.

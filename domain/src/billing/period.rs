@@ -1,7 +1,7 @@
 //! Billing periods: from an anchor on, month by month or year by year, at the same local time of the same day, or of the month's last one where it has none such
 //! (31 January, 28 February, 31 March).
 
-use chrono::{DateTime, Datelike as _, Days, LocalResult, Months, NaiveDateTime, NaiveTime, TimeZone as _, Utc};
+use chrono::{DateTime, Datelike as _, Days, LocalResult, Months, NaiveDate, NaiveDateTime, NaiveTime, TimeZone as _, Utc};
 use chrono_tz::Tz;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -17,7 +17,8 @@ pub enum Interval {
 }
 
 impl Interval {
-    fn months(self) -> u32 {
+    /// How many months it has.
+    pub fn months(self) -> u32 {
         match self {
             Self::Month => 1,
             Self::Year => 12,
@@ -63,10 +64,18 @@ impl Month {
         if self.month == 12 { Self { year: self.year + 1, month: 1 } } else { Self { month: self.month + 1, ..self } }
     }
 
+    /// The day of it on which something at this time counts, by the clock of `zone`: its own, or the nearest one where that is in another month.
+    pub fn day(self, at: DateTime<Utc>, zone: Tz) -> NaiveDate {
+        let first = NaiveDate::from_ymd_opt(self.year, self.month, 1).unwrap_or_default();
+        let next = self.next();
+        let last = NaiveDate::from_ymd_opt(next.year, next.month, 1).and_then(|day| day.pred_opt()).unwrap_or(first);
+        at.with_timezone(&zone).date_naive().clamp(first, last)
+    }
+
     /// From when to when it lasts, by the clock of `zone`.
     pub fn period(self, zone: Tz) -> Period {
         let begins = |month: Self| {
-            let first = chrono::NaiveDate::from_ymd_opt(month.year, month.month, 1).unwrap_or_default();
+            let first = NaiveDate::from_ymd_opt(month.year, month.month, 1).unwrap_or_default();
             instant(first.and_time(NaiveTime::MIN), zone)
         };
         Period { start: begins(self), end: begins(self.next()) }

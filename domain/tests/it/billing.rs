@@ -3,7 +3,7 @@ use std::collections::BTreeMap;
 use chrono::{DateTime, TimeDelta};
 use chrono_tz::Tz;
 use domain::Aggregate as _;
-use domain::billing::meter::{Entitlement, Meter};
+use domain::billing::meter::{Entitlement, Limit, Meter};
 use domain::billing::money::{Currency, Money, UnitPrice};
 use domain::billing::period::{Billing, Interval, Period};
 use domain::billing::plan::{Event as PlanEvent, Plan, Terms};
@@ -47,6 +47,8 @@ fn every_event_of_plans_and_subscriptions_is_stored_as_it_always_was() {
         Event::PlanChanged { from: "starter".into(), pinned: pinned(), proration, period: Some(period), over_limit: vec![Meter::Users] },
         Event::PlanChangeScheduled { pinned: pinned(), at: later, over_limit: vec![] },
         Event::ScheduledChangeCancelled,
+        Event::LimitsHeld { limits: [(Meter::Users, Limit { quota: 5, limit: 5 })].into(), at },
+        Event::LimitsReleased,
         Event::QuantityChanged { from: 1, to: 2, proration },
         Event::PeriodRenewed { period },
         Event::CancelScheduled { at: later },
@@ -59,6 +61,7 @@ fn every_event_of_plans_and_subscriptions_is_stored_as_it_always_was() {
             amount: Some(usd(9_900)),
             invoice: None,
             partial: false,
+            overage: vec![],
         },
         Event::PaymentRefunded { provider_event_id: provider_event_id.clone(), occurred_at, amount: Some(usd(9_900)) },
         Event::PaymentDisputed { provider_event_id: provider_event_id.clone(), occurred_at, amount: Some(usd(9_900)) },

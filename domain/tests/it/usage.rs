@@ -1,4 +1,5 @@
 use chrono::{DateTime, TimeDelta};
+use chrono_tz::Tz;
 use domain::Aggregate as _;
 use domain::billing::meter::Meter;
 use domain::billing::money::{Currency, Money, UnitPrice};
@@ -15,9 +16,9 @@ fn every_event_of_usage_and_quotas_is_stored_as_it_always_was() {
     let (meter, period) = (Meter::Messages, "2026-01".parse().unwrap());
     let items = vec![Used { id: "msg-2041".into(), quantity: 3, at }];
     let usage = [
-        Event::Recorded { meter, period, adjusts: Some("2025-12".parse().unwrap()), total: 3, items },
-        Event::Reserved { meter, period, quantity: 20, expires_at: at + TimeDelta::minutes(5) },
-        Event::Committed { meter, period, reserved: 20, quantity: 17 },
+        Event::Recorded { meter, period, adjusts: Some("2025-12".parse().unwrap()), total: 3, items, time_zone: Tz::UTC },
+        Event::Reserved { meter, period, quantity: 20, expires_at: at + TimeDelta::minutes(5), time_zone: Tz::UTC },
+        Event::Committed { meter, period, reserved: 20, quantity: 17, time_zone: Tz::UTC },
         Event::Released { meter, period, reserved: 20 },
         Event::Expired { meter, period, reserved: 20 },
     ];
@@ -36,6 +37,7 @@ fn every_event_of_usage_and_quotas_is_stored_as_it_always_was() {
             amount: Some(Money::new(98, Currency::USD)),
             plan: Some("starter".into()),
             plan_version: Some(1),
+            segments: vec![],
         },
     ];
     crate::check("quota", Quota::EVENTS, &quota);

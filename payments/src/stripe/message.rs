@@ -2,12 +2,13 @@
 
 use chrono::{DateTime, TimeDelta, Utc};
 use domain::billing::money::{Currency, Money};
-use domain::billing::subscription::{Fact, Standing};
+use domain::billing::subscription::{CollectedOverage, Fact, PaidItem, Standing};
 use domain::instant::Instant;
 use domain::text::Reference;
 use hmac::{Hmac, Mac as _};
 use serde_json::Value;
 use sha2::Sha256;
+use uuid::Uuid;
 
 use super::units;
 use crate::provider::{Message, MessageError, Object};
@@ -16,6 +17,8 @@ use crate::provider::{Message, MessageError, Object};
 const TOLERANCE: TimeDelta = TimeDelta::minutes(5);
 /// What Stripe's objects carry to say what they are about.
 pub(super) const ABOUT: &str = "tenure_subscription";
+/// What an invoice item carries to say of which meter and month it is the overage: `messages:2026-11`.
+pub(super) const OVERAGE: &str = "tenure_overage";
 
 /// Checks a `Stripe-Signature` header, `t=<unix seconds>,v1=<hex>…`: HMAC-SHA256 of `<t>.<body>` under one of the secrets; other schemes are ignored, so that nobody can
 /// choose a weaker one.
@@ -95,15 +98,58 @@ fn names(object: &Value) -> Vec<Reference> {
     named.filter_map(reference).collect()
 }
 
+/// What an invoice is for, of our products, and when it was made; `None` where it does not show all of its lines.
+fn items(invoice: &Value) -> Option<(Vec<PaidItem>, Instant)> {
+    let lines = invoice["lines"]["data"].as_array().filter(|lines| !lines.is_empty() && invoice["lines"]["has_more"] != true)?;
+    let time = |value: &Value| Instant::try_from(DateTime::from_timestamp(value.as_i64()?, 0)?).ok();
+    let made = time(&invoice["created"])?;
+    let item = |line: &Value| {
+        // What is given back of an earlier plan is below zero. Newer versions of Stripe's interface tell the product with the pricing.
+        line["amount"].as_i64().filter(|amount| *amount > 0)?;
+        let products = [&line["pricing"]["price_details"]["product"], &line["price"]["product"], &line["plan"]["product"]];
+        let (plan, version) = products.into_iter().find_map(reference).and_then(|product| plan_of(product.as_str()))?;
+        Some(PaidItem { plan, version, quantity: u32::try_from(line["quantity"].as_u64()?).ok()?, from: time(&line["period"]["start"]) })
+    };
+    Some((lines.iter().filter_map(item).collect(), made))
+}
+
+/// What an invoice has collected of overage.
+fn overage(invoice: &Value) -> Vec<CollectedOverage> {
+    let lines = invoice["lines"]["data"].as_array().into_iter().flatten();
+    let collected = |line: &Value| {
+        let (meter, period) = line["metadata"][OVERAGE].as_str()?.split_once(':')?;
+        Some(CollectedOverage {
+            meter: meter.parse().ok()?,
+            period: period.parse().ok()?,
+            amount: money(&line["amount"], &line["currency"])?,
+        })
+    };
+    lines.filter_map(collected).collect()
+}
+
+/// A plan's version as Stripe's product.
+pub(super) fn product(plan: Uuid, version: u32) -> String {
+    format!("tenure_{}_v{version}", plan.simple())
+}
+
+/// The plan and its version that a product is, if it is one of ours.
+fn plan_of(product: &str) -> Option<(Uuid, u32)> {
+    let (plan, version) = product.strip_prefix("tenure_")?.split_once("_v")?;
+    Some((plan.parse().ok()?, version.parse().ok()?))
+}
+
 /// What an event means; `None`: nothing here.
 fn fact(kind: &str, object: &Value) -> Option<Fact> {
     match kind {
         // A credit is an invoice below nothing: that it is settled says nothing about what is owed.
         "invoice.paid" | "invoice.payment_succeeded" if object["total"].as_i64().is_some_and(|total| total < 0) => None,
         // Both are told of an invoice that a payment settles; only `invoice.paid` of one that was paid out of band, or by the customer's balance.
-        "invoice.paid" | "invoice.payment_succeeded" => {
-            Some(Fact::Paid { amount: money(&object["amount_paid"], &object["currency"]), invoice: reference(object) })
-        }
+        "invoice.paid" | "invoice.payment_succeeded" => Some(Fact::Paid {
+            amount: money(&object["amount_paid"], &object["currency"]),
+            invoice: reference(object),
+            items: items(object),
+            overage: overage(object),
+        }),
         "invoice.payment_failed" => Some(Fact::NotPaid(money(&object["amount_due"], &object["currency"]))),
         "customer.subscription.created" | "customer.subscription.updated" => match object["status"].as_str()? {
             "active" => Some(Fact::Stands(Standing::Active)),

@@ -14,7 +14,7 @@ use reqwest::{Client, Method, RequestBuilder, StatusCode};
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
-use self::message::{ABOUT, reference};
+use self::message::{ABOUT, OVERAGE, reference};
 use crate::provider::{Answer, Charge, Message, MessageError, NewSubscription, PaymentProvider, ProviderError};
 
 /// The version of Stripe's interface that is spoken, whatever the account's own is.
@@ -64,7 +64,7 @@ impl Stripe {
 
     /// A plan's version as Stripe's product. Both have the same id, and neither ever changes.
     async fn product(&self, pinned: &Pinned) -> Result<String, Refused> {
-        let id = format!("tenure_{}_v{}", pinned.plan.simple(), pinned.version);
+        let id = message::product(pinned.plan, pinned.version);
         match self.post("products", None, &vec![field("id", &id), field("name", &pinned.code)]).await {
             Ok(_) => Ok(id),
             Err(refused) if refused.code.as_deref() == Some("resource_already_exists") => Ok(id),
@@ -225,6 +225,7 @@ impl Stripe {
                         subscription: Some(id),
                         amount: rest,
                         description: format!("{} for the rest of the period after a pause", details.pinned.code),
+                        overage: None,
                     };
                     self.invoice_item(&format!("{id}:resumed:{from}"), &charge).await?;
                     // At the present price, so that no difference is left.
@@ -237,6 +238,10 @@ impl Stripe {
         if prorated {
             // The difference is paid at once: a customer who leaves before the period's end would not pay it otherwise.
             form.push(field("proration_behavior", "always_invoice"));
+            // From the second on from which it was prorated here, so that the invoice is over what was previewed.
+            let (start, end) = (there["current_period_start"].as_i64(), there["current_period_end"].as_i64());
+            let from = details.prorated_from.map(|from| from.timestamp()).filter(|from| Some(*from) >= start && Some(*from) <= end);
+            form.extend(from.map(|from| field("proration_date", from)));
         }
         self.post(&path, None, &form).await?;
         if let Some((scheduled, _)) = &details.scheduled {
@@ -254,6 +259,7 @@ impl Stripe {
             field("description", &charge.description),
         ];
         form.extend(charge.subscription.map(|subscription| field("subscription", subscription)));
+        form.extend(charge.overage.map(|(meter, month)| field(&format!("metadata[{OVERAGE}]"), format!("{meter}:{month}"))));
         self.post("invoiceitems", Some(key), &form).await.map(drop)
     }
 

@@ -81,6 +81,12 @@ pub struct Row {
     pub hard_percent: Option<u16>,
     /// What each unit beyond the quota costs.
     pub overage: Option<UnitPrice>,
+    /// While a change of the subscription waits for its payment: how much is included at most …
+    #[schema(example = 25)]
+    pub held_quota: Option<i64>,
+    /// … and where that ends.
+    #[schema(example = 25)]
+    pub held_limit: Option<i64>,
     /// How much is included.
     #[schema(example = 25)]
     pub quota: Option<u64>,
@@ -110,6 +116,8 @@ impl Row {
             unit_quota: None,
             hard_percent: None,
             overage: None,
+            held_quota: None,
+            held_limit: None,
             quota: None,
             hard_limit: None,
             override_limit: None,
@@ -130,7 +138,9 @@ impl Row {
     fn reckoned(mut self, at: DateTime<Utc>) -> Self {
         if let (Some(quota), Some(hard_percent), Some(quantity)) = (self.unit_quota, self.hard_percent, self.quantity) {
             let given = Entitlement { quota, hard_percent, overage: None };
-            (self.quota, self.hard_limit) = (Some(quota.saturating_mul(quantity.into())), Some(given.hard_limit(quantity)));
+            let held_quota = self.held_quota.and_then(|held| u64::try_from(held).ok()).unwrap_or(u64::MAX);
+            self.quota = Some(quota.saturating_mul(quantity.into()).min(held_quota));
+            self.hard_limit = Some(given.hard_limit(quantity).min(self.held_limit.unwrap_or(i64::MAX)));
         }
         self.effective_limit = self.override_limit.or(self.hard_limit);
         self.updated_at = at;
@@ -139,7 +149,7 @@ impl Row {
 }
 
 impl ReadModel for InForce {
-    const NAME: &'static str = "entitlements_v1";
+    const NAME: &'static str = "entitlements_v2";
     const PARTITION: Partition = Partition::Tenant;
     type Events = Entitling;
     type Key = Key;
@@ -150,9 +160,10 @@ impl ReadModel for InForce {
         use tenant::Event as T;
         let tenant_id = event.stream.tenant;
         let meters = match &event.event {
-            Event::Subscription(S::Started { .. } | S::PlanChanged { .. } | S::QuantityChanged { .. }) | Event::Tenant(T::Deleted) => {
-                Meter::ALL.to_vec()
-            }
+            Event::Subscription(
+                S::Started { .. } | S::PlanChanged { .. } | S::QuantityChanged { .. } | S::LimitsHeld { .. } | S::LimitsReleased,
+            )
+            | Event::Tenant(T::Deleted) => Meter::ALL.to_vec(),
             Event::Tenant(T::LimitOverridden { meter, .. } | T::LimitOverrideCleared { meter }) => vec![*meter],
             Event::Subscription(_) | Event::Tenant(_) => vec![],
         };
@@ -167,8 +178,13 @@ impl ReadModel for InForce {
             Event::Subscription(S::Started { pinned, quantity, .. }) => {
                 row.subscription_id = Some(event.stream.id);
                 row.quantity = Some(*quantity);
+                (row.held_quota, row.held_limit) = (None, None);
                 row.pin(pinned);
             }
+            Event::Subscription(S::LimitsHeld { limits, .. }) => {
+                (row.held_quota, row.held_limit) = limits.get(&key.meter).map(|held| (held.quota, held.limit)).unzip();
+            }
+            Event::Subscription(S::LimitsReleased) => (row.held_quota, row.held_limit) = (None, None),
             Event::Subscription(S::PlanChanged { pinned, .. }) => row.pin(pinned),
             Event::Subscription(S::QuantityChanged { to, .. }) => row.quantity = Some(*to),
             Event::Tenant(T::LimitOverridden { meter: _, limit, until }) => {
@@ -182,11 +198,26 @@ impl ReadModel for InForce {
     }
 }
 
-/// All that a tenant is entitled to. What is not named has no limit.
-pub async fn of_tenant(read: &mut Read, tenant: TenantId) -> Result<Vec<Row>, QueryError> {
-    let rows: Vec<Json<Row>> = sqlx::query_scalar("select to_json(t) from read.entitlements_v1 t where tenant_id = $1 order by meter")
+/// All that a tenant is entitled to. What is not named has no limit. `without_plan` says what it may before its first subscription.
+pub async fn of_tenant(
+    read: &mut Read,
+    tenant: TenantId,
+    without_plan: impl Fn(Meter) -> Option<i64>,
+    now: DateTime<Utc>,
+) -> Result<Vec<Row>, QueryError> {
+    let rows: Vec<Json<Row>> = sqlx::query_scalar("select to_json(t) from read.entitlements_v2 t where tenant_id = $1 order by meter")
         .bind(tenant.0)
         .fetch_all(read.connection())
         .await?;
-    Ok(rows.into_iter().map(|Json(row)| row).collect())
+    let mut rows: Vec<Row> = rows.into_iter().map(|Json(row)| row).collect();
+    for meter in Meter::ALL {
+        let known = rows.iter().position(|row| row.meter == meter);
+        let Some(limit) = without_plan(meter).filter(|_| known.is_none_or(|known| rows[known].hard_limit.is_none())) else { continue };
+        let mut row = known.map_or_else(|| Row::of(&Key { tenant_id: tenant, meter }, now), |known| rows.remove(known));
+        (row.quota, row.hard_limit) = (u64::try_from(limit).ok(), Some(limit));
+        row.effective_limit = row.override_limit.or(row.hard_limit);
+        rows.push(row);
+    }
+    rows.sort_by(|a, b| a.meter.as_str().cmp(b.meter.as_str()));
+    Ok(rows)
 }

@@ -164,6 +164,8 @@ fn evolve(row: &mut Row, event: &Event) {
         | Event::PaymentRefunded { .. }
         | Event::PaymentDisputed { .. }
         | Event::DisputeClosed { .. }
+        | Event::LimitsHeld { .. }
+        | Event::LimitsReleased
         | Event::CustomerLinked { .. } => {}
         Event::TrialExtended { trial } => row.trial_ends_at = Some(trial.ends_at),
         Event::TrialConverted { period } | Event::Resumed { period } => {

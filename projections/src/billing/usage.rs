@@ -8,7 +8,7 @@ use cqrs_es::{Aggregate as _, DomainEvent as _};
 use domain::billing::meter::Meter;
 use domain::billing::money::Money;
 use domain::billing::period::Month;
-use domain::billing::quota::{self, Quota};
+use domain::billing::quota::{self, PricedSegment, Quota};
 use domain::billing::usage::{self, Usage};
 use domain::{Aggregate, TenantId};
 use serde::{Deserialize, Serialize};
@@ -42,8 +42,8 @@ pub enum Change {
         period: Month,
         /// Whether it was in a month that is closed.
         adjusts: bool,
-        /// How much, and when.
-        items: Vec<(i64, DateTime<Utc>)>,
+        /// How much, and on which day.
+        items: Vec<(i64, NaiveDate)>,
         /// How much less is held.
         held: i64,
     },
@@ -62,7 +62,7 @@ pub enum Change {
 
 /// One more or less of what does not flow; its months are those of UTC.
 fn one(meter: Meter, quantity: i64, at: DateTime<Utc>) -> Vec<Change> {
-    let used = Change::Used { meter, period: Month::of(at, Tz::UTC), adjusts: false, items: vec![(quantity, at)], held: 0 };
+    let used = Change::Used { meter, period: Month::of(at, Tz::UTC), adjusts: false, items: vec![(quantity, at.date_naive())], held: 0 };
     if quantity == 0 { vec![] } else { vec![used] }
 }
 
@@ -70,12 +70,16 @@ fn of_usage(event: usage::Event, at: DateTime<Utc>) -> Vec<Change> {
     use usage::Event as E;
     let used = |meter, period, adjusts, items, held| vec![Change::Used { meter, period, adjusts, items, held }];
     match event {
-        E::Recorded { meter, period, adjusts, total: _, items } => {
-            let items = items.into_iter().map(|item| (item.quantity, item.at)).collect();
+        E::Recorded { meter, period, adjusts, total: _, items, time_zone } => {
+            // What is told of a month that is closed counts on the day on which it is told: the days of a month come to what the month does.
+            let day = |used_at| period.day(if adjusts.is_some() { at } else { used_at }, time_zone);
+            let items = items.into_iter().map(|item| (item.quantity, day(item.at))).collect();
             used(meter, period, adjusts.is_some(), items, 0)
         }
         E::Reserved { meter, period, quantity, .. } => vec![Change::Held { meter, period, quantity }],
-        E::Committed { meter, period, reserved, quantity } => used(meter, period, false, vec![(quantity, at)], -reserved),
+        E::Committed { meter, period, reserved, quantity, time_zone } => {
+            used(meter, period, false, vec![(quantity, period.day(at, time_zone))], -reserved)
+        }
         E::Released { meter, period, reserved } | E::Expired { meter, period, reserved } => {
             vec![Change::Held { meter, period, quantity: -reserved }]
         }
@@ -172,6 +176,8 @@ pub struct Row {
     pub overage: Option<i64>,
     /// What that comes to, where it is sold.
     pub amount: Option<Money>,
+    /// The parts of the month in which the same was in force, once it is closed.
+    pub segments: Vec<PricedSegment>,
     /// When it was closed.
     pub closed_at: Option<DateTime<Utc>>,
     /// When this last changed.
@@ -190,7 +196,7 @@ fn month_of(change: &Change) -> Option<(Meter, Month)> {
 }
 
 impl ReadModel for Months {
-    const NAME: &'static str = "usage_v1";
+    const NAME: &'static str = "usage_v2";
     const PARTITION: Partition = Partition::Tenant;
     type Events = Metered;
     type Key = MonthKey;
@@ -214,6 +220,7 @@ impl ReadModel for Months {
             quota: None,
             overage: None,
             amount: None,
+            segments: vec![],
             closed_at: None,
             updated_at: at,
         });
@@ -230,7 +237,8 @@ impl ReadModel for Months {
                 Change::Told(quota::Event::ThresholdCrossed { threshold, generation, quota, .. }) => {
                     row.thresholds.push(CrossedThreshold { threshold: *threshold, generation: *generation, quota: *quota, at });
                 }
-                Change::Told(quota::Event::PeriodClosed { quota, overage, amount, .. }) => {
+                Change::Told(quota::Event::PeriodClosed { quota, overage, amount, segments, .. }) => {
+                    row.segments.clone_from(segments);
                     (row.quota, row.overage, row.amount, row.closed_at) = (*quota, Some(*overage), *amount, Some(at));
                 }
                 Change::Told(quota::Event::PeriodOpened { .. }) => {}
@@ -256,7 +264,7 @@ pub struct Day {
     pub tenant_id: TenantId,
     /// Of what.
     pub meter: Meter,
-    /// The day, in UTC.
+    /// The day: of what flows by the tenant's calendar, of everything else by UTC.
     pub day: NaiveDate,
     /// How much; of what does not flow, how much more than at its beginning.
     #[schema(example = 41)]
@@ -271,8 +279,8 @@ fn by_day(event: &Recorded<Vec<Change>>) -> BTreeMap<(Meter, NaiveDate), (i64, i
     let mut days: BTreeMap<(Meter, NaiveDate), (i64, i64)> = BTreeMap::new();
     for change in &event.event {
         let Change::Used { meter, items, .. } = change else { continue };
-        for (quantity, at) in items {
-            let (used, count) = days.entry((*meter, at.date_naive())).or_default();
+        for (quantity, day) in items {
+            let (used, count) = days.entry((*meter, *day)).or_default();
             *used += quantity;
             *count += 1;
         }
@@ -281,7 +289,7 @@ fn by_day(event: &Recorded<Vec<Change>>) -> BTreeMap<(Meter, NaiveDate), (i64, i
 }
 
 impl ReadModel for Days {
-    const NAME: &'static str = "usage_daily_v1";
+    const NAME: &'static str = "usage_daily_v2";
     const PARTITION: Partition = Partition::Tenant;
     type Events = Metered;
     type Key = DayKey;

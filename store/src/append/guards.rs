@@ -2,12 +2,14 @@
 
 use std::collections::HashMap;
 use std::hash::Hash as StdHash;
+use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
 use domain::{Claim, CounterName, Effect, Gate, Precondition, Refusal, Scope, StreamId, TenantId};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
+use crate::Ceilings;
 use crate::hash::Hash;
 
 /// Rows of one guard table: what they were, what they are, and how to take back what the current request did.
@@ -123,6 +125,8 @@ pub(crate) struct Guards {
     pub(crate) timers: Table<(&'static str, StreamId, String), DateTime<Utc>>,
     pub(crate) erased: Table<(TenantId, domain::SubjectId), ()>,
     pub(crate) ended: Table<TenantId, ()>,
+    /// Where counters end for which nothing in the log says so; an audit, which folds what was accepted, knows of none.
+    pub(crate) ceilings: Arc<Ceilings>,
 }
 
 macro_rules! all_tables {
@@ -150,7 +154,17 @@ pub(crate) fn claim_key(claim: &Claim, tenant: TenantId, value: &str) -> ClaimKe
     ClaimKey { scope: scope_of(claim, tenant), namespace: claim.namespace, value: value.to_owned() }
 }
 
+/// Where a tenant's counter ends for which nothing in the log says so: where the last of those ends that its ceiling may be that of.
+pub(crate) fn ceiling_unless_set(ceilings: &Ceilings, tenant: TenantId, counter: CounterName) -> Option<i64> {
+    if tenant == TenantId::SYSTEM { None } else { counter.ceilings().last().and_then(|by| ceilings.get(by.kind)).copied() }
+}
+
 impl Guards {
+    /// Nothing yet, with what holds where the log says nothing.
+    pub(crate) fn with(ceilings: Arc<Ceilings>) -> Self {
+        Self { ceilings, ..Self::default() }
+    }
+
     /// The request is accepted: what it did stays.
     pub(crate) fn keep(&mut self) {
         all_tables!(self, keep);
@@ -250,7 +264,8 @@ impl Guards {
             Effect::Count { counter, delta } => {
                 let key = (tenant, *counter);
                 let mut c = self.counters.get(&key).cloned().unwrap_or(Counter { value: 0, floor: None, ceiling: None });
-                let ceiling = counter.ceilings().find_map(|by| self.counters.get(&(tenant, by)).and_then(|by| by.ceiling));
+                let set = counter.ceilings().find_map(|by| self.counters.get(&(tenant, by)).and_then(|by| by.ceiling));
+                let ceiling = set.or_else(|| ceiling_unless_set(&self.ceilings, tenant, *counter));
                 let refused = || Refusal::CounterOutOfBounds { counter: counter.to_string(), value: c.value, floor: c.floor, ceiling };
                 let value = c.value.checked_add(*delta).ok_or_else(refused)?;
                 if (*delta > 0 && ceiling.is_some_and(|most| value > most)) || (*delta < 0 && c.floor.is_some_and(|least| value < least)) {

@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::hash::Hash;
+use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
 use domain::{CounterName, Effect, Precondition, TenantId};
@@ -14,7 +15,7 @@ use super::decide::{Plan, Snapshot, decide_next};
 use super::guards::{Counter, Guards, StreamKey, Table, TenantHead};
 use super::queue::{BATCH_BYTES, BATCH_ROWS};
 use super::{Expected, Prepared};
-use crate::Head;
+use crate::{Ceilings, Head};
 
 /// When this many rows are remembered, all are forgotten.
 const MOST: usize = 20_000;
@@ -120,9 +121,9 @@ pub(super) struct Draft {
 
 impl Draft {
     /// A batch after what is remembered; `None` when nothing is.
-    pub(super) fn after(memory: &Memory, now: DateTime<Utc>) -> Option<Self> {
+    pub(super) fn after(memory: &Memory, now: DateTime<Utc>, ceilings: Arc<Ceilings>) -> Option<Self> {
         let head = memory.head?;
-        let snapshot = Snapshot { head, guards: Guards::default(), keys: HashMap::new() };
+        let snapshot = Snapshot { head, guards: Guards::with(ceilings), keys: HashMap::new() };
         Some(Self { batch: Vec::new(), now, assumed: Vec::new(), plan: Plan::after(head), snapshot, bytes: 0 })
     }
 

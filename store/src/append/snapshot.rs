@@ -1,6 +1,7 @@
 //! Reading what a batch is decided upon: everything in one statement, and so in one snapshot.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
 use domain::{CounterName, Effect, Precondition, StreamId, TenantId};
@@ -13,8 +14,8 @@ use uuid::Uuid;
 use super::Prepared;
 use super::decide::{KeyRecord, Snapshot, streams_of};
 use super::guards::{ClaimKey, Counter, Guards, Holder, TenantHead, claim_key, scope_of};
-use crate::Head;
 use crate::hash::Hash;
+use crate::{Ceilings, Head};
 
 #[derive(Deserialize)]
 struct GuardRows {
@@ -188,7 +189,7 @@ impl Wanted {
 }
 
 /// Reads everything that a batch is decided upon, in one statement and so in one snapshot.
-pub(super) async fn read(connection: &mut PgConnection, batch: &[&Prepared]) -> Result<Snapshot, sqlx::Error> {
+pub(super) async fn read(connection: &mut PgConnection, batch: &[&Prepared], ceilings: Arc<Ceilings>) -> Result<Snapshot, sqlx::Error> {
     let streams: Vec<_> = batch.iter().flat_map(|r| streams_of(r)).collect::<HashSet<_>>().into_iter().collect();
     let tenants: Vec<_> = batch
         .iter()
@@ -226,7 +227,7 @@ pub(super) async fn read(connection: &mut PgConnection, batch: &[&Prepared]) -> 
     .fetch_one(connection)
     .await?;
 
-    let mut guards = Guards::default();
+    let mut guards = Guards::with(ceilings);
     for (key, version) in streams.into_iter().zip(row.try_get::<Vec<Option<i64>>, _>("versions")?) {
         if let Some(version) = version {
             guards.versions.load(key, version);

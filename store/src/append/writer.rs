@@ -30,7 +30,7 @@ use super::{AppendError, Outcome, Prepared};
 use crate::database::{Database, DbRole};
 use crate::history::History;
 use crate::writable::LastWrite;
-use crate::{Hash, Head};
+use crate::{Ceilings, Hash, Head};
 
 /// A stuck writer, ours or another, may stall the log for no longer than this.
 const STALL: &str = "2s";
@@ -51,6 +51,7 @@ pub(crate) struct Writer {
     connection: Option<PgConnection>,
     lock_first: u32,
     memory: Memory,
+    ceilings: Arc<Ceilings>,
 }
 
 /// A batch that is being written.
@@ -119,8 +120,9 @@ impl Writer {
         head: watch::Sender<i64>,
         last_write: Arc<LastWrite>,
         history: Arc<History>,
+        ceilings: Arc<Ceilings>,
     ) -> Self {
-        Self { database, queue, clock, head, last_write, history, connection: None, lock_first: 0, memory: Memory::default() }
+        Self { database, queue, clock, head, last_write, history, connection: None, lock_first: 0, memory: Memory::default(), ceilings }
     }
 
     /// While one batch is being written, the next one is decided request by request as they come; the lock and the disk are never waited for with nothing else to do.
@@ -187,7 +189,7 @@ impl Writer {
     fn decide(&mut self, batch: Vec<Prepared>, draft: &mut Option<Draft>, careful: &mut VecDeque<Vec<Prepared>>) {
         metrics::gauge!("tenure_append_queue").set(f64::from(u32::try_from(self.queue.len()).unwrap_or(u32::MAX)));
         if draft.is_none() && self.lock_first == 0 {
-            *draft = Draft::after(&self.memory, self.clock.now());
+            *draft = Draft::after(&self.memory, self.clock.now(), self.ceilings.clone());
         }
         let Some(draft) = draft else { return careful.push_back(batch) };
         let rest: Vec<Prepared> = batch.into_iter().filter_map(|request| draft.add(request, &self.memory).err()).collect();
@@ -320,7 +322,7 @@ impl Writer {
         }
         let Some(connection) = &mut self.connection else { return Err(Failure::lost("no connection")) };
         if doubts.is_empty() && self.lock_first == 0 {
-            let snapshot = read(connection, batch).await?;
+            let snapshot = read(connection, batch, self.ceilings.clone()).await?;
             self.history.saw(snapshot.head);
             self.memory.confirm(snapshot.head);
             let plan = decide(snapshot, batch, now);
@@ -350,7 +352,7 @@ impl Writer {
         }
         // What was made for an earlier position never will be; and without events there is nothing that could happen twice: the records' primary key stands guard.
         doubts.retain(|plan| plan.before.position == head && !plan.rows.is_empty());
-        let snapshot = read(&mut tx, batch).await?;
+        let snapshot = read(&mut tx, batch, self.ceilings.clone()).await?;
         self.history.saw(snapshot.head);
         self.memory.confirm(snapshot.head);
         let plan = decide(snapshot, batch, now);

@@ -14,6 +14,7 @@ use domain::billing::subscription::{
 };
 use domain::instant::Instant;
 use domain::text::{SearchText, TokenText};
+use projections::billing::payment::{self, PaymentKind, Payments};
 use projections::billing::subscription::{self, Subscriptions};
 use projections::billing::subscription_timeline::{self, Timeline};
 use projections::{QueryError, Read, ReadModel as _};
@@ -21,6 +22,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
+use uuid::Uuid;
 
 use crate::app::App;
 use crate::extract::{
@@ -34,6 +36,7 @@ pub(crate) fn routes() -> OpenApiRouter<App> {
         .routes(routes!(list_subscriptions))
         .routes(routes!(get_subscription))
         .routes(routes!(list_subscription_timeline))
+        .routes(routes!(list_payments))
         .routes(routes!(list_upcoming_changes))
         .routes(routes!(list_ending_trials))
         .routes(routes!(preview_change))
@@ -111,6 +114,42 @@ async fn list_subscriptions(query: Query, Params(p): Params<ListSubscriptions>) 
     let filter = subscription::Filter { status: p.status, plan: p.plan.map(Into::into) };
     let mut read = query.open_all(&[Subscriptions::NAME], p.after).await?;
     let page = subscription::list(&mut read, query.cursors(), &filter, &paging).await?;
+    Ok(query.page(&read, page))
+}
+
+/// Which payments, in which order.
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+struct ListPayments {
+    /// Of this subscription.
+    subscription_id: Option<Uuid>,
+    /// To which this happened.
+    kind: Option<PaymentKind>,
+    /// `-position` (the default) or `position`.
+    #[param(value_type = Option<String>)]
+    sort: Option<SearchText>,
+    /// How many rows at most.
+    #[param(minimum = 1, maximum = 200, default = 50)]
+    limit: Option<u32>,
+    /// Where to go on: the `next_cursor` of the page before.
+    #[param(value_type = Option<String>)]
+    cursor: Option<TokenText>,
+    /// Wait up to 2 s until the answer reflects this position; 504 if it takes longer.
+    after: Option<i64>,
+}
+
+/// What was collected, could not be collected, and was given back: of the tenant's subscriptions, or of all for the platform that names no tenant.
+#[utoipa::path(
+    get, path = "/v1/billing/payments", tag = "subscriptions", params(ListPayments),
+    responses((status = 200, body = ListBody<payment::Row>), Refusals)
+)]
+async fn list_payments(query: Query, Params(p): Params<ListPayments>) -> Result<Listed<payment::Row>, Problem> {
+    query.require("subscription:read")?;
+    let paging = paging(&payment::ORDERS, p.sort.as_deref(), p.limit, p.cursor)?;
+    let filter = payment::Filter { subscription: p.subscription_id, kind: p.kind };
+    let mut read = query.open_all(&[Payments::NAME], p.after).await?;
+    let page = payment::list(&mut read, query.cursors(), filter, &paging).await?;
     Ok(query.page(&read, page))
 }
 
@@ -206,10 +245,12 @@ struct Preview {
     /// How many times, if that changes.
     #[schema(example = 2)]
     quantity: Option<u32>,
-    /// What the days that are left of the period are worth.
+    /// What the seconds that are left of the period are worth.
     proration: Option<Proration>,
     /// The period that would begin with it, if one would.
     period: Option<Period>,
+    /// Whether what it gives more than before would wait for the payment.
+    waits_for_payment: bool,
     /// The meters of which more is used than it would give.
     over_limit: Vec<Meter>,
 }
@@ -228,8 +269,16 @@ async fn preview_change(State(app): State<App>, caller: Caller, Id(id): Id, body
     let stream = Caller::stream(id, &caller);
     let request = Request::<Subscription>::new(stream, command, caller.actor, app.executor.store().fresh_id());
     let events = app.executor.preview(&request).await?;
-    let mut preview =
-        Preview { changes: !events.is_empty(), at: None, pinned: None, quantity: None, proration: None, period: None, over_limit: vec![] };
+    let mut preview = Preview {
+        changes: !events.is_empty(),
+        at: None,
+        pinned: None,
+        quantity: None,
+        proration: None,
+        period: None,
+        waits_for_payment: false,
+        over_limit: vec![],
+    };
     for event in events {
         if let Event::PlanChanged { from: _, pinned, proration, period, over_limit } = event {
             preview = Preview { pinned: Some(pinned), proration, period, over_limit, ..preview };
@@ -237,6 +286,8 @@ async fn preview_change(State(app): State<App>, caller: Caller, Id(id): Id, body
             preview = Preview { at: Some(at), pinned: Some(pinned), over_limit, ..preview };
         } else if let Event::QuantityChanged { from: _, to, proration } = event {
             preview = Preview { quantity: Some(to), proration, ..preview };
+        } else if let Event::LimitsHeld { .. } = event {
+            preview.waits_for_payment = true;
         }
     }
     Ok(Json(preview))

@@ -2,10 +2,40 @@
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+use uuid::Uuid;
 
 use crate::billing::meter::Meter;
 use crate::billing::money::{Money, UnitPrice};
 use crate::billing::period::Month;
+
+/// What a part of a month has come to, in which the same was in force.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct PricedSegment {
+    /// From when on.
+    pub from: DateTime<Utc>,
+    /// How much was used in it.
+    #[schema(example = 90_000)]
+    pub used: i64,
+    /// How much was included in the month; nothing is said where there was no limit.
+    #[schema(example = 100_000)]
+    pub quota: Option<i64>,
+    /// How much was used beyond that.
+    #[schema(example = 0)]
+    pub overage: i64,
+    /// What each such unit costs, if it is sold.
+    pub unit_price: Option<UnitPrice>,
+    /// What that comes to.
+    pub amount: Option<Money>,
+    /// Who pays it: the subscription that was in force.
+    pub subscription: Option<Uuid>,
+    /// Its plan.
+    #[schema(example = "enterprise")]
+    pub plan: Option<String>,
+    /// In which version.
+    #[schema(example = 1)]
+    pub plan_version: Option<u32>,
+}
 
 /// Something that has happened to the quota of a meter in a month.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -47,18 +77,21 @@ pub enum Event {
         period: Month,
         /// How much was used in it.
         used: i64,
-        /// How much was included by what was in force at its end; nothing is said where there was no limit.
+        /// How much was included at its end; nothing is said where there was no limit.
         quota: Option<i64>,
-        /// How much was used beyond that.
+        /// How much was used beyond what was included at the time.
         overage: i64,
-        /// What each such unit costs, if it is sold.
+        /// What each such unit costs at its end, if it is sold.
         unit_price: Option<UnitPrice>,
-        /// What that comes to.
+        /// What all of it comes to; of several currencies, in the last one.
         amount: Option<Money>,
-        /// By which plan.
+        /// The plan at its end.
         plan: Option<String>,
         /// In which version.
         plan_version: Option<u32>,
+        /// The parts of the month in which the same was in force, in order. Of months that were closed before there were any there are none; those were priced as a whole.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        segments: Vec<PricedSegment>,
     },
 }
 

@@ -9,12 +9,12 @@ mod tests;
 
 use std::collections::BTreeSet;
 
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 pub use command::*;
-pub use event::Event;
+pub use event::{Event, PricedSegment};
 
 use super::meter::{CLOSED, Meter, Standing};
 use super::money::{Currency, Money, UnitPrice};
@@ -41,8 +41,19 @@ pub struct Included {
     pub quota: i64,
     /// What each unit beyond it costs, if it is sold.
     pub overage: Option<(UnitPrice, Currency)>,
-    /// By which plan, in which version.
-    pub plan: Option<(String, u32)>,
+    /// By which subscription, to which plan, in which version.
+    pub by: Option<(Uuid, String, u32)>,
+}
+
+/// A part of a month in which the same was in force.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Segment {
+    /// From when on.
+    pub from: DateTime<Utc>,
+    /// What was included; `None`: there was no limit.
+    pub included: Option<Included>,
+    /// How much was used in it.
+    pub used: i64,
 }
 
 /// A quota as its events tell it.
@@ -131,20 +142,27 @@ impl Quota {
         }
         let count = |counter| ctx.found.counters.get(&counter).copied().unwrap_or(0);
         let used = count(meter.counter_in(period)) - count(meter.held_in(period));
-        let included = ctx.found.included.as_ref();
-        let overage = included.map_or(0, |included| (used - included.quota).max(0));
-        let priced = included.and_then(|included| included.overage);
-        let (plan, plan_version) = included.and_then(|included| included.plan.clone()).unzip();
+        // What the segments before the last one did not use was used in that.
+        let mut segments = ctx.found.segments.clone();
+        let earlier: i64 = segments.iter().rev().skip(1).map(|segment| segment.used).sum();
+        segments.last_mut().into_iter().for_each(|last| last.used = used - earlier);
+        let segments = priced(&segments);
+        let last = segments.last();
+        let amounts = || segments.iter().filter_map(|segment| segment.amount);
+        // Of several currencies the last one; each segment has its own.
+        let currency = amounts().last().map(|amount| amount.currency);
+        let sum = |currency| amounts().filter(|amount| amount.currency == currency).map(|amount| amount.amount).sum();
         Ok(vec![Event::PeriodClosed {
             meter,
             period,
             used,
-            quota: included.map(|included| included.quota),
-            overage,
-            unit_price: priced.map(|(price, _)| price),
-            amount: priced.map(|(price, currency)| price.of(overage, currency)),
-            plan,
-            plan_version,
+            quota: last.and_then(|segment| segment.quota),
+            overage: segments.iter().map(|segment| segment.overage).sum(),
+            unit_price: last.and_then(|segment| segment.unit_price),
+            amount: currency.map(|currency| Money::new(sum(currency), currency)),
+            plan: last.and_then(|segment| segment.plan.clone()),
+            plan_version: last.and_then(|segment| segment.plan_version),
+            segments,
         }])
     }
 
@@ -166,6 +184,31 @@ impl Quota {
             Event::PeriodClosed { .. } => self.closed = true,
         }
     }
+}
+
+/// What each part of a month comes to. Each use is measured by what was in force at its time, as its limit was: beyond the quota is what is used when the month's use has reached
+/// that. So what was used under one plan is not priced by another one, before or after it.
+fn priced(segments: &[Segment]) -> Vec<PricedSegment> {
+    let mut total = 0_i64;
+    let price = |Segment { from, included, used }: &Segment| {
+        let before = total;
+        total += used;
+        let overage = included.as_ref().map_or(0, |included| (total - included.quota.max(before)).max(0));
+        let sold = included.as_ref().and_then(|included| included.overage);
+        let by = included.as_ref().and_then(|included| included.by.clone());
+        PricedSegment {
+            from: *from,
+            used: *used,
+            quota: included.as_ref().map(|included| included.quota),
+            overage,
+            unit_price: sold.map(|(price, _)| price),
+            amount: sold.map(|(price, currency)| price.of(overage, currency)),
+            subscription: by.as_ref().map(|(subscription, ..)| *subscription),
+            plan: by.as_ref().map(|(_, plan, _)| plan.clone()),
+            plan_version: by.map(|(.., version)| version),
+        }
+    };
+    segments.iter().map(price).collect()
 }
 
 impl UnitPrice {
@@ -192,10 +235,9 @@ impl crate::Aggregate for Quota {
     fn looks_up(&self, command: &Command) -> Vec<Lookup> {
         match (command, self.open) {
             (Command::Assess(c), _) => vec![Lookup::Calendar, Lookup::Standing(c.meter, c.period)],
-            (Command::Close(_), Some(Open { meter, period, ends_at, .. })) => {
-                let last = ends_at - TimeDelta::microseconds(1);
+            (Command::Close(_), Some(Open { meter, period, .. })) => {
                 let counters = [meter.counter_in(period), meter.held_in(period)].map(Lookup::Exactly);
-                counters.into_iter().chain([Lookup::Included(meter, last)]).collect()
+                counters.into_iter().chain([Lookup::Segments(meter, period)]).collect()
             }
             (Command::Close(_), None) => vec![],
         }

@@ -78,13 +78,45 @@ fn percentages_are_of_what_is_used_and_not_of_what_is_held() {
 
 fn close(now: &str, used: i64, held: i64, included: Option<Included>) -> Issued<Command> {
     let counters: [(CounterName, i64); 2] = [(METER.counter_in(month()), used + held), (METER.held_in(month()), held)];
-    let found = Found { counters: counters.into(), included, ..Found::default() };
+    let found = Found { counters: counters.into(), segments: vec![segment(1, 0, included)], ..Found::default() };
     Issued { command: ClosePeriod {}.into(), ctx: ctx(now, found) }
 }
 
 fn included(quota: i64, amount: u32, per: u32) -> Included {
     let price = UnitPrice { amount, per: NonZeroU32::new(per).unwrap() };
-    Included { quota, overage: Some((price, Currency::USD)), plan: Some(("starter".into(), 1)) }
+    Included { quota, overage: Some((price, Currency::USD)), by: Some((Uuid::from_u128(8), "starter".into(), 1)) }
+}
+
+/// From a day of the month on.
+fn segment(day: u32, used: i64, included: Option<Included>) -> Segment {
+    Segment { from: format!("2026-11-{day:02}T00:00:00Z").parse().unwrap(), included, used }
+}
+
+/// What each part of a month comes to, and all of it.
+fn overages(segments: Vec<Segment>) -> (Vec<i64>, i64) {
+    let mut quota = Quota::default();
+    quota.evolve(opened());
+    let mut closing = close("2026-12-04T00:00:00Z", segments.iter().map(|segment| segment.used).sum(), 0, None);
+    closing.ctx.found.segments = segments;
+    let events = quota.decide(closing).unwrap();
+    let [Event::PeriodClosed { overage, segments, .. }] = events.as_slice() else { panic!("{events:?}") };
+    (segments.iter().map(|segment| segment.overage).collect(), *overage)
+}
+
+#[test]
+fn what_was_used_under_a_plan_is_priced_by_that_plan() {
+    let plan = |quota| Some(included(quota, 1500, 100));
+    // Paid for and used before a downgrade.
+    assert_eq!(overages(vec![segment(1, 90_000, plan(100_000)), segment(15, 0, plan(1_000))]), (vec![0, 0], 0));
+    // Used after it: the month's use is beyond the lower quota, as it is beyond the lower limit.
+    assert_eq!(overages(vec![segment(1, 90_000, plan(100_000)), segment(15, 50, plan(1_000))]), (vec![0, 50], 50));
+    // Beyond the quota before an upgrade for two minutes at midnight.
+    assert_eq!(overages(vec![segment(1, 12_000, plan(10_000)), segment(30, 0, plan(100_000))]), (vec![2_000, 0], 2_000));
+    // There and back: no quota is had twice.
+    let there_and_back = vec![segment(1, 9_000, plan(10_000)), segment(2, 3_000, plan(50_000)), segment(3, 500, plan(10_000))];
+    assert_eq!(overages(there_and_back), (vec![0, 0, 500], 500));
+    // What the platform has set instead is not sold beyond; without a limit nothing is beyond it.
+    assert_eq!(overages(vec![segment(1, 50, None), segment(2, 50, plan(60))]), (vec![0, 40], 40));
 }
 
 #[test]
@@ -99,6 +131,17 @@ fn a_month_is_closed_72_hours_after_its_end_and_takes_nothing_in_any_more() {
         amount: amount.map(|amount| Money::new(amount, Currency::USD)),
         plan: amount.map(|_| "starter".into()),
         plan_version: amount.map(|_| 1),
+        segments: vec![PricedSegment {
+            from: "2026-11-01T00:00:00Z".parse().unwrap(),
+            used,
+            quota,
+            overage,
+            unit_price: amount.map(|_| included(0, 2000, 1000).overage.unwrap().0),
+            amount: amount.map(|amount| Money::new(amount, Currency::USD)),
+            subscription: amount.map(|_| Uuid::from_u128(8)),
+            plan: amount.map(|_| "starter".into()),
+            plan_version: amount.map(|_| 1),
+        }],
     };
     let due = "2026-12-04T00:00:00Z";
     let plan = || Some(included(1000, 2000, 1000));

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use super::{Standing, Status};
+use super::{CollectedOverage, Standing, Status};
 use crate::billing::money::{Currency, Money};
 use crate::billing::period::Billing;
 use crate::instant::Instant;
@@ -138,6 +138,10 @@ pub enum Fact {
         amount: Option<Money>,
         /// What the provider calls the invoice. Several messages may say that it is paid.
         invoice: Option<Reference>,
+        /// What it is for, and when it was made; `None`: the message does not say.
+        items: Option<(Vec<PaidItem>, Instant)>,
+        /// What it has collected of overage.
+        overage: Vec<CollectedOverage>,
     },
     /// Something could not be paid.
     NotPaid(Option<Money>),
@@ -158,6 +162,19 @@ pub enum Fact {
     MethodSet(Reference),
     /// There is nothing to pay with any more.
     MethodRemoved(Reference),
+}
+
+/// What an invoice is for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct PaidItem {
+    /// A plan,
+    pub plan: Uuid,
+    /// in this version,
+    pub version: u32,
+    /// so many times,
+    pub quantity: u32,
+    /// from this time on, if that is said.
+    pub from: Option<Instant>,
 }
 
 /// Notes who pays at a provider; sent by the policy that made them known there.

@@ -9,9 +9,9 @@ use uuid::Uuid;
 
 use super::Standing;
 use crate::aggregate::Upcaster;
-use crate::billing::meter::Meter;
+use crate::billing::meter::{Limits, Meter};
 use crate::billing::money::Money;
-use crate::billing::period::{Billing, Period};
+use crate::billing::period::{Billing, Month, Period};
 use crate::billing::plan::Terms;
 
 /// What is subscribed to: a plan in one of its versions, which stays what it is whatever becomes of the plan.
@@ -78,6 +78,17 @@ const fn by_the_second(event: &'static str) -> Upcaster {
 
 /// How events of earlier versions are read.
 pub(super) const UPCASTERS: &[Upcaster] = &[by_the_second("subscription.plan_changed"), by_the_second("subscription.quantity_changed")];
+
+/// What was collected of a month's overage.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct CollectedOverage {
+    /// Of which meter.
+    pub meter: Meter,
+    /// Of which month.
+    pub period: Month,
+    /// How much.
+    pub amount: Money,
+}
 
 /// Why a subscription is paused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -148,6 +159,15 @@ pub enum Event {
         /// The meters of which more is used than it gives.
         over_limit: Vec<Meter>,
     },
+    /// What follows costs more than was paid for: until that is paid no more is given than this.
+    LimitsHeld {
+        /// How much of each meter.
+        limits: Limits,
+        /// Since when.
+        at: DateTime<Utc>,
+    },
+    /// What was changed is paid for: all that is subscribed to is in force.
+    LimitsReleased,
     /// It will have another plan when the period ends.
     PlanChangeScheduled {
         /// What it will be to.
@@ -205,6 +225,9 @@ pub enum Event {
         /// Whether it is less than what was owed, together with what was paid in part before.
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         partial: bool,
+        /// What of it is overage.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        overage: Vec<CollectedOverage>,
     },
     /// A payment was given back, in whole or in part.
     PaymentRefunded {
@@ -313,6 +336,8 @@ crate::event_kinds!(Event:
     Paused => "subscription.paused" "1",
     Resumed => "subscription.resumed" "1",
     PlanChanged => "subscription.plan_changed" "2",
+    LimitsHeld => "subscription.limits_held" "1",
+    LimitsReleased => "subscription.limits_released" "1",
     PlanChangeScheduled => "subscription.plan_change_scheduled" "1",
     ScheduledChangeCancelled => "subscription.scheduled_change_cancelled" "1",
     QuantityChanged => "subscription.quantity_changed" "2",

@@ -19,11 +19,11 @@ use chrono_tz::Tz;
 use serde::{Deserialize, Serialize};
 
 pub use command::*;
-pub use event::{Event, PauseReason, Pinned, Proration, Trial};
+pub use event::{CollectedOverage, Event, PauseReason, Pinned, Proration, Trial};
 pub use standing::Standing;
 
 use self::standing::Marks;
-use super::meter::{self, Meter};
+use super::meter::{self, Entitlement, Limits, Meter};
 use super::money::Money;
 use super::period::{Billing, Period, Schedule};
 use crate::aggregate::{EventKind, Issued, Lookup, Upcaster};
@@ -150,6 +150,12 @@ pub struct Details {
     marks: Marks,
     /// What was paid of what is owed, while that is less.
     paid_in_part: i64,
+    /// What more is given than was paid for waits for a payment: until then no more than this is in force, and since when that is so.
+    held: Option<(Limits, DateTime<Utc>)>,
+    /// What changes within the period have come to and was not paid yet.
+    unpaid_changes: i64,
+    /// From when on the last change within a period counts: what both sides prorate by.
+    pub prorated_from: Option<DateTime<Utc>>,
     /// What was heard of payments, by the provider's ids, so that each counts once.
     heard: BTreeMap<String, Heard>,
 }
@@ -208,6 +214,9 @@ impl Subscription {
                     stopped: None,
                     marks: Marks::default(),
                     paid_in_part: 0,
+                    held: None,
+                    unpaid_changes: 0,
+                    prorated_from: None,
                     heard: BTreeMap::new(),
                 };
                 details.enter(period);
@@ -253,21 +262,27 @@ impl Details {
             }
             Event::Resumed { period } => self.activate(Some(period)),
             Event::Activated { period } => self.activate(period),
-            Event::PlanChanged { from: _, pinned, proration: _, period, over_limit: _ } => {
+            Event::PlanChanged { from: _, pinned, proration, period, over_limit: _ } => {
                 self.leave_schedule(&pinned);
                 self.pinned = pinned;
                 self.scheduled = None;
+                self.owe(proration);
                 self.enter(period);
             }
+            Event::LimitsHeld { limits, at } => self.held = Some((limits, at)),
+            Event::LimitsReleased => (self.held, self.unpaid_changes) = (None, 0),
             Event::PlanChangeScheduled { pinned, at, over_limit: _ } => self.scheduled = Some((pinned, at)),
             Event::ScheduledChangeCancelled => self.scheduled = None,
-            Event::QuantityChanged { from: _, to, proration: _ } => self.quantity = to,
-            Event::PeriodRenewed { period } => self.enter(Some(period)),
+            Event::QuantityChanged { from: _, to, proration } => {
+                self.quantity = to;
+                self.owe(proration);
+            }
+            Event::PeriodRenewed { period } => self.go_on(Some(period)),
             Event::CancelScheduled { at: _ } => self.status = Status::CancelScheduled,
             Event::Uncancelled => self.status = Status::Active,
             Event::Cancelled { at: _ } => self.end(Status::Cancelled),
             Event::Expired { at: _ } => self.end(Status::Expired),
-            Event::PaymentSucceeded { provider_event_id, occurred_at, amount, invoice, partial } => {
+            Event::PaymentSucceeded { provider_event_id, occurred_at, amount, invoice, partial, overage: _ } => {
                 self.remember(provider_event_id, HeardKind::Paid, occurred_at, amount);
                 if let Some(invoice) = invoice {
                     self.remember(invoice, HeardKind::Paid, occurred_at, amount);
@@ -276,6 +291,8 @@ impl Details {
                     self.paid_in_part += amount.map_or(0, |amount| amount.amount);
                 } else {
                     self.paid_in_part = 0;
+                    // While limits are held it is said by itself whether it was that which was paid.
+                    self.unpaid_changes = if self.held.is_some() { self.unpaid_changes } else { 0 };
                     self.marks.note_payment(occurred_at);
                 }
             }
@@ -324,7 +341,43 @@ impl Details {
         self.status = Status::Active;
         self.stopped = None;
         self.paid_in_part = 0;
+        self.go_on(period);
+    }
+
+    /// Takes up a period that is to be paid as a whole. What waits for a payment waits for that one too.
+    fn go_on(&mut self, period: Option<Period>) {
         self.enter(period);
+        if let Some(period) = period.filter(|_| self.held.is_some()) {
+            self.unpaid_changes = self.unpaid_changes.saturating_add(self.first_charge(&self.pinned, period).amount);
+        }
+    }
+
+    /// Notes what a change within the period is worth.
+    fn owe(&mut self, proration: Option<Proration>) {
+        self.unpaid_changes = self.unpaid_changes.saturating_add(net(proration)).max(0);
+        let from = self.period.zip(proration).map(|(period, proration)| period.end - TimeDelta::seconds(proration.seconds_left));
+        self.prorated_from = from.or(self.prorated_from);
+    }
+
+    /// How much of each meter it gives: what it is subscribed to, or less of it while that is not paid for.
+    pub fn in_force(&self) -> Limits {
+        let subscribed = meter::limits(&self.pinned.terms.entitlements, self.quantity);
+        match &self.held {
+            None => subscribed,
+            Some((held, _)) => {
+                subscribed.into_iter().map(|(meter, limit)| (meter, held.get(&meter).map_or(limit, |held| held.and(limit)))).collect()
+            }
+        }
+    }
+
+    /// Whether some of what it is subscribed to waits for a payment.
+    pub fn is_held(&self) -> bool {
+        self.held.is_some()
+    }
+
+    /// What its plan says of a meter.
+    pub fn entitlement(&self, meter: Meter) -> Entitlement {
+        self.pinned.terms.entitlements.get(&meter).copied().unwrap_or(Entitlement::of(0))
     }
 
     fn end(&mut self, status: Status) {
@@ -368,6 +421,11 @@ impl Details {
     }
 }
 
+/// What a change comes to: below zero, if it gives back more than it costs.
+fn net(proration: Option<Proration>) -> i64 {
+    proration.map_or(0, |it| it.charge.amount.saturating_sub(it.credit.amount))
+}
+
 crate::aggregate!(Subscription, "subscription", Command, Event, Error);
 
 impl crate::Aggregate for Subscription {
@@ -393,7 +451,8 @@ impl crate::Aggregate for Subscription {
         let changes = renews || matches!(command, Command::ChangePlan(_) | Command::ChangeQuantity(_));
         let used = changes.then(|| Meter::ALL.map(Lookup::Used));
         let tenant = matches!(command, Command::Start(_)).then_some(Lookup::Subscribable);
-        plan.into_iter().chain(tenant).chain(used.into_iter().flatten()).collect()
+        let ceiling = changes.then_some(Lookup::UnpaidCeiling);
+        plan.into_iter().chain(tenant).chain(ceiling).chain(used.into_iter().flatten()).collect()
     }
 
     fn decide(&self, issued: Issued<Command>) -> Result<Vec<Event>, Error> {
@@ -420,9 +479,9 @@ impl crate::Aggregate for Subscription {
             let value = Some(format!("{provider}:{customer}"));
             effects.push(Effect::TakeClaim { claim: CUSTOMER, label: "customer".to_owned(), value });
         }
-        let given = |subscription: &Self| subscription.details().map(|it| (it.pinned.terms.entitlements.clone(), it.quantity));
-        if let Some((entitlements, quantity)) = given(&after).filter(|now| given(self).as_ref() != Some(now)) {
-            effects.extend(meter::in_force(&entitlements, quantity));
+        let given = |subscription: &Self| subscription.details().map(Details::in_force);
+        if let Some(limits) = given(&after).filter(|now| given(self).as_ref() != Some(now)) {
+            effects.extend(meter::in_force(&limits));
         }
         let timers = |subscription: &Self| subscription.details().map(Details::timers).unwrap_or_default();
         let (were, are) = (timers(self), timers(&after));

@@ -3,17 +3,21 @@
 use chrono::{DateTime, SubsecRound as _, TimeDelta, Utc};
 
 use super::{
-    AHEAD, Command, Details, EXPIRY, Error, Event, Fact, Heard, HeardKind, PauseReason, Pinned, Proration, REMINDER, Report, Standing,
-    StartSubscription, Status, Trial, When,
+    AHEAD, Command, Details, EXPIRY, Error, Event, Fact, Heard, HeardKind, PaidItem, PauseReason, Pinned, Proration, REMINDER, Report,
+    Standing, StartSubscription, Status, Trial, When,
 };
 use crate::Actor;
 use crate::aggregate::{Ask as _, Context, Found, Issued, changed};
 use crate::billing::meter::{Entitlements, Meter};
 use crate::billing::money::Money;
 use crate::billing::period::{Period, Schedule};
+use crate::billing::plan::Terms;
+use crate::instant::Instant;
 
 /// The longest trial, in days, and how far ahead one is extended.
 const MAX_TRIAL: u16 = 365;
+/// How long ago the first period of an invoice may have begun that pays it now.
+const FRESH: TimeDelta = TimeDelta::days(3);
 /// How many times a plan can be subscribed to.
 const MAX_QUANTITY: u32 = 10_000;
 
@@ -89,13 +93,15 @@ impl Details {
         let not_now = Error::NotWhile { command: command.name(), status: self.status };
         let status = self.status;
         // Where the provider's messages and what is asked meet: what was heard meanwhile counts as soon as it can.
-        let settled = |events: Vec<Event>| self.settled(events, ctx.now);
+        let settled = |events: Vec<Event>| self.settled(events, ctx.now, None);
         match command {
             Command::Start(_) => Err(Error::AlreadyExists),
             // What is heard of payments is recorded in every status; what follows from it depends on that.
-            Command::RecordPaymentSucceeded(c) => {
-                self.reported(self.payment(c.0, |amount| Fact::Paid { amount, invoice: None })?, ctx.now, true)
-            }
+            Command::RecordPaymentSucceeded(c) => self.reported(
+                self.payment(c.0, |amount| Fact::Paid { amount, invoice: None, items: None, overage: vec![] })?,
+                ctx.now,
+                true,
+            ),
             Command::RecordPaymentFailed(c) => self.reported(self.payment(c.0, Fact::NotPaid)?, ctx.now, true),
             Command::Report(report) => self.reported(report, ctx.now, false),
             Command::SetPaymentMethod(c) => {
@@ -147,7 +153,8 @@ impl Details {
                     fits(&self.pinned.terms.entitlements, to, &ctx.found)?;
                 }
                 let proration = self.prorated(&self.pinned, to, ctx.now);
-                Ok(changed(to != self.quantity, || Event::QuantityChanged { from: self.quantity, to, proration }))
+                let events = changed(to != self.quantity, || Event::QuantityChanged { from: self.quantity, to, proration });
+                Ok(self.given_when_paid(events, &ctx))
             }
             Command::Pause(_) if status == Status::Active => {
                 Ok(self.unscheduled().into_iter().chain([pause(PauseReason::Requested, ctx.now)]).collect())
@@ -247,7 +254,7 @@ impl Details {
                     None => it,
                 });
                 let changed = Event::PlanChanged { from: self.pinned.code.clone(), pinned, proration, period, over_limit: vec![] };
-                Ok(self.unscheduled().into_iter().chain([changed]).collect())
+                Ok(self.given_when_paid(self.unscheduled().into_iter().chain([changed]).collect(), ctx))
             }
             (When::PeriodEnd, None) => Err(Error::NoPeriod),
             (When::PeriodEnd, Some(_)) if self.scheduled.as_ref().is_some_and(|(scheduled, _)| *scheduled == pinned) => Ok(vec![]),
@@ -270,7 +277,7 @@ impl Details {
     }
 
     /// What a period costs: where it is shorter than a whole one, as much less, by the second.
-    fn first_charge(&self, pinned: &Pinned, period: Period) -> Money {
+    pub(super) fn first_charge(&self, pinned: &Pinned, period: Period) -> Money {
         let whole = self.schedule_of(period).whole(period, pinned.terms.interval);
         pinned.terms.price.share(self.quantity, period.seconds(), whole.seconds())
     }
@@ -311,7 +318,33 @@ impl Details {
             if same { schedule.from(period.end, pinned.terms.interval) } else { schedule.rest_from(period.end, pinned.terms.interval) };
         let over_limit = over(&pinned.terms.entitlements, self.quantity, &ctx.found).into_iter().map(|(meter, ..)| meter).collect();
         let changed = Event::PlanChanged { from: self.pinned.code.clone(), pinned, proration: None, period: None, over_limit };
-        Ok(vec![changed, Event::PeriodRenewed { period: next }])
+        Ok(self.given_when_paid(vec![changed, Event::PeriodRenewed { period: next }], ctx))
+    }
+
+    /// The events of a change, with what holds its limits back until it is paid, or releases them. What gives more than before and costs more waits for the payment of that,
+    /// unless all that is unpaid of changes is within the platform's ceiling; in a trial nothing is paid.
+    fn given_when_paid(&self, mut events: Vec<Event>, ctx: &Context) -> Vec<Event> {
+        let mut after = self.clone();
+        events.iter().for_each(|event| after.evolve(event.clone()));
+        after.held = None;
+        let (before, then) = (self.in_force(), after.in_force());
+        let gives_more = then.iter().any(|(meter, given)| before.get(meter).is_some_and(|was| was.and(*given) != *given));
+        // Of another period than the present one the whole is to be paid; and where a moment is left of it, the next one costs more.
+        let begins = self.period.is_some() && after.period != self.period;
+        let due = if begins { after.charge().map_or(0, |charge| charge.amount) } else { after.unpaid_changes };
+        let costs_more = after.unpaid_changes > 0 || after.rate() > self.rate();
+        if self.status != Status::Trialing && gives_more && costs_more && due.max(1) > ctx.found.unpaid_ceiling {
+            events.insert(0, Event::LimitsHeld { limits: before, at: ctx.now });
+        } else if self.held.is_some() && !events.is_empty() {
+            events.push(Event::LimitsReleased);
+        }
+        events
+    }
+
+    /// What it costs by the year.
+    fn rate(&self) -> i64 {
+        let Terms { price, interval, .. } = &self.pinned.terms;
+        price.share(self.quantity, 12, interval.months().into()).amount
     }
 
     /// The period in which it goes on now: the one that it was in while that lasts, otherwise what is left of the one that would have come.
@@ -356,13 +389,20 @@ impl Details {
             Some(_) => return Err(Error::PaymentDiffers),
             None => {}
         }
+        let pays_changes = matches!(&fact, Fact::Paid { items, .. } if self.pays_changes(items.as_ref(), amount, by_hand, now));
+        // A first period begins where the invoice that pays it says, so that it ends where the provider's does.
+        let begins = match &fact {
+            Fact::Paid { items: Some((items, _)), .. } => items.iter().filter_map(|item| item.from).map(Instant::time).max(),
+            _ => None,
+        };
+        let begins = begins.filter(|from| *from <= now && *from > now - FRESH);
         let event = match fact {
             // A trial begins with an invoice over nothing.
             Fact::Paid { .. } if self.status == Status::Trialing && amount.is_some_and(|amount| amount.amount == 0) => return Ok(vec![]),
             Fact::Paid { invoice: Some(invoice), .. } if self.heard.contains_key(invoice.as_str()) => return Ok(vec![]),
-            Fact::Paid { amount, invoice } => {
+            Fact::Paid { amount, invoice, items: _, overage } => {
                 let partial = by_hand && amount.is_some_and(|amount| self.paid_in_part + amount.amount < self.owed(now).amount);
-                Event::PaymentSucceeded { provider_event_id, occurred_at, amount, invoice: invoice.map(String::from), partial }
+                Event::PaymentSucceeded { provider_event_id, occurred_at, amount, invoice: invoice.map(String::from), partial, overage }
             }
             Fact::NotPaid(amount) => Event::PaymentFailed { provider_event_id, occurred_at, amount },
             Fact::Stands(standing) => Event::StandingReported { provider_event_id, occurred_at, standing },
@@ -371,17 +411,36 @@ impl Details {
             Fact::DisputeClosed { amount, lost } => Event::DisputeClosed { provider_event_id, occurred_at, amount, lost },
             Fact::MethodSet(_) | Fact::MethodRemoved(_) => return Ok(vec![]),
         };
-        Ok(self.settled(vec![event], now))
+        let released = pays_changes.then_some(Event::LimitsReleased);
+        Ok(self.settled([event].into_iter().chain(released).collect(), now, begins))
     }
 
-    /// What has to be paid before the subscription gives anything again, or goes on giving it: the period that it would go on in, or the present one that is not paid.
+    /// Whether a payment is of the changes whose limits are held. An invoice is, when it is for what is subscribed to now and was made since; its amount may be another one by
+    /// taxes and discounts. A payment that does not say what it is for is, when it is enough.
+    fn pays_changes(&self, items: Option<&(Vec<PaidItem>, Instant)>, amount: Option<Money>, by_hand: bool, now: DateTime<Utc>) -> bool {
+        let Some((_, since)) = self.held else { return false };
+        let owed = if by_hand { self.owed(now).amount } else { self.unpaid_changes };
+        match items {
+            Some((items, made)) => {
+                let is_ours = |item: &PaidItem| {
+                    (item.plan, item.version) == (self.pinned.plan, self.pinned.version) && item.quantity == self.quantity
+                };
+                made.time() + AHEAD >= since && items.iter().any(is_ours)
+            }
+            None => amount.is_none_or(|amount| self.paid_in_part + amount.amount >= owed),
+        }
+    }
+
+    /// What has to be paid before the subscription gives anything again, goes on giving it, or gives more: the period that it would go on in, the present one that is not paid, or
+    /// what was changed within it.
     pub fn owed(&self, now: DateTime<Utc>) -> Money {
         let period = match self.status {
             Status::Paused if self.is_paused_for(PauseReason::NoPaymentMethod) => Some(self.period_now(now)),
             Status::PastDue | Status::Unpaid => self.period.or_else(|| Some(self.period_now(now))),
             Status::Trialing | Status::Active | Status::Paused | Status::CancelScheduled | Status::Cancelled | Status::Expired => None,
         };
-        period.map_or(Money { amount: 0, ..self.pinned.terms.price }, |period| self.first_charge(&self.pinned, period))
+        let of_period = period.map_or(0, |period| self.first_charge(&self.pinned, period).amount);
+        Money { amount: of_period.max(self.unpaid_changes), ..self.pinned.terms.price }
     }
 
     /// A payment that is recorded by hand.
@@ -401,10 +460,10 @@ impl Details {
     }
 
     /// The events, and what follows from them by what the provider has said.
-    fn settled(&self, mut events: Vec<Event>, now: DateTime<Utc>) -> Vec<Event> {
+    fn settled(&self, mut events: Vec<Event>, now: DateTime<Utc>, begins: Option<DateTime<Utc>>) -> Vec<Event> {
         let mut after = self.clone();
         events.iter().for_each(|event| after.evolve(event.clone()));
-        while let Some(event) = after.settles(now) {
+        while let Some(event) = after.settles(now, begins) {
             after.evolve(event.clone());
             events.push(event);
         }
@@ -418,10 +477,10 @@ impl Details {
     }
 
     /// The next step to where the provider says that it stands.
-    fn settles(&self, now: DateTime<Utc>) -> Option<Event> {
+    fn settles(&self, now: DateTime<Utc>, begins: Option<DateTime<Utc>>) -> Option<Event> {
         let standing = self.marks.standing();
         let activated = || {
-            let period = self.period_now(now);
+            let period = self.period_now(begins.filter(|_| self.schedule.is_none()).unwrap_or(now));
             Event::Activated { period: (self.period != Some(period)).then_some(period) }
         };
         match (self.status, standing) {

@@ -1,6 +1,7 @@
 //! What happens to usage. Stored for ever: append only, a golden file per version under `domain/tests/golden/usage/`.
 
 use chrono::{DateTime, Utc};
+use chrono_tz::Tz;
 use serde::{Deserialize, Serialize};
 
 use crate::billing::meter::Meter;
@@ -15,6 +16,11 @@ pub struct Used {
     pub quantity: i64,
     /// When.
     pub at: DateTime<Utc>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
+fn is_utc(zone: &Tz) -> bool {
+    *zone == Tz::UTC
 }
 
 /// Something that has happened to usage.
@@ -34,6 +40,9 @@ pub enum Event {
         total: i64,
         /// What, item by item.
         items: Vec<Used>,
+        /// By whose calendar its days are, and its month.
+        #[serde(default, skip_serializing_if = "is_utc")]
+        time_zone: Tz,
     },
     /// Something is going to be used, and room for it is held.
     Reserved {
@@ -45,6 +54,9 @@ pub enum Event {
         quantity: i64,
         /// Until when.
         expires_at: DateTime<Utc>,
+        /// By whose calendar its days are, and its month.
+        #[serde(default, skip_serializing_if = "is_utc")]
+        time_zone: Tz,
     },
     /// It was used.
     Committed {
@@ -56,6 +68,9 @@ pub enum Event {
         reserved: i64,
         /// How much was used.
         quantity: i64,
+        /// By whose calendar its days are, and its month.
+        #[serde(default, skip_serializing_if = "is_utc")]
+        time_zone: Tz,
     },
     /// It was not.
     Released {

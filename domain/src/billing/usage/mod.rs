@@ -88,6 +88,7 @@ pub struct Hold {
     period: Month,
     quantity: i64,
     expires_at: DateTime<Utc>,
+    time_zone: Tz,
 }
 
 /// Where a use counts.
@@ -140,7 +141,7 @@ fn record(c: RecordUsage, ctx: &Context) -> Result<Vec<Event>, Error> {
     }
     let recorded = |(Place { period, adjusts }, items): (Place, Vec<Used>)| {
         let total = items.iter().map(|item| item.quantity).sum();
-        Event::Recorded { meter: c.meter, period, adjusts, total, items }
+        Event::Recorded { meter: c.meter, period, adjusts, total, items, time_zone: c.meter.calendar(zone) }
     };
     Ok(events.into_iter().map(recorded).collect())
 }
@@ -156,12 +157,13 @@ fn reserve(c: &ReserveUsage, ctx: &Context) -> Result<Vec<Event>, Error> {
         return Err(Error::BadTimeToLive);
     }
     let (period, expires_at) = (c.meter.month(ctx.now, ctx.found.zone()), ctx.now + TimeDelta::seconds(c.ttl_seconds.into()));
-    Ok(vec![Event::Reserved { meter: c.meter, period, quantity: c.quantity, expires_at }])
+    let time_zone = c.meter.calendar(ctx.found.zone());
+    Ok(vec![Event::Reserved { meter: c.meter, period, quantity: c.quantity, expires_at, time_zone }])
 }
 
 impl Hold {
     fn decide(&self, command: &Command, ctx: &Context) -> Result<Vec<Event>, Error> {
-        let Self { meter, period, quantity: reserved, expires_at } = *self;
+        let Self { meter, period, quantity: reserved, expires_at, time_zone } = *self;
         match command {
             Command::Record(_) | Command::Reserve(_) => Err(Error::AlreadyExists),
             // The timer may be late.
@@ -169,7 +171,7 @@ impl Hold {
             Command::Commit(c) => match c.quantity.unwrap_or(reserved) {
                 quantity if quantity < 0 => Err(Error::BadQuantity),
                 quantity if quantity > reserved => Err(Error::MoreThanReserved { reserved }),
-                quantity => Ok(vec![Event::Committed { meter, period, reserved, quantity }]),
+                quantity => Ok(vec![Event::Committed { meter, period, reserved, quantity, time_zone }]),
             },
             Command::Release(_) => Ok(vec![Event::Released { meter, period, reserved }]),
             Command::Expire(_) if ctx.now < expires_at => Err(Error::NotDue),
@@ -190,7 +192,9 @@ impl Usage {
     #[expect(clippy::needless_pass_by_value, reason = "as every aggregate has it")]
     fn evolve(&mut self, event: Event) {
         *self = match event {
-            Event::Reserved { meter, period, quantity, expires_at } => Self::Reserved(Hold { meter, period, quantity, expires_at }),
+            Event::Reserved { meter, period, quantity, expires_at, time_zone } => {
+                Self::Reserved(Hold { meter, period, quantity, expires_at, time_zone })
+            }
             Event::Recorded { .. } => Self::Settled(End::Recorded),
             Event::Committed { reserved, quantity, .. } => Self::Settled(End::Committed { reserved, quantity }),
             Event::Released { .. } => Self::Settled(End::Released),
@@ -250,11 +254,11 @@ impl crate::Aggregate for Usage {
             Event::Recorded { meter, period, total, .. } => {
                 [count(meter.counter_in(*period), *total), recorded(*meter, *total)].into_iter().flatten().collect()
             }
-            Event::Reserved { meter, period, quantity, expires_at } => {
+            Event::Reserved { meter, period, quantity, expires_at, .. } => {
                 let counts = [count(meter.counter_in(*period), *quantity), count(meter.held_in(*period), *quantity)];
                 counts.into_iter().flatten().chain([Effect::SetTimer { name: EXPIRY.into(), due: *expires_at }]).collect()
             }
-            Event::Committed { meter, period, reserved, quantity } => settle(*meter, *period, *reserved, *quantity),
+            Event::Committed { meter, period, reserved, quantity, .. } => settle(*meter, *period, *reserved, *quantity),
             Event::Released { meter, period, reserved } | Event::Expired { meter, period, reserved } => {
                 settle(*meter, *period, *reserved, 0)
             }

@@ -92,7 +92,13 @@ fn a_batch_is_counted_month_by_month() {
 const RESERVED_AT: &str = "2026-11-30T23:59:00Z";
 
 fn reserved() -> Event {
-    Event::Reserved { meter: Meter::Messages, period: "2026-11".parse().unwrap(), quantity: 20, expires_at: at("2026-12-01T00:04:00Z") }
+    Event::Reserved {
+        meter: Meter::Messages,
+        period: "2026-11".parse().unwrap(),
+        quantity: 20,
+        expires_at: at("2026-12-01T00:04:00Z"),
+        time_zone: Tz::UTC,
+    }
 }
 
 fn given(events: Vec<Event>) -> cqrs_es::test::AggregateTestExecutor<Usage> {
@@ -106,7 +112,7 @@ fn when(now: &str, command: impl Into<Command>) -> Issued<Command> {
 #[test]
 fn a_reservation_is_committed_released_or_expires_once() {
     let (meter, period, reserved_) = (Meter::Messages, "2026-11".parse().unwrap(), 20);
-    let committed = |quantity| Event::Committed { meter, period, reserved: reserved_, quantity };
+    let committed = |quantity| Event::Committed { meter, period, reserved: reserved_, quantity, time_zone: Tz::UTC };
     let (released, expired) =
         (Event::Released { meter, period, reserved: reserved_ }, Event::Expired { meter, period, reserved: reserved_ });
     let (soon, late) = ("2026-12-01T00:03:59Z", "2026-12-01T00:04:00Z");
@@ -151,8 +157,8 @@ fn what_is_held_is_counted_until_it_is_used_or_not() {
     };
     let (meter, period) = (Meter::Messages, "2026-11".parse().unwrap());
     assert_eq!(counts(&[], reserved()), (20, 20));
-    assert_eq!(counts(&[reserved()], Event::Committed { meter, period, reserved: 20, quantity: 7 }), (-13, -20));
-    assert_eq!(counts(&[reserved()], Event::Committed { meter, period, reserved: 20, quantity: 20 }), (0, -20));
+    assert_eq!(counts(&[reserved()], Event::Committed { meter, period, reserved: 20, quantity: 7, time_zone: Tz::UTC }), (-13, -20));
+    assert_eq!(counts(&[reserved()], Event::Committed { meter, period, reserved: 20, quantity: 20, time_zone: Tz::UTC }), (0, -20));
     assert_eq!(counts(&[reserved()], Event::Released { meter, period, reserved: 20 }), (-20, -20));
     assert_eq!(counts(&[reserved()], Event::Expired { meter, period, reserved: 20 }), (-20, -20));
 }

@@ -1,5 +1,7 @@
 //! Given, when, then.
 
+mod held;
+
 use chrono::SubsecRound as _;
 use cqrs_es::Aggregate as _;
 use cqrs_es::test::{AggregateTestExecutor, TestFramework};
@@ -116,7 +118,7 @@ fn payment(id: &str, occurred_at: DateTime<Utc>) -> RecordPayment {
 }
 
 fn paid(id: &str, occurred_at: DateTime<Utc>) -> Event {
-    Event::PaymentSucceeded { provider_event_id: id.into(), occurred_at, amount: None, invoice: None, partial: false }
+    Event::PaymentSucceeded { provider_event_id: id.into(), occurred_at, amount: None, invoice: None, partial: false, overage: vec![] }
 }
 
 fn failed(id: &str, occurred_at: DateTime<Utc>) -> Event {
@@ -362,20 +364,22 @@ fn what_cannot_be_subscribed_to_is_refused() {
 }
 
 #[test]
-fn an_upgrade_takes_effect_in_the_same_append_as_its_entitlements_and_is_prorated_by_the_second() {
+fn a_change_is_prorated_by_the_second_and_what_it_gives_is_in_force_when_it_is_paid() {
     // At the beginning of the 16th of January 16 of 31 days are left.
     let proration = Some(Proration { credit: usd(1_497), charge: usd(5_110), seconds_left: 16 * DAY, seconds: 31 * DAY });
     let changed = Event::PlanChanged { from: "starter".into(), pinned: pinned("growth"), proration, period: None, over_limit: vec![] };
-    given(&[active()]).when(at(day(15), change("growth", When::Now))).then_expect_events(vec![changed.clone()]);
-    let effects = fold(&[active()]).effects(&changed);
+    let held = |events: &[Event]| Event::LimitsHeld { limits: fold(events).details().unwrap().in_force(), at: day(15) };
+    let waits = held(&[active()]);
+    given(&[active()]).when(at(day(15), change("growth", When::Now))).then_expect_events(vec![waits.clone(), changed.clone()]);
+    let effects = fold(&[active(), waits.clone(), changed.clone()]).effects(&Event::LimitsReleased);
     assert!(effects.contains(&Effect::Bound { counter: "users".into(), floor: None, ceiling: Some(25) }));
     let more = Event::QuantityChanged {
         from: 1,
         to: 3,
         proration: Some(Proration { credit: usd(1_497), charge: usd(4_490), seconds_left: 16 * DAY, seconds: 31 * DAY }),
     };
-    given(&[active()]).when(at(day(15), ChangeQuantity { quantity: 3 })).then_expect_events(vec![more.clone()]);
-    let effects = fold(&[active()]).effects(&more);
+    given(&[active()]).when(at(day(15), ChangeQuantity { quantity: 3 })).then_expect_events(vec![waits.clone(), more.clone()]);
+    let effects = fold(&[active(), waits, more]).effects(&Event::LimitsReleased);
     assert!(effects.contains(&Effect::Bound { counter: "users".into(), floor: None, ceiling: Some(15) }));
     // Another interval begins a period of its own, and is paid in full.
     let year = Period { start: day(15), end: day(15 + 365) };
@@ -402,7 +406,7 @@ fn a_first_period_of_a_calendar_is_shorter_and_costs_as_much_less() {
     // At the beginning of the 25th 7 of 31 days are left, of the 12 that were paid.
     let changed = fold(&begun).decide(at(day(24), change("growth", When::Now))).unwrap();
     let proration = Proration { credit: usd(655), charge: usd(2_235), seconds_left: 7 * DAY, seconds: 31 * DAY };
-    assert!(matches!(&changed[0], Event::PlanChanged { proration: Some(is), .. } if *is == proration), "{changed:?}");
+    assert!(matches!(changed.last(), Some(Event::PlanChanged { proration: Some(is), .. }) if *is == proration), "{changed:?}");
     let renewed = fold(&begun).decide(at(day(31), RenewPeriod {})).unwrap();
     assert_eq!(renewed, [Event::PeriodRenewed { period: Period { start: day(31), end: day(59) } }]);
 }
@@ -510,7 +514,7 @@ fn an_invoice_that_is_paid_counts_once_whatever_says_so_and_without_money_too() 
     let report = |id: &str, amount| Report {
         provider_event_id: Reference::parse(id).unwrap(),
         occurred_at: day(4).try_into().unwrap(),
-        fact: Fact::Paid { amount: Some(usd(amount)), invoice: Some(Reference::parse("in_1").unwrap()) },
+        fact: Fact::Paid { amount: Some(usd(amount)), invoice: Some(Reference::parse("in_1").unwrap()), items: None, overage: vec![] },
     };
     // A coupon, a balance, or paid out of band: the invoice is paid, and that is what counts.
     let events = fold(&bad).decide(at(day(4), report("e1", 0))).unwrap();
@@ -584,7 +588,7 @@ fn what_is_left_of_a_period_after_a_pause_is_priced_as_a_part_of_the_whole_one()
         let changed = fold(&events).decide(at(day(50), change("growth", When::Now))).unwrap();
         let share = |amount: i64| usd(amount).share(1, seconds_left, 28 * DAY);
         let expected = Proration { credit: share(2_900), charge: share(9_900), seconds_left, seconds: 28 * DAY };
-        assert!(matches!(&changed[0], Event::PlanChanged { proration: Some(is), .. } if *is == expected), "{changed:?}");
+        assert!(matches!(changed.last(), Some(Event::PlanChanged { proration: Some(is), .. }) if *is == expected), "{changed:?}");
     }
 }
 
@@ -602,12 +606,12 @@ fn a_dispute_that_is_lost_is_a_payment_that_is_missing() {
 #[test]
 fn a_proration_of_whole_days_from_before_is_read_as_one_of_seconds() {
     let upcast = Subscription::UPCASTERS.iter().find(|upcaster| upcaster.event == "subscription.plan_changed").unwrap().upcast;
-    let stored = include_str!("../../../tests/golden/subscription/plan_changed.v1.json");
+    let stored = include_str!("../../../../tests/golden/subscription/plan_changed.v1.json");
     let event: Event = serde_json::from_value(upcast(serde_json::from_str(stored).unwrap())).unwrap();
     assert!(
         matches!(event, Event::PlanChanged { proration: Some(Proration { seconds_left, seconds, .. }), .. } if (seconds_left, seconds) == (15 * DAY, 31 * DAY))
     );
-    let stored = include_str!("../../../tests/golden/subscription/quantity_changed.v1.json");
+    let stored = include_str!("../../../../tests/golden/subscription/quantity_changed.v1.json");
     assert!(serde_json::from_value::<Event>(upcast(serde_json::from_str(stored).unwrap())).is_ok());
 }
 
@@ -620,7 +624,7 @@ fn told() -> Vec<Report> {
     };
     vec![
         report(1, 1, Fact::MethodSet(Reference::parse("pm_1").unwrap())),
-        report(2, 2, Fact::Paid { amount: Some(usd(2_900)), invoice: None }),
+        report(2, 2, Fact::Paid { amount: Some(usd(2_900)), invoice: None, items: None, overage: vec![] }),
         report(3, 2, Fact::Stands(Standing::Active)),
         report(4, 200, Fact::NotPaid(Some(usd(2_900)))),
         report(5, 200, Fact::Stands(Standing::PastDue)),
@@ -629,7 +633,7 @@ fn told() -> Vec<Report> {
         report(8, 301, Fact::MethodSet(Reference::parse("pm_2").unwrap())),
         report(9, 340, Fact::Stands(Standing::Unpaid)),
         report(10, 341, Fact::NotPaid(None)),
-        report(11, 400, Fact::Paid { amount: Some(usd(2_900)), invoice: None }),
+        report(11, 400, Fact::Paid { amount: Some(usd(2_900)), invoice: None, items: None, overage: vec![] }),
         report(12, 400, Fact::Stands(Standing::Active)),
         report(13, 410, Fact::NotPaid(Some(usd(500)))),
         report(14, 411, Fact::Stands(Standing::PastDue)),
