@@ -1,11 +1,17 @@
-//! Telling a provider: the channel of the outbound runtime. What is told is made from the subscription as it is when it is told.
+//! Telling a provider: the channel of the outbound runtime. Each change of a subscription is told by itself.
 
 use std::sync::Arc;
 
+use chrono::{DateTime, SubsecRound as _, Utc};
 use commands::{CommandError, Executor, Request};
+use cqrs_es::Aggregate as _;
+use domain::billing::meter::Meter;
 use domain::billing::money::Money;
+use domain::billing::period::Month;
 use domain::billing::quota::{self, Quota};
-use domain::billing::subscription::{Command, LinkCustomer, LinkProvider, PauseReason, Status, Subscription};
+use domain::billing::subscription::{
+    Command, Details, Fact, LinkCustomer, LinkProvider, PauseReason, Report, Standing, Status, Subscription,
+};
 use domain::identity::tenant::Tenant;
 use domain::text::Reference;
 use domain::{Actor, StreamId, TenantId};
@@ -69,70 +75,42 @@ impl PaymentChannel {
     }
 
     async fn tell(&self, due: &Due) -> Result<(), Attempt> {
-        let failed = |why: &str| Attempt::Failed(why.to_owned());
-        let named = |name: &str| Reference::parse(name).map_err(|error| failed(&format!("a name of the provider's {error}")));
         let intent = Intent::ALL.into_iter().find(|intent| intent.as_str() == due.template);
         let intent = intent.ok_or_else(|| failed("what is to be told is not known to this version"))?;
         let stream = StreamId::new(TenantId(due.tenant_id), due.subject_id);
         let store = self.executor.store();
         let loaded = store.current::<Subscription>(stream).await.map_err(|_| failed("the subscription cannot be read"))?;
         let details = loaded.state.details().ok_or_else(|| failed("the subscription cannot be read"))?;
-        let (provider, key) = (self.provider.as_ref(), due.id.to_string());
-        let customer = details.customer.as_ref().map(|(_, customer)| customer.as_str());
-        let subscription = details.provider_subscription.as_deref();
-        let Some(customer) = customer else {
-            return match intent {
-                Intent::Customer if details.status.is_live() => {
-                    let name = self.name_of(stream.tenant).await?;
-                    let customer = provider.create_customer(&key, stream, name.as_deref()).await.map_err(told)?;
-                    self.note(due, stream, LinkCustomer { provider: named(provider.name())?, customer: named(&customer)? }).await?;
-                    self.reconsider(&customer).await
-                }
-                Intent::Customer => Err(Attempt::Dropped("the subscription is over".into())),
-                Intent::Overage if details.status.is_live() => Err(failed("the provider does not know yet who pays")),
-                // What is not there yet is made from the state as it is then.
-                Intent::Subscription | Intent::Update | Intent::Cancel | Intent::Rename | Intent::Forget | Intent::Overage => {
-                    Err(Attempt::Dropped("the provider does not know who pays yet".into()))
-                }
-            };
-        };
-        match intent {
-            Intent::Rename => {
-                let name = self.name_of(stream.tenant).await?;
-                return provider.rename_customer(customer, name.as_deref()).await.map_err(told);
-            }
-            Intent::Forget => return provider.forget_customer(customer).await.map_err(told),
-            Intent::Overage => {
-                // Invoices of a paused subscription are void, and none comes after its end.
-                let running = subscription.filter(|_| details.status.is_live() && details.status != Status::Paused);
-                return provider.collect(&key, &self.overage(due, customer, running).await?).await.map_err(told);
-            }
-            Intent::Customer | Intent::Subscription | Intent::Update | Intent::Cancel => {}
+        // One change after the other, each as it was: what two of them come to is not what the last one would come to alone.
+        let then = if intent == Intent::Update && details.status.is_live() { self.then(stream, due.position).await? } else { None };
+        let then = then.as_ref().and_then(Subscription::details);
+        let name = if matches!(intent, Intent::Customer | Intent::Rename) { self.name_of(stream.tenant).await? } else { None };
+        let overage = if intent == Intent::Overage { Some(self.overage(due).await?) } else { None };
+        let (key, now) = (due.id.to_string(), store.clock().now());
+        let telling = Telling { intent, key: &key, stream, details, then, name: name.as_deref(), overage, now };
+        let told = tell(self.provider.as_ref(), telling).await?;
+        if let Some(link) = told.link {
+            self.note(due, stream, link).await?;
         }
-        // Also what was begun before it was over, and is not known here.
-        if !details.status.is_live() {
-            return provider.cancel_subscription(customer).await.map_err(told);
+        match told.customer {
+            Some(customer) => self.reconsider(&customer).await,
+            None => Ok(()),
         }
-        match (intent, subscription) {
-            (Intent::Customer, _) => self.reconsider(customer).await,
-            (Intent::Subscription | Intent::Update, None) if details.payment_method.is_none() => {
-                Err(Attempt::Dropped("there is nothing to pay with yet".into()))
-            }
-            (Intent::Subscription | Intent::Update, None) if details.is_paused_for(PauseReason::Requested) => {
-                Err(Attempt::Dropped("it is paused".into()))
-            }
-            (Intent::Subscription | Intent::Update, None) => {
-                let new = NewSubscription { subscription: stream, details, customer, now: store.clock().now() };
-                let subscription = provider.create_subscription(&key, &new).await.map_err(told)?;
-                self.note(due, stream, LinkProvider { provider: named(provider.name())?, subscription: named(&subscription)? }).await?;
-                self.reconsider(customer).await
-            }
-            (Intent::Subscription | Intent::Update, Some(subscription)) => {
-                provider.update_subscription(details, subscription).await.map_err(told)?;
-                self.reconsider(customer).await
-            }
-            (Intent::Cancel | Intent::Rename | Intent::Forget | Intent::Overage, _) => Err(Attempt::Dropped("it goes on".into())),
+    }
+
+    /// The subscription as it was after an event; `None` if that was not one of its own.
+    async fn then(&self, stream: StreamId, position: i64) -> Result<Option<Subscription>, Attempt> {
+        let unreadable = || failed("the subscription cannot be read");
+        let store = self.executor.store();
+        let events = store.stream(Subscription::TYPE, &stream.to_string()).await.map_err(|_| unreadable())?;
+        // With what happened in the same moment: a plan that changes with the period does so after both of their events.
+        let Some(at) = events.iter().find(|event| event.position == position).map(|event| event.recorded_at) else { return Ok(None) };
+        let until: Vec<_> = events.iter().filter(|event| event.position <= position || event.recorded_at == at).collect();
+        let mut state = Subscription::default();
+        for event in store.typed::<Subscription>(&until).await.map_err(|_| unreadable())? {
+            state.apply(event.event);
         }
+        Ok(Some(state))
     }
 
     /// What the tenant is called, unless that was erased.
@@ -142,21 +120,21 @@ impl PaymentChannel {
         Ok(loaded.state.name().map(str::to_owned))
     }
 
-    /// What a closed month has come to.
-    async fn overage<'a>(&self, due: &Due, customer: &'a str, subscription: Option<&'a str>) -> Result<Charge<'a>, Attempt> {
-        let unreadable = || Attempt::Failed("the closed month cannot be read".into());
+    /// What a closed month has come to for the subscription.
+    async fn overage(&self, due: &Due) -> Result<Overage, Attempt> {
+        let unreadable = || failed("the closed month cannot be read");
         let store = self.executor.store();
         let event = store.at(due.position).await.map_err(|_| unreadable())?.ok_or_else(unreadable)?;
         match store.typed::<Quota>(&[&event]).await.map_err(|_| unreadable())?.pop().map(|event| event.event) {
             Some(quota::Event::PeriodClosed { meter, period, overage, amount: Some(amount), segments, .. }) => {
-                let own: Vec<_> = segments.iter().filter(|segment| segment.subscription == Some(due.subject_id)).collect();
-                let (mut overage, mut amount) = (overage, amount);
-                if let Some(currency) = own.iter().find_map(|segment| Some(segment.amount?.currency)) {
-                    overage = own.iter().map(|segment| segment.overage).sum();
-                    amount = Money::new(own.iter().filter_map(|segment| Some(segment.amount?.amount)).sum(), currency);
-                }
-                let description = format!("{overage} {meter} beyond the quota in {period}");
-                Ok(Charge { customer, subscription, amount, description, overage: Some((meter, period)) })
+                let own = || segments.iter().filter(|segment| segment.subscription == Some(due.subject_id));
+                let amounts = || own().filter_map(|segment| segment.amount);
+                // Months that were closed before segments were told were priced as a whole.
+                let Some(currency) = amounts().next().map(|amount| amount.currency) else {
+                    return Ok(Overage { meter, period, overage, amount });
+                };
+                let amount = Money::new(amounts().map(|amount| amount.amount).sum(), currency);
+                Ok(Overage { meter, period, overage: own().map(|segment| segment.overage).sum(), amount })
             }
             Some(_) | None => Err(unreadable()),
         }
@@ -168,8 +146,7 @@ impl PaymentChannel {
         reconsidered.map_err(|_| Attempt::Failed("what was heard before cannot be read".into()))
     }
 
-    async fn note(&self, due: &Due, stream: StreamId, link: impl Into<Command>) -> Result<(), Attempt> {
-        let link: Command = link.into();
+    async fn note(&self, due: &Due, stream: StreamId, link: Command) -> Result<(), Attempt> {
         let id = Uuid::new_v5(&due.id, b"linked");
         let request = Request::<Subscription>::new(stream, link, Actor::system("payments"), id);
         match self.executor.execute(request).await {
@@ -180,10 +157,137 @@ impl PaymentChannel {
     }
 }
 
+/// What a provider is told, and what of.
+pub struct Telling<'a> {
+    /// What.
+    pub intent: Intent,
+    /// The same at every attempt.
+    pub key: &'a str,
+    /// Of which subscription.
+    pub stream: StreamId,
+    /// As it is now.
+    pub details: &'a Details,
+    /// As it was after the change that is told.
+    pub then: Option<&'a Details>,
+    /// What the tenant is called, if that is told.
+    pub name: Option<&'a str>,
+    /// What a closed month has come to, if that is told.
+    pub overage: Option<Overage>,
+    /// Now.
+    pub now: DateTime<Utc>,
+}
+
+/// What a closed month has come to.
+#[derive(Clone, Copy)]
+pub struct Overage {
+    meter: Meter,
+    period: Month,
+    overage: i64,
+    amount: Money,
+}
+
+/// What follows from what was told.
+#[derive(Debug, Default)]
+pub struct Told {
+    /// What the provider has made is to be noted.
+    pub link: Option<Command>,
+    /// What was heard of this customer before they, or their subscription, were known is to be considered again.
+    pub customer: Option<String>,
+}
+
+/// Tells a provider. What is told of a change is made from the subscription as it was after that, everything else from what it is now; the last word told is its last state.
+pub async fn tell(provider: &dyn PaymentProvider, telling: Telling<'_>) -> Result<Told, Attempt> {
+    let Telling { intent, key, stream, details, then, name, overage, now } = telling;
+    let named = |name: &str| Reference::parse(name).map_err(|error| failed(&format!("a name of the provider's {error}")));
+    let dropped = |why: &str| Err(Attempt::Dropped(why.to_owned()));
+    let customer = details.customer.as_ref().map(|(_, customer)| customer.as_str());
+    let subscription = details.provider_subscription.as_deref();
+    let Some(customer) = customer else {
+        return match intent {
+            Intent::Customer if details.status.is_live() => {
+                let customer = provider.create_customer(key, stream, name).await.map_err(told)?;
+                let link = LinkCustomer { provider: named(provider.name())?, customer: named(&customer)? };
+                Ok(Told { link: Some(link.into()), customer: Some(customer) })
+            }
+            Intent::Customer => dropped("the subscription is over"),
+            Intent::Overage if details.status.is_live() => Err(failed("the provider does not know yet who pays")),
+            // What is not there yet is made from the state as it is then.
+            Intent::Subscription | Intent::Update | Intent::Cancel | Intent::Rename | Intent::Forget | Intent::Overage => {
+                dropped("the provider does not know who pays yet")
+            }
+        };
+    };
+    let considered = |link: Option<Command>| Ok(Told { link, customer: Some(customer.to_owned()) });
+    match intent {
+        Intent::Rename => {
+            provider.rename_customer(customer, name).await.map_err(told)?;
+            return Ok(Told::default());
+        }
+        Intent::Forget => {
+            provider.forget_customer(customer).await.map_err(told)?;
+            return Ok(Told::default());
+        }
+        Intent::Overage => {
+            let Some(Overage { meter, period, overage, amount }) = overage else { return Ok(Told::default()) };
+            // Invoices of a paused subscription are void, and none comes after its end.
+            let running = subscription.filter(|_| details.status.is_live() && details.status != Status::Paused);
+            let description = format!("{overage} {meter} beyond the quota in {period}");
+            let charge = Charge { customer, subscription: running, amount, description, overage: Some((meter, period)) };
+            provider.collect(key, &charge).await.map_err(told)?;
+            return Ok(Told::default());
+        }
+        Intent::Customer | Intent::Subscription | Intent::Update | Intent::Cancel => {}
+    }
+    // Also what was begun before it was over, and is not known here.
+    if !details.status.is_live() {
+        provider.cancel_subscription(customer).await.map_err(told)?;
+        return Ok(Told::default());
+    }
+    match (intent, subscription) {
+        (Intent::Customer, _) => considered(None),
+        (Intent::Subscription | Intent::Update, None) if details.payment_method.is_none() => dropped("there is nothing to pay with yet"),
+        (Intent::Subscription | Intent::Update, None) if details.is_paused_for(PauseReason::Requested) => dropped("it is paused"),
+        // A calendar's first period begins at the end of the trial, whenever that is; a provider would have to know it before.
+        (Intent::Subscription | Intent::Update, None) if details.status == Status::Trialing && details.follows_calendar() => {
+            dropped("it is made when the trial has ended")
+        }
+        (Intent::Subscription | Intent::Update, None) => {
+            let new = NewSubscription { subscription: stream, details, customer, now };
+            let subscription = match provider.create_subscription(key, &new).await {
+                // What runs already is not paid by that. Nobody will try again by themselves: what was never paid for gives nothing until it is.
+                Err(ProviderError::Declined(_)) if details.status == Status::Active => {
+                    let fact = if details.is_held() { Fact::NotPaid(None) } else { Fact::Stands(Standing::Unpaid) };
+                    return Ok(Told { link: Some(declined(key, fact, now)?), customer: None });
+                }
+                made => made.map_err(told)?,
+            };
+            let link = LinkProvider { provider: named(provider.name())?, subscription: named(&subscription)? };
+            considered(Some(link.into()))
+        }
+        (Intent::Subscription | Intent::Update, Some(subscription)) => {
+            let then = then.map(|then| details.as_then(then));
+            provider.update_subscription(then.as_ref().unwrap_or(details), subscription, now).await.map_err(told)?;
+            considered(None)
+        }
+        (Intent::Cancel | Intent::Rename | Intent::Forget | Intent::Overage, _) => dropped("it goes on"),
+    }
+}
+
+/// That what is paid with was declined, as a provider would tell it.
+fn declined(key: &str, fact: Fact, now: DateTime<Utc>) -> Result<Command, Attempt> {
+    let provider_event_id = Reference::parse(&format!("declined {key}")).map_err(|error| failed(&error.to_string()))?;
+    let occurred_at = now.trunc_subsecs(0).try_into().map_err(|_| failed("the clock is out of bounds"))?;
+    Ok(Report { provider_event_id, occurred_at, fact }.into())
+}
+
+fn failed(why: &str) -> Attempt {
+    Attempt::Failed(why.to_owned())
+}
+
 fn told(error: ProviderError) -> Attempt {
     match error {
         ProviderError::Later(why) => Attempt::Failed(why),
-        ProviderError::Never(why) => Attempt::Refused(why),
+        ProviderError::Never(why) | ProviderError::Declined(why) => Attempt::Refused(why),
     }
 }
 

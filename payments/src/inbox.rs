@@ -179,7 +179,9 @@ async fn named_before(store: &Store, provider: &str, message: &Message) -> Resul
 }
 
 /// Whether a message counts for a subscription: only what is about its own object at the provider does.
-enum Counts {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Counts {
+    /// It does.
     Yes,
     /// It is about another object.
     No(&'static str),
@@ -187,25 +189,31 @@ enum Counts {
     NotYet,
 }
 
-async fn counts(store: &Store, provider: &str, stream: StreamId, message: &Message) -> Result<Counts, CommandError> {
+/// Whether a message counts for a subscription that is linked with one at the provider, or is not yet. Of charges the invoice says more.
+pub fn counts(linked: Option<&str>, stream: StreamId, message: &Message) -> Counts {
     let of = match &message.object {
-        Object::Customer => return Ok(Counts::Yes),
-        Object::Invoice(None) => return Ok(Counts::No("the invoice is of no subscription")),
-        Object::Charge => {
-            let known = named_before(store, provider, message).await?;
-            return Ok(if known == Some(stream) { Counts::Yes } else { Counts::NotYet });
-        }
+        Object::Customer => return Counts::Yes,
+        Object::Invoice(None) => return Counts::No("the invoice is of no subscription"),
+        Object::Charge => return Counts::NotYet,
         Object::Subscription(of) | Object::Invoice(Some(of)) => of,
     };
-    let loaded = store.current::<Subscription>(stream).await?;
-    let linked = loaded.state.details().and_then(|details| details.provider_subscription.as_deref());
-    Ok(match linked {
+    match linked {
         Some(linked) if linked == of.as_str() => Counts::Yes,
         Some(_) => Counts::No("it is about another subscription of the customer"),
         // Made by us, and not noted yet.
         None if message.about == Some(stream) => Counts::Yes,
         None => Counts::NotYet,
-    })
+    }
+}
+
+async fn counts_for(store: &Store, provider: &str, stream: StreamId, message: &Message) -> Result<Counts, CommandError> {
+    if message.object == Object::Charge {
+        let known = named_before(store, provider, message).await?;
+        return Ok(if known == Some(stream) { Counts::Yes } else { Counts::NotYet });
+    }
+    let loaded = store.current::<Subscription>(stream).await?;
+    let linked = loaded.state.details().and_then(|details| details.provider_subscription.as_deref());
+    Ok(counts(linked, stream, message))
 }
 
 async fn apply(executor: &Executor, provider: &str, stream: Option<StreamId>, message: &Message) -> Result<Concluded, CommandError> {
@@ -213,7 +221,7 @@ async fn apply(executor: &Executor, provider: &str, stream: Option<StreamId>, me
     let Some(fact) = message.fact.clone() else { return kept("it has no meaning here") };
     let Some(stream) = stream else { return Ok((Outcome::Waiting, None)) };
     let store = executor.store();
-    match counts(store, provider, stream, message).await? {
+    match counts_for(store, provider, stream, message).await? {
         Counts::Yes => {}
         Counts::No(why) => return kept(why),
         Counts::NotYet => return Ok((Outcome::Waiting, None)),

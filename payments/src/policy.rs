@@ -19,7 +19,7 @@ use crate::channel::{Intent, KIND};
 use crate::provider::Provider;
 
 /// What a provider has to be told of an event, if anything.
-fn answer(event: &Event) -> Option<Intent> {
+pub fn answer(event: &Event) -> Option<Intent> {
     match event {
         Event::Started { .. } => Some(Intent::Customer),
         Event::CustomerLinked { .. } => Some(Intent::Subscription),

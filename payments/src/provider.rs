@@ -23,8 +23,8 @@ pub trait PaymentProvider: Send + Sync + 'static {
     /// Has the payments of a subscription collected, which has something to pay with, and answers what the provider calls its own subscription.
     fn create_subscription<'a>(&'a self, intent: &'a str, new: &'a NewSubscription<'a>) -> Answer<'a, String>;
 
-    /// Makes the provider's subscription what this one is now: plan, quantity, trial, payment method, pause, end.
-    fn update_subscription<'a>(&'a self, details: &'a Details, provider_subscription: &'a str) -> Answer<'a, ()>;
+    /// Makes the provider's subscription what this one is: plan, quantity, trial, payment method, pause, end.
+    fn update_subscription<'a>(&'a self, details: &'a Details, provider_subscription: &'a str, now: DateTime<Utc>) -> Answer<'a, ()>;
 
     /// Ends whatever the provider has of a customer's subscription, whether we know of it or not. One that has ended is no error.
     fn cancel_subscription<'a>(&'a self, customer: &'a str) -> Answer<'a, ()>;
@@ -93,6 +93,9 @@ pub enum ProviderError {
     /// It never will.
     #[error("{0}")]
     Never(String),
+    /// What is paid with was declined.
+    #[error("{0}")]
+    Declined(String),
 }
 
 /// What a provider tells.

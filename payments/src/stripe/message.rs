@@ -141,8 +141,10 @@ fn plan_of(product: &str) -> Option<(Uuid, u32)> {
 /// What an event means; `None`: nothing here.
 fn fact(kind: &str, object: &Value) -> Option<Fact> {
     match kind {
-        // A credit is an invoice below nothing: that it is settled says nothing about what is owed.
-        "invoice.paid" | "invoice.payment_succeeded" if object["total"].as_i64().is_some_and(|total| total < 0) => None,
+        // An invoice below nothing: that it is settled says nothing about what else is owed.
+        "invoice.paid" | "invoice.payment_succeeded" if object["total"].as_i64().is_some_and(|total| total < 0) => {
+            items(object).map(|(items, made)| Fact::Credited { items, made })
+        }
         // Both are told of an invoice that a payment settles; only `invoice.paid` of one that was paid out of band, or by the customer's balance.
         "invoice.paid" | "invoice.payment_succeeded" => Some(Fact::Paid {
             amount: money(&object["amount_paid"], &object["currency"]),

@@ -149,18 +149,23 @@ impl Stripe {
             // A first invoice that cannot be paid leaves nothing behind; another payment method makes it anew.
             field("payment_behavior", "error_if_incomplete"),
         ]);
-        if details.follows_calendar() {
+        if let Some(period) = details.period.filter(|period| period.end > now) {
+            // It runs already, since it cost nothing, or somebody else collected until now. What was not paid is charged from the period's beginning, or from its last change.
+            let unpaid = details.prorated_from.map_or(period.start, |from| from.max(period.start)).timestamp();
+            form.push(field("billing_cycle_anchor", period.end.timestamp()));
+            form.push(if details.is_paid(period) { field("proration_behavior", "none") } else { field("backdate_start_date", unpaid) });
+        } else if details.follows_calendar() {
             let start = details.trial.filter(|_| details.status == Status::Trialing).map_or(now, |trial| trial.ends_at);
             form.push(field("billing_cycle_anchor", details.first_period(start).end.timestamp()));
         }
-        form.extend(trial_end(details));
+        form.extend(trial_end(details, now));
         form.extend(details.payment_method.as_ref().map(|method| field("default_payment_method", method)));
         // Other parameters under the same key would be refused for a day, so what they are made from is part of the key.
         let made_from = digest(&form);
         id_of(&self.post("subscriptions", Some(&format!("{intent}:{made_from}")), &form).await?)
     }
 
-    async fn update(&self, details: &Details, id: &str) -> Result<(), Refused> {
+    async fn update(&self, details: &Details, id: &str, now: DateTime<Utc>) -> Result<(), Refused> {
         let path = format!("subscriptions/{id}");
         let there = send(self.request(Method::GET, &path)).await?;
         if there["status"] == "canceled" {
@@ -209,17 +214,22 @@ impl Stripe {
         form.push(if paused { field("pause_collection[behavior]", "void") } else { field("pause_collection", "") });
         // A trial that has ended here has ended there.
         let ended = there["status"] == "trialing" && !paused;
-        form.extend(trial_end(details).or_else(|| ended.then(|| field("trial_end", "now"))));
+        form.extend(trial_end(details, now).or_else(|| ended.then(|| field("trial_end", "now"))));
         form.extend(details.payment_method.as_ref().map(|method| field("default_payment_method", method)));
-        // What goes on after a pause is charged as of now, where the period is another one than Stripe has, or was never paid for. Once: then it is paused no more.
-        let anew = waits || begun > there["current_period_start"].as_i64();
+        // What goes on after a pause is charged as of now, where the period is another one than Stripe has, or was never paid for. Once: that it is being done, and was, is noted there.
+        let noted = |what: &str| there["metadata"][what].as_str().and_then(|noted| noted.parse().ok());
+        let anew = waits || begun > there["current_period_start"].as_i64().max(noted(PERIOD));
+        let resumes = there["pause_collection"].is_object() || begun.is_some() && begun == noted(RESUMES);
         let mut prorated = !same && !is_ahead;
-        if !paused && there["pause_collection"].is_object() && there["status"] == "active" && anew {
+        if !paused && resumes && there["status"] == "active" && anew {
             let ends = details.period.map(|period| period.end.timestamp());
             match details.charge().filter(|_| !waits && ends == there["current_period_end"].as_i64()) {
-                // Both periods end at the same time: what is left of it is charged with the next one. Before the pause ends there, since that is how it is seen that this is to be done.
+                // Both periods end at the same time: what is left of it is invoiced, at the present price so that no difference is left, and after the pause, in which invoices are void.
                 Some(rest) => {
-                    let (customer, from) = (reference(&there["customer"]), begun.unwrap_or_default());
+                    let from = begun.unwrap_or_default();
+                    let resumed = vec![field("pause_collection", ""), field(&format!("metadata[{RESUMES}]"), from)];
+                    self.post(&path, None, &resumed).await?;
+                    let customer = reference(&there["customer"]);
                     let charge = Charge {
                         customer: customer.as_deref().unwrap_or_default(),
                         subscription: Some(id),
@@ -228,12 +238,13 @@ impl Stripe {
                         overage: None,
                     };
                     self.invoice_item(&format!("{id}:resumed:{from}"), &charge).await?;
-                    // At the present price, so that no difference is left.
-                    form.push(field("proration_behavior", "none"));
-                    prorated = false;
+                    self.invoice_what_waits(charge.customer, id).await?;
+                    form.extend([field("proration_behavior", "none"), field(&format!("metadata[{PERIOD}]"), from)]);
                 }
-                None => form.push(field("billing_cycle_anchor", "now")),
+                // Of the period that was not paid nothing is given back.
+                None => form.extend([field("billing_cycle_anchor", "now"), field("proration_behavior", "none")]),
             }
+            prorated = false;
         }
         if prorated {
             // The difference is paid at once: a customer who leaves before the period's end would not pay it otherwise.
@@ -242,6 +253,16 @@ impl Stripe {
             let (start, end) = (there["current_period_start"].as_i64(), there["current_period_end"].as_i64());
             let from = details.prorated_from.map(|from| from.timestamp()).filter(|from| Some(*from) >= start && Some(*from) <= end);
             form.extend(from.map(|from| field("proration_date", from)));
+        }
+        if paused && !there["pause_collection"].is_object() {
+            let customer = reference(&there["customer"]);
+            self.invoice_what_waits(customer.as_deref().unwrap_or_default(), id).await?;
+        }
+        if paused && prorated {
+            // What the change is worth is invoiced before the pause, in which invoices are void.
+            let pause = form.iter().position(|(name, _)| name == "pause_collection[behavior]").map(|pause| form.remove(pause));
+            self.post(&path, None, &form).await?;
+            form = pause.into_iter().collect();
         }
         self.post(&path, None, &form).await?;
         if let Some((scheduled, _)) = &details.scheduled {
@@ -276,9 +297,28 @@ impl Stripe {
         }
     }
 
+    /// Invoices what waits for the next invoice of a subscription, of which there will be none, or a void one.
+    async fn invoice_what_waits(&self, customer: &str, subscription: &str) -> Result<(), Refused> {
+        let waiting = self.request(Method::GET, "invoiceitems").query(&[("customer", customer), ("pending", "true"), ("limit", "100")]);
+        let items = send(waiting).await?;
+        let mut own =
+            items["data"].as_array().into_iter().flatten().filter(|item| reference(&item["subscription"]).as_deref() == Some(subscription));
+        let Some(first) = own.next() else { return Ok(()) };
+        let first = id_of(first)?;
+        let form = vec![
+            field("customer", customer),
+            field("subscription", subscription),
+            field("auto_advance", true),
+            field("pending_invoice_items_behavior", "include"),
+        ];
+        self.post("invoices", Some(&format!("{subscription}:{first}")), &form).await.map(drop)
+    }
+
     async fn cancel(&self, customer: &str) -> Result<(), Refused> {
         for there in self.subscriptions_of(customer).await? {
-            let ended = send(self.request(Method::DELETE, &format!("subscriptions/{}", id_of(&there)?))).await;
+            let id = id_of(&there)?;
+            self.invoice_what_waits(customer, &id).await?;
+            let ended = send(self.request(Method::DELETE, &format!("subscriptions/{id}"))).await;
             if let Err(refused) = ended
                 && refused.status != Some(StatusCode::NOT_FOUND)
             {
@@ -298,6 +338,12 @@ fn unpayable(why: units::Unpayable) -> Refused {
     Refused { status: None, code: Some(why.to_string()), later: false }
 }
 
+/// What a subscription carries to say which period, begun in the middle of one of Stripe's, is charged: its beginning.
+const PERIOD: &str = "tenure_period";
+
+/// What it carries while that is being done.
+const RESUMES: &str = "tenure_resumes";
+
 /// What a schedule carries to say which change it is for.
 const CHANGE: &str = "tenure_change";
 
@@ -308,8 +354,9 @@ fn digest(form: &Form) -> String {
     hex::encode(&form.iter().fold(Sha256::new(), add).finalize()[..12])
 }
 
-fn trial_end(details: &Details) -> Option<(String, String)> {
-    let trial = details.trial.filter(|_| details.status == Status::Trialing)?;
+/// When a trial ends, while it lasts; one that ended before this is told is none.
+fn trial_end(details: &Details, now: DateTime<Utc>) -> Option<(String, String)> {
+    let trial = details.trial.filter(|trial| details.status == Status::Trialing && trial.ends_at > now)?;
     Some(field("trial_end", trial.ends_at.timestamp()))
 }
 
@@ -330,7 +377,11 @@ impl From<Refused> for ProviderError {
             (None, Some(why)) => why,
             (None, None) => "no answer from Stripe".to_owned(),
         };
-        if refused.later { Self::Later(what) } else { Self::Never(what) }
+        match refused.status {
+            _ if refused.later => Self::Later(what),
+            Some(StatusCode::PAYMENT_REQUIRED) => Self::Declined(what),
+            Some(_) | None => Self::Never(what),
+        }
     }
 }
 
@@ -383,8 +434,8 @@ impl PaymentProvider for Stripe {
         Box::pin(async move { Ok(self.subscribe(intent, new).await?) })
     }
 
-    fn update_subscription<'a>(&'a self, details: &'a Details, provider_subscription: &'a str) -> Answer<'a, ()> {
-        Box::pin(async move { Ok(self.update(details, provider_subscription).await?) })
+    fn update_subscription<'a>(&'a self, details: &'a Details, provider_subscription: &'a str, now: DateTime<Utc>) -> Answer<'a, ()> {
+        Box::pin(async move { Ok(self.update(details, provider_subscription, now).await?) })
     }
 
     fn cancel_subscription<'a>(&'a self, customer: &'a str) -> Answer<'a, ()> {

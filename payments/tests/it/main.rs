@@ -1,6 +1,8 @@
 //! Payment providers: over a server that speaks Stripe's REST API, and messages of the shapes that Stripe sends.
 #![expect(clippy::unwrap_used, reason = "tests may")]
 
+mod agreement;
+
 use std::sync::Arc;
 
 use axum::http::StatusCode;
@@ -9,7 +11,8 @@ use chrono::TimeDelta;
 use domain::billing::period::Billing;
 use domain::billing::subscription::{
     CancelScheduledChange, CancelSubscription, ChangePlan, ChangeQuantity, Details, EndTrialWithoutPayment, LinkProvider,
-    PauseSubscription, ResumeSubscription, StartSubscription, Status, Subscription, UncancelSubscription, When,
+    PauseSubscription, RecordPayment, RecordPaymentSucceeded, ResumeSubscription, StartSubscription, Status, Subscription,
+    UncancelSubscription, When,
 };
 use domain::text::PlanCode;
 use domain::{Clock as _, StreamId, TenantId};
@@ -598,10 +601,16 @@ async fn a_tenant_that_is_renamed_or_deleted_is_so_at_stripe() {
     assert!(shop.stripe.account().customers.is_empty());
 }
 
+/// All that is owed was paid.
+fn paid_by_hand(id: &str, at: chrono::DateTime<chrono::Utc>) -> RecordPayment {
+    RecordPayment { provider_event_id: domain::text::Reference::parse(id).unwrap(), occurred_at: at.try_into().unwrap(), amount: None }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_used_beyond_a_quota_is_an_item_of_the_next_invoice_once() {
     let shop = Shop::paying(Billing::Anniversary).await;
     shop.execute(ChangePlan { plan: PlanCode::parse("growth").unwrap(), when: When::Now }).await;
+    shop.execute(RecordPaymentSucceeded(paid_by_hand("by hand", shop.env.clock.now()))).await;
     shop.node.settled().await;
     let client = shop.client.naming(shop.tenant);
     let used = client.post("/v1/quota/usage/messages", json!({"id": "m1", "quantity": 10_400})).await;

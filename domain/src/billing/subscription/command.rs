@@ -143,6 +143,13 @@ pub enum Fact {
         /// What it has collected of overage.
         overage: Vec<CollectedOverage>,
     },
+    /// An invoice gives back more than it charges. What it charges is paid by that.
+    Credited {
+        /// What it charges.
+        items: Vec<PaidItem>,
+        /// When it was made.
+        made: Instant,
+    },
     /// Something could not be paid.
     NotPaid(Option<Money>),
     /// How its own subscription stands.
@@ -286,6 +293,8 @@ crate::errors! {
         NotDue: Conflict "subscription.not_due", "its time has not come";
         /// There is no paid period whose end could be waited for.
         NoPeriod: Conflict "subscription.no_period", "it is in no period that is paid for, whose end could be waited for";
+        /// The provider cannot begin a period in the middle of a calendar's.
+        IntervalWithPeriod: Conflict "subscription.interval_with_period", "with calendar billing the provider changes between months and years only when a period ends; let the change begin with the next period";
         /// A payment lies in the future.
         InTheFuture: Invalid "subscription.payment_in_the_future", "a payment cannot have happened later than 5 minutes from now";
         /// A payment in another currency.

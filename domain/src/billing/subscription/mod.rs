@@ -400,6 +400,18 @@ impl Details {
         Schedule::beginning(start, self.billing, self.time_zone).rest_from(start, self.pinned.terms.interval)
     }
 
+    /// As it was at an earlier time, for a provider that is told one change after the other: with what it is paid with, and what the provider calls it, now.
+    #[must_use]
+    pub fn as_then(&self, then: &Self) -> Self {
+        let Self { customer, provider_subscription, payment_method, .. } = self.clone();
+        Self { customer, provider_subscription, payment_method, ..then.clone() }
+    }
+
+    /// Whether something was paid since a period began.
+    pub fn is_paid(&self, period: Period) -> bool {
+        self.marks.payment.is_some_and(|at| at >= period.start)
+    }
+
     /// Whether its periods begin with the calendar's months.
     pub fn follows_calendar(&self) -> bool {
         self.billing == Billing::Calendar

@@ -242,6 +242,14 @@ impl Details {
         }
         match (when, self.period) {
             (When::Now, _) if pinned == self.pinned => Ok(self.unscheduled().into_iter().collect()),
+            // A provider's new period would begin at the change, and the calendar's does not end there.
+            (When::Now, _)
+                if self.follows_calendar()
+                    && self.provider_subscription.is_some()
+                    && pinned.terms.interval != self.pinned.terms.interval =>
+            {
+                Err(Error::IntervalWithPeriod)
+            }
             (When::Now, _) => {
                 fits(&pinned.terms.entitlements, self.quantity, &ctx.found)?;
                 let interval = pinned.terms.interval;
@@ -329,11 +337,19 @@ impl Details {
         after.held = None;
         let (before, then) = (self.in_force(), after.in_force());
         let gives_more = then.iter().any(|(meter, given)| before.get(meter).is_some_and(|was| was.and(*given) != *given));
-        // Of another period than the present one the whole is to be paid; and where a moment is left of it, the next one costs more.
-        let begins = self.period.is_some() && after.period != self.period;
-        let due = if begins { after.charge().map_or(0, |charge| charge.amount) } else { after.unpaid_changes };
-        let costs_more = after.unpaid_changes > 0 || after.rate() > self.rate();
-        if self.status != Status::Trialing && gives_more && costs_more && due.max(1) > ctx.found.unpaid_ceiling {
+        let proration = events.iter().find_map(|event| match event {
+            Event::PlanChanged { proration, .. } | Event::QuantityChanged { proration, .. } => *proration,
+            _ => None,
+        });
+        let dearer = after.rate() > self.rate();
+        let due = match proration {
+            // A moment before the next period nothing is left to pay of this one, and the next one costs more.
+            Some(it) if it.charge == it.credit && dearer => after.unpaid_changes.max(1),
+            Some(_) => after.unpaid_changes,
+            None if dearer => after.charge().map_or(0, |charge| charge.amount),
+            None => 0,
+        };
+        if self.status != Status::Trialing && gives_more && due > ctx.found.unpaid_ceiling {
             events.insert(0, Event::LimitsHeld { limits: before, at: ctx.now });
         } else if self.held.is_some() && !events.is_empty() {
             events.push(Event::LimitsReleased);
@@ -377,6 +393,10 @@ impl Details {
                     Event::PaymentMethodRemoved { reference, occurred_at, in_use: marks.method().cloned() }
                 }));
             }
+            Fact::Credited { items, made } => {
+                let paid = self.pays_changes(Some(&(items.clone(), *made)), None, false, now);
+                return Ok(changed(paid, || Event::LimitsReleased));
+            }
             Fact::Paid { amount, .. } => (HeardKind::Paid, *amount),
             Fact::NotPaid(amount) => (HeardKind::NotPaid, *amount),
             Fact::Stands(standing) => (HeardKind::Stands(*standing), None),
@@ -409,7 +429,7 @@ impl Details {
             Fact::Refunded(amount) => Event::PaymentRefunded { provider_event_id, occurred_at, amount },
             Fact::Disputed(amount) => Event::PaymentDisputed { provider_event_id, occurred_at, amount },
             Fact::DisputeClosed { amount, lost } => Event::DisputeClosed { provider_event_id, occurred_at, amount, lost },
-            Fact::MethodSet(_) | Fact::MethodRemoved(_) => return Ok(vec![]),
+            Fact::MethodSet(_) | Fact::MethodRemoved(_) | Fact::Credited { .. } => return Ok(vec![]),
         };
         let released = pays_changes.then_some(Event::LimitsReleased);
         Ok(self.settled([event].into_iter().chain(released).collect(), now, begins))
@@ -480,7 +500,7 @@ impl Details {
     fn settles(&self, now: DateTime<Utc>, begins: Option<DateTime<Utc>>) -> Option<Event> {
         let standing = self.marks.standing();
         let activated = || {
-            let period = self.period_now(begins.filter(|_| self.schedule.is_none()).unwrap_or(now));
+            let period = self.period_now(begins.unwrap_or(now));
             Event::Activated { period: (self.period != Some(period)).then_some(period) }
         };
         match (self.status, standing) {

@@ -1,6 +1,8 @@
 //! A server that speaks the part of Stripe's REST API that Tenure uses: the shapes are those of Stripe's published fixtures (github.com/stripe/openapi), the behaviour that of
 //! its documentation, idempotency keys and refusals included. It remembers what it was asked.
 
+pub mod billing;
+
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -19,16 +21,16 @@ pub const KEY: &str = "sk_test_tenure";
 /// What its messages are signed with.
 pub const SECRET: &str = "whsec_tenure";
 
-const CUSTOMER: &str = include_str!("../stripe/customer.json");
-const PRODUCT: &str = include_str!("../stripe/product.json");
-const SUBSCRIPTION: &str = include_str!("../stripe/subscription.json");
-const SETUP_INTENT: &str = include_str!("../stripe/setup_intent.json");
-const EXISTS: &str = include_str!("../stripe/error_resource_already_exists.json");
-const REUSED: &str = include_str!("../stripe/error_idempotency.json");
-const MISSING: &str = include_str!("../stripe/error_404.json");
+const CUSTOMER: &str = include_str!("../../stripe/customer.json");
+const PRODUCT: &str = include_str!("../../stripe/product.json");
+const SUBSCRIPTION: &str = include_str!("../../stripe/subscription.json");
+const SETUP_INTENT: &str = include_str!("../../stripe/setup_intent.json");
+const EXISTS: &str = include_str!("../../stripe/error_resource_already_exists.json");
+const REUSED: &str = include_str!("../../stripe/error_idempotency.json");
+const MISSING: &str = include_str!("../../stripe/error_404.json");
 const DECLINED: &str = r#"{"error": {"type": "card_error", "code": "card_declined", "decline_code": "generic_decline", "message": "Your card was declined."}}"#;
-const NO_KEY: &str = include_str!("../stripe/error_401.json");
-const TOO_MANY: &str = include_str!("../stripe/error_429.json");
+const NO_KEY: &str = include_str!("../../stripe/error_401.json");
+const TOO_MANY: &str = include_str!("../../stripe/error_429.json");
 
 /// The fields of a form.
 pub type Fields = BTreeMap<String, String>;
@@ -63,6 +65,8 @@ pub struct Account {
     pub faults: VecDeque<Fault>,
     /// Whether charges are declined.
     pub declines: bool,
+    /// What it charges, once it has a clock.
+    pub billing: Option<billing::Billing>,
     /// The requests whose answers are all lost: `POST /v1/subscriptions`.
     pub losing: Option<&'static str>,
     keys: HashMap<String, (Fields, Value)>,
@@ -97,7 +101,7 @@ impl Stripe {
             .route("/v1/subscriptions", get(list_subscriptions).post(create_subscription))
             .route("/v1/subscriptions/{id}", get(get_subscription).post(update_subscription).delete(cancel_subscription))
             .route("/v1/invoices/{id}/pay", post(pay_invoice))
-            .route("/v1/invoiceitems", post(create_invoice_item))
+            .route("/v1/invoiceitems", get(list_invoice_items).post(create_invoice_item))
             .route("/v1/invoices", post(create_invoice))
             .route("/v1/subscription_schedules", post(create_schedule))
             .route("/v1/subscription_schedules/{id}", get(get_schedule).post(update_schedule))
@@ -198,13 +202,24 @@ async fn delete_customer(State(stripe): State<Stripe>, Path(id): Path<String>, h
 async fn create_invoice_item(State(stripe): State<Stripe>, headers: HeaderMap, Form(fields): Form<Fields>) -> Response {
     stripe.answer("POST /v1/invoiceitems", &headers, &fields, |account| {
         account.invoice_items.push(fields.clone());
-        Ok(json!({"id": fresh("ii"), "object": "invoiceitem"}))
+        let id = fresh("ii");
+        account.add_item(&id, &fields);
+        Ok(json!({"id": id, "object": "invoiceitem"}))
+    })
+}
+
+async fn list_invoice_items(State(stripe): State<Stripe>, headers: HeaderMap, Query(fields): Query<Fields>) -> Response {
+    stripe.answer("GET /v1/invoiceitems", &headers, &fields, |account| {
+        let of = |item: &&Fields| item.get("customer") == fields.get("customer");
+        let data: Vec<Value> = account.pending_items().iter().filter(of).map(|item| json!(item)).collect();
+        Ok(json!({"object": "list", "url": "/v1/invoiceitems", "has_more": false, "data": data}))
     })
 }
 
 async fn create_invoice(State(stripe): State<Stripe>, headers: HeaderMap, Form(fields): Form<Fields>) -> Response {
     stripe.answer("POST /v1/invoices", &headers, &fields, |account| {
         account.invoices.push(fields.clone());
+        account.invoice_items_of(fields.get("subscription").map(String::as_str));
         Ok(json!({"id": fresh("in"), "object": "invoice"}))
     })
 }
@@ -247,6 +262,7 @@ async fn update_schedule(State(stripe): State<Stripe>, Path(id): Path<String>, h
             "product": fields["phases[1][items][0][price_data][product]"],
             "unit_amount": fields["phases[1][items][0][price_data][unit_amount]"].parse::<i64>().expect("a number"),
             "quantity": fields["phases[1][items][0][quantity]"].parse::<i64>().expect("a number"),
+            "interval": fields["phases[1][items][0][price_data][recurring][interval]"],
         });
         Ok(schedule.clone())
     })
@@ -269,6 +285,7 @@ impl Account {
             let next = self.schedules[&schedule]["next"].clone();
             let item = &mut there["items"]["data"][0];
             (item["price"]["product"], item["price"]["unit_amount"]) = (next["product"].clone(), next["unit_amount"].clone());
+            item["price"]["recurring"]["interval"] = next["interval"].clone();
             item["quantity"] = next["quantity"].clone();
         }
         let item = &there["items"]["data"][0];
@@ -290,7 +307,7 @@ async fn create_product(State(stripe): State<Stripe>, headers: HeaderMap, Form(f
 
 async fn list_subscriptions(State(stripe): State<Stripe>, headers: HeaderMap, Query(fields): Query<Fields>) -> Response {
     stripe.answer("GET /v1/subscriptions", &headers, &fields, |account| {
-        let of = |subscription: &&Value| subscription["customer"] == json!(fields["customer"]);
+        let of = |subscription: &&Value| subscription["customer"] == json!(fields["customer"]) && subscription["status"] != "canceled";
         let data: Vec<&Value> = account.subscriptions.values().filter(of).take(1).collect();
         Ok(json!({"object": "list", "url": "/v1/subscriptions", "has_more": false, "data": data}))
     })
@@ -308,6 +325,7 @@ fn change(subscription: &mut Value, fields: &Fields) {
         item["price"]["product"] = json!(product);
         item["price"]["unit_amount"] =
             json!(field("items[0][price_data][unit_amount]").expect("a price").parse::<i64>().expect("a number"));
+        item["price"]["recurring"]["interval"] = json!(field("items[0][price_data][recurring][interval]").expect("an interval"));
         match items.iter_mut().find(|item| given.as_ref().is_some_and(|id| item["id"] == json!(id))) {
             Some(there) => *there = item,
             None => items.push(item),
@@ -319,6 +337,9 @@ fn change(subscription: &mut Value, fields: &Fields) {
             (subscription["trial_end"], subscription["status"]) = (json!(end.parse::<i64>().expect("seconds")), json!("trialing"));
         }
         None => {}
+    }
+    if let (Value::Object(metadata), Some(there)) = (nested(fields, "metadata"), subscription["metadata"].as_object_mut()) {
+        there.extend(metadata);
     }
     if let Some(method) = field("default_payment_method") {
         subscription["default_payment_method"] = json!(method);
@@ -348,8 +369,9 @@ async fn create_subscription(State(stripe): State<Stripe>, headers: HeaderMap, F
         // The fixture's item is the one that is asked for.
         let own = subscription["items"]["data"][0]["id"].as_str().expect("an item").to_owned();
         change(&mut subscription, &fields.iter().map(|(n, v)| (n.clone(), v.clone())).chain([("items[0][id]".to_owned(), own)]).collect());
-        account.subscriptions.insert(id, subscription.clone());
-        Ok(subscription)
+        account.subscriptions.insert(id.clone(), subscription);
+        account.begin(&id, &fields);
+        Ok(account.subscriptions[&id].clone())
     })
 }
 
@@ -367,8 +389,10 @@ async fn update_subscription(
 ) -> Response {
     stripe.answer("POST /v1/subscriptions/{id}", &headers, &fields, |account| {
         let subscription = account.subscriptions.get_mut(&id).ok_or_else(|| refuse(StatusCode::NOT_FOUND, MISSING))?;
+        let before = subscription.clone();
         change(subscription, &fields);
-        Ok(subscription.clone())
+        account.changed(&id, &before, &fields);
+        Ok(account.subscriptions[&id].clone())
     })
 }
 
@@ -377,7 +401,8 @@ async fn cancel_subscription(State(stripe): State<Stripe>, Path(id): Path<String
         let live = account.subscriptions.get_mut(&id).filter(|subscription| subscription["status"] != "canceled");
         let subscription = live.ok_or_else(|| refuse(StatusCode::NOT_FOUND, MISSING))?;
         subscription["status"] = json!("canceled");
-        Ok(subscription.clone())
+        account.ended(&id);
+        Ok(account.subscriptions[&id].clone())
     })
 }
 
@@ -385,6 +410,10 @@ async fn pay_invoice(State(stripe): State<Stripe>, Path(id): Path<String>, heade
     stripe.answer("POST /v1/invoices/{id}/pay", &headers, &Fields::new(), |account| {
         if account.declines {
             return Err(refuse(StatusCode::PAYMENT_REQUIRED, DECLINED));
+        }
+        if account.billing.is_some() {
+            account.pay(&id);
+            return Ok(json!({"id": id, "object": "invoice", "status": "paid"}));
         }
         let of = |subscription: &&mut Value| subscription["latest_invoice"] == json!(id);
         let subscription = account.subscriptions.values_mut().find(of).ok_or_else(|| refuse(StatusCode::NOT_FOUND, MISSING))?;
