@@ -120,6 +120,7 @@ async fn start(site: &Site, database: &str, key: &TokenKey, pem: &str) -> anyhow
         .env("TENURE_BUS_PREFIX", database.replace('_', ""))
         .env("TENURE_STORE_MASTER_KEY", &site.master_key)
         .env("TENURE_API_TOKEN_KEY", pem)
+        .env("TENURE_BILLING_WITHOUT_PLAN", "unlimited")
         .env("TENURE_LOG", "warn")
         .stdin(Stdio::null())
         .kill_on_drop(true)

@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use bus::Bus;
 use chrono::{DateTime, TimeZone as _, Utc};
 use domain::ManualClock;
+use domain::billing::meter::WithoutPlan;
 use sqlx::PgPool;
 use store::{Config, Database, MasterKey, Store};
 use tokio::task::JoinHandle;
@@ -50,6 +51,8 @@ pub struct Env {
     pub clock: ManualClock,
     /// Wraps the keys of data subjects.
     pub master_key: MasterKey,
+    /// What a tenant may use before its first subscription.
+    pub without_plan: WithoutPlan,
 }
 
 impl Env {
@@ -77,7 +80,7 @@ impl Env {
 
     /// How it is opened.
     pub fn store_config(&self) -> Config {
-        Config::new(self.master_key.clone(), Arc::new(self.clock.clone()))
+        Config { ceilings: self.without_plan.ceilings(), ..Config::new(self.master_key.clone(), Arc::new(self.clock.clone())) }
     }
 }
 

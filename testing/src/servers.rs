@@ -6,6 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use domain::billing::meter::WithoutPlan;
 use servers::{DataDir, Nats, Postgres, Remembered};
 use sqlx::{Connection as _, Executor as _, PgConnection};
 use store::{Database, MasterKey};
@@ -150,6 +151,7 @@ impl Shared {
             prefix: name,
             clock: domain::ManualClock::new(start_of_time()),
             master_key: MasterKey::from_hex(&MasterKey::generate()).expect("a key"),
+            without_plan: WithoutPlan::unlimited(),
         }
     }
 }

@@ -349,7 +349,9 @@ async fn billing(calls: &mut Calls, env: &Env, node: &Node, platform: &Client, n
     // The example's id is that of the payment that failed.
     let paid = json!({"provider_event_id": "evt_paid", "occurred_at": env.clock.now()});
     calls.one(&payer, "record_payment_succeeded", &started, Some(paid)).await;
-    calls.all(node, &payer, &started, &["list_subscriptions get_subscription list_subscription_timeline list_entitlements"]).await;
+    calls
+        .all(node, &payer, &started, &["list_subscriptions get_subscription list_subscription_timeline list_payments list_entitlements"])
+        .await;
     let reference = |text: &str| domain::text::Reference::parse(text).unwrap();
     let customer = domain::billing::subscription::LinkCustomer { provider: reference("stripe"), customer: reference("cus_1") };
     let stream = domain::StreamId::new(billed, started.parse().unwrap());

@@ -327,3 +327,87 @@ async fn a_phone_number_belongs_to_one_outlet_of_all_tenants_at_a_time() {
     assert_eq!(shop.admin.get(&outlet).await.status, StatusCode::NOT_FOUND);
     shop.node.verified().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tenant_without_a_plan_may_use_what_the_platform_gives_and_nothing_that_costs_money() {
+    let mut env = Env::new().await;
+    env.without_plan = domain::billing::meter::WithoutPlan::default();
+    let node = Node::start(&env).await;
+    node.ship_plans().await;
+    let platform = Client::new(&env, &node);
+    let tenant = platform.provision("acme").await;
+    let admin = platform.acting(tenant, Role::OrgAdmin);
+    let refused = |answer: &Answer, limit: i64| {
+        assert_eq!((answer.status, answer.field("code")), (StatusCode::FORBIDDEN, "quota.exceeded"), "{}", answer.text);
+        assert_eq!(answer.json["limit"], json!(limit));
+    };
+    refused(&admin.post("/v1/quota/usage/messages", json!({"id": "a", "quantity": 1})).await, 0);
+    refused(&admin.post("/v1/quota/reservations", json!({"meter": "api_calls", "quantity": 1})).await, 0);
+    refused(&admin.post("/v1/quota/usage/storage", json!({"id": "a", "quantity": 1})).await, 0);
+    let device = admin.post("/v1/devices", json!({"serial": "S1", "model": "m"})).await;
+    refused(&admin.post(&format!("/v1/devices/{}/accept", device.field("id")), json!({})).await, 0);
+    let outlet = |n: usize| json!({"name": format!("Outlet {n}"), "phone": format!("+431234{n:05}")});
+    assert_eq!(admin.post("/v1/outlets", outlet(1)).await.status, StatusCode::CREATED);
+    refused(&admin.post("/v1/outlets", outlet(2)).await, 1);
+    let user = |n: usize| json!({"email": format!("u{n}@example.com"), "name": "U", "role": "user"});
+    let users = join_all((0..12).map(|n| admin.post("/v1/users", user(n)))).await;
+    assert_eq!(users.iter().filter(|answer| answer.status.is_success()).count(), 10);
+    // What is refused is what is shown.
+    let shown = |rows: &Value, field: &str| {
+        let row = |row: &Value| (row["meter"].as_str().unwrap().to_owned(), row[field].as_i64());
+        rows.as_array().unwrap().iter().map(row).collect::<std::collections::BTreeMap<_, _>>()
+    };
+    let limits = [("api_calls", 0), ("devices", 0), ("messages", 0), ("outlets", 1), ("storage", 0), ("users", 10)];
+    let limits: std::collections::BTreeMap<_, _> = limits.map(|(meter, limit)| (meter.to_owned(), Some(limit))).into();
+    assert_eq!(shown(&admin.get("/v1/entitlements").await.json["data"], "effective_limit"), limits);
+    assert_eq!(shown(&admin.get("/v1/quota/status").await.json["meters"], "limit"), limits);
+    // The platform may set something else, and a subscription brings its own.
+    let given = platform.post(&format!("/v1/tenants/{tenant}/override-limit"), json!({"meter": "api_calls", "limit": 5})).await;
+    assert_eq!(given.status, StatusCode::OK, "{}", given.text);
+    assert!(admin.post("/v1/quota/usage/api_calls", json!({"id": "b", "quantity": 5})).await.status.is_success());
+    let started = platform.post_for(tenant, "/v1/subscriptions", json!({"plan": "growth"})).await;
+    assert_eq!(started.status, StatusCode::CREATED, "{}", started.text);
+    assert!(admin.post("/v1/quota/usage/messages", json!({"id": "c", "quantity": 100})).await.status.is_success());
+    node.verified().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_days_of_a_month_come_to_what_the_month_does_in_the_tenants_time_zone() {
+    const MESSAGES: &str = "/v1/quota/usage/messages";
+    let shop = Shop::new().await;
+    let zone = domain::json::JsonObject::try_from(json!({"time_zone": "Pacific/Auckland"})).unwrap();
+    shop.node.execute(shop.tenant, domain::identity::tenant::UpdateSettings(zone)).await.unwrap();
+    let until = |time: &str| shop.env.clock.advance(time.parse::<DateTime<Utc>>().unwrap() - shop.env.clock.now());
+    // Tokens end before that.
+    let admin = || shop.platform.acting(shop.tenant, Role::OrgAdmin);
+    // The last minute of January there, and the first of February; a reservation of January that is committed in February; and what is told too late.
+    until("2026-01-31T10:59:00Z");
+    assert!(admin().post(MESSAGES, json!({"id": "a", "quantity": 3})).await.status.is_success());
+    let held = admin().post("/v1/quota/reservations", json!({"meter": "messages", "quantity": 5})).await;
+    until("2026-01-31T11:01:00Z");
+    assert!(admin().post(MESSAGES, json!({"id": "b", "quantity": 7})).await.status.is_success());
+    let commit = format!("/v1/quota/reservations/{}/commit", held.field("id"));
+    assert!(admin().post(&commit, json!({})).await.status.is_success());
+    until("2026-02-05T00:00:00Z");
+    let late = admin().post(MESSAGES, json!({"id": "c", "quantity": 11, "at": "2026-01-20T00:00:00Z"})).await;
+    assert!(late.status.is_success(), "{}", late.text);
+    let after = shop.node.store.head().await.unwrap().position;
+    let days = admin().get(&format!("/v1/quota/usage/daily?meter=messages&after={after}")).await;
+    let mut days: Vec<(String, i64)> = days.json["data"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|day| (day["day"].as_str().unwrap().to_owned(), day["used"].as_i64().unwrap()))
+        .collect();
+    days.sort();
+    assert_eq!(days, [("2026-01-31".to_owned(), 8), ("2026-02-01".to_owned(), 7), ("2026-02-05".to_owned(), 11)]);
+    let months = admin().get(&format!("/v1/quota/usage/history?meter=messages&after={after}")).await;
+    let mut months: Vec<(String, i64)> = months.json["data"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|row| (row["period"].as_str().unwrap().to_owned(), row["used"].as_i64().unwrap()))
+        .collect();
+    months.sort();
+    assert_eq!(months, [("2026-01".to_owned(), 8), ("2026-02".to_owned(), 18)]);
+}

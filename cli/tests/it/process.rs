@@ -43,6 +43,8 @@ pub fn tenure(dir: &Path, environment: &[(&str, String)], arguments: &[&str]) ->
     for variable in ["DATABASE_URL", "DATABASE_OWNER_URL", "NATS_URL"] {
         command.env_remove(variable);
     }
+    // Most tests are about tenants that need no plan.
+    command.env("TENURE_BILLING_WITHOUT_PLAN", "unlimited");
     command.arg("--data-dir").arg(dir).args(arguments).envs(environment.iter().map(|(name, value)| (*name, value.as_str())));
     command.stdin(Stdio::null()).kill_on_drop(true);
     command

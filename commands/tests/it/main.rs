@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "tests may")]
 
 mod execute;
+mod overage;
 mod policies;
 mod quotas;
 mod timers;

@@ -165,6 +165,11 @@ impl Schedule {
         Self { anchor, zone }
     }
 
+    /// The beginning of a period from which all others are counted.
+    pub fn anchor(&self) -> DateTime<Utc> {
+        self.anchor
+    }
+
     /// The beginning that is so many months after the anchor.
     fn boundary(&self, months: u32) -> DateTime<Utc> {
         let local = self.anchor.with_timezone(&self.zone).naive_local();

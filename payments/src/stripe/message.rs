@@ -105,10 +105,16 @@ fn items(invoice: &Value) -> Option<(Vec<PaidItem>, Instant)> {
     let made = time(&invoice["created"])?;
     let item = |line: &Value| {
         // What is given back of an earlier plan is below zero. Newer versions of Stripe's interface tell the product with the pricing.
-        line["amount"].as_i64().filter(|amount| *amount > 0)?;
+        let costs = line["amount"].as_i64().filter(|amount| *amount >= 0)? > 0;
         let products = [&line["pricing"]["price_details"]["product"], &line["price"]["product"], &line["plan"]["product"]];
         let (plan, version) = products.into_iter().find_map(reference).and_then(|product| plan_of(product.as_str()))?;
-        Some(PaidItem { plan, version, quantity: u32::try_from(line["quantity"].as_u64()?).ok()?, from: time(&line["period"]["start"]) })
+        Some(PaidItem {
+            plan,
+            version,
+            quantity: u32::try_from(line["quantity"].as_u64()?).ok()?,
+            from: time(&line["period"]["start"]),
+            costs,
+        })
     };
     Some((lines.iter().filter_map(item).collect(), made))
 }

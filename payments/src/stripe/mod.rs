@@ -5,7 +5,7 @@ pub mod units;
 
 use std::time::Duration;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, Datelike as _, Timelike as _, Utc};
 use domain::StreamId;
 use domain::billing::money::Money;
 use domain::billing::period::Interval;
@@ -149,14 +149,13 @@ impl Stripe {
             // A first invoice that cannot be paid leaves nothing behind; another payment method makes it anew.
             field("payment_behavior", "error_if_incomplete"),
         ]);
-        if let Some(period) = details.period.filter(|period| period.end > now) {
+        if let Some((period, anchor)) = details.period_at(now).filter(|_| details.status != Status::Trialing) {
+            form.extend(boundaries(period.end, anchor, details.pinned.terms.interval));
             // It runs already, since it cost nothing, or somebody else collected until now. What was not paid is charged from the period's beginning, or from its last change.
-            let unpaid = details.prorated_from.map_or(period.start, |from| from.max(period.start)).timestamp();
-            form.push(field("billing_cycle_anchor", period.end.timestamp()));
-            form.push(if details.is_paid(period) { field("proration_behavior", "none") } else { field("backdate_start_date", unpaid) });
-        } else if details.follows_calendar() {
-            let start = details.trial.filter(|_| details.status == Status::Trialing).map_or(now, |trial| trial.ends_at);
-            form.push(field("billing_cycle_anchor", details.first_period(start).end.timestamp()));
+            if details.period == Some(period) {
+                let unpaid = details.prorated_from.map_or(period.start, |from| from.max(period.start)).timestamp();
+                form.push(if details.is_paid(period) { field("proration_behavior", "none") } else { field("backdate_start_date", unpaid) });
+            }
         }
         form.extend(trial_end(details, now));
         form.extend(details.payment_method.as_ref().map(|method| field("default_payment_method", method)));
@@ -352,6 +351,18 @@ fn digest(form: &Form) -> String {
     let add =
         |hash: Sha256, (name, value): &(String, String)| hash.chain_update(name).chain_update([0]).chain_update(value).chain_update([0]);
     hex::encode(&form.iter().fold(Sha256::new(), add).finalize()[..12])
+}
+
+/// Where a subscription's periods end. Stripe counts months from the day of the first end: from a 28th of February on always the 28th, unless it is told the day that was meant.
+fn boundaries(end: DateTime<Utc>, anchor: DateTime<Utc>, interval: Interval) -> Form {
+    if anchor.day() <= 28 {
+        return vec![field("billing_cycle_anchor", end.timestamp())];
+    }
+    let part = |name: &str, value: u32| field(&format!("billing_cycle_anchor_config[{name}]"), value);
+    let mut form =
+        vec![part("day_of_month", anchor.day()), part("hour", end.hour()), part("minute", end.minute()), part("second", end.second())];
+    form.extend((interval == Interval::Year).then(|| part("month", end.month())));
+    form
 }
 
 /// When a trial ends, while it lasts; one that ended before this is told is none.

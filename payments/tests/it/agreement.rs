@@ -538,7 +538,10 @@ impl World {
             18 if self.dice.one_in(3) => {
                 if self.execute(EndTrialWithoutPayment {}, platform).is_some_and(|events| !events.is_empty()) {
                     let asked = self.details().payment_method.is_some();
-                    self.model.standing = if asked { Standing::Paused } else { Standing::Waits };
+                    match self.model.price() {
+                        0 => self.model.begin(now),
+                        _ => self.model.standing = if asked { Standing::Paused } else { Standing::Waits },
+                    }
                 }
             }
             19 => {

@@ -694,3 +694,54 @@ async fn after_a_pause_both_calendars_are_one_and_the_rest_of_the_period_is_char
     assert!(account.asked.iter().all(|(_, fields)| fields.get("billing_cycle_anchor").is_none_or(|anchor| anchor != "now")));
     assert!(account.subscriptions.values().all(|theirs| theirs["pause_collection"].is_null()));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_an_upgrade_gives_is_in_force_when_its_invoice_is_paid_and_what_was_collected_is_listed() {
+    let shop = Shop::paying(Billing::Anniversary).await;
+    let client = shop.client.naming(shop.tenant);
+    shop.tells(PAID, "evt_first", 0).await;
+    shop.execute(ChangePlan { plan: PlanCode::parse("growth").unwrap(), when: When::Now }).await;
+    shop.told().await;
+    let limit = || async {
+        let after = shop.node.store.head().await.unwrap().position;
+        let rows = client.get(&format!("/v1/entitlements?after={after}")).await;
+        let row = rows.json["data"].as_array().unwrap().iter().find(|row| row["meter"] == "messages").unwrap().clone();
+        (row["effective_limit"].as_i64(), row["held_limit"].as_i64())
+    };
+    assert_eq!(limit().await, (Some(1_050), Some(1_050)));
+    let use_more = |id: &str| client.post("/v1/quota/usage/messages", json!({"id": id, "quantity": 2_000}));
+    assert_eq!(use_more("a").await.field("code"), "quota.exceeded");
+    // An invoice of something else says nothing of the upgrade; the one over growth does, and collects the overage of a month with it.
+    shop.tells(PAID, "evt_other", 1).await;
+    assert_eq!(use_more("b").await.field("code"), "quota.exceeded");
+    let pinned = shop.details().await.pinned;
+    let product = format!("tenure_{}_v{}", pinned.plan.simple(), pinned.version);
+    let mut paid = shop.message(PAID, "evt_growth", 2).await;
+    let invoice = &mut paid["data"]["object"];
+    invoice["created"] = json!(shop.env.clock.now().timestamp());
+    let mut line = invoice["lines"]["data"][0].clone();
+    line["price"]["product"] = json!(product);
+    let mut overage = line.clone();
+    (overage["amount"], overage["price"], overage["plan"]) = (json!(600), Value::Null, Value::Null);
+    overage["metadata"] = json!({"tenure_overage": "messages:2025-12"});
+    invoice["lines"]["data"] = json!([line, overage]);
+    assert_eq!(shop.send(&paid).await.field("outcome"), "applied");
+    assert_eq!(limit().await, (Some(10_500), None));
+    assert!(use_more("c").await.status.is_success());
+    let after = shop.node.store.head().await.unwrap().position;
+    let listed = client.get(&format!("/v1/billing/payments?kind=paid&subscription_id={}&after={after}", shop.subscription.id)).await;
+    let newest = &listed.json["data"][0];
+    let collected = json!([{"meter": "messages", "period": "2025-12", "amount": {"amount": 600, "currency": "USD"}}]);
+    assert_eq!((&newest["invoice"], &newest["overage"]), (&json!("in_evt_growth"), &collected), "{}", listed.text);
+    assert_eq!(listed.json["data"].as_array().unwrap().len(), 3);
+    // The invoice of the present quantity in the shape of newer versions of Stripe's interface.
+    shop.execute(ChangeQuantity { quantity: 3 }).await;
+    assert_eq!(limit().await.0, Some(10_500));
+    let mut paid = shop.message(PAID_BASIL, "evt_three", 3).await;
+    let invoice = &mut paid["data"]["object"];
+    invoice["created"] = json!(shop.env.clock.now().timestamp());
+    let line = &mut invoice["lines"]["data"][0];
+    (line["pricing"]["price_details"]["product"], line["quantity"]) = (json!(product), json!(3));
+    assert_eq!(shop.send(&paid).await.field("outcome"), "applied");
+    assert_eq!(limit().await, (Some(31_500), None));
+}

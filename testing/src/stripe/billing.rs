@@ -4,7 +4,7 @@
 
 use std::collections::VecDeque;
 
-use chrono::{DateTime, Months, Utc};
+use chrono::{DateTime, Datelike as _, Months, Timelike as _, Utc};
 use serde_json::{Value, json};
 
 use super::{Account, Fields, fresh};
@@ -97,6 +97,17 @@ fn boundary(anchor: i64, months: i64) -> i64 {
     let (count, anchor) = (Months::new(u32::try_from(months.unsigned_abs()).expect("few")), time(anchor));
     let moved = if months < 0 { anchor.checked_sub_months(count) } else { anchor.checked_add_months(count) };
     moved.expect("a time").timestamp()
+}
+
+/// The anchor of a day of the month, before a time.
+fn configured(now: i64, fields: &Fields) -> Option<i64> {
+    let part = |name: &str| fields.get(&format!("billing_cycle_anchor_config[{name}]")).map(|part| part.parse::<u32>().expect("a number"));
+    let day = part("day_of_month")?;
+    let of = |date: DateTime<Utc>| {
+        let date = date.with_day(1)?.with_month(part("month").unwrap_or(date.month()))?.with_day(day)?;
+        date.with_hour(part("hour")?)?.with_minute(part("minute")?)?.with_second(part("second")?)
+    };
+    (0..60).filter_map(|months| of(time(now) - Months::new(months))).find(|date| date.timestamp() <= now).map(|date| date.timestamp())
 }
 
 /// The whole period of a schedule in which a time lies.
@@ -280,7 +291,7 @@ impl Account {
         let now = self.bill().now;
         let trial_end = self.there(id)["trial_end"].as_i64().filter(|_| fields.contains_key("trial_end"));
         let anchor = fields.get("billing_cycle_anchor").map(|anchor| anchor.parse().expect("seconds"));
-        let anchor = anchor.unwrap_or(trial_end.unwrap_or(now));
+        let anchor = anchor.or_else(|| configured(now, fields)).unwrap_or(trial_end.unwrap_or(now));
         let there = self.there(id);
         there["status"] = json!(if trial_end.is_some() { "trialing" } else { "active" });
         there["trial_end"] = json!(trial_end);
@@ -294,7 +305,10 @@ impl Account {
                 self.invoice(id, vec![free]);
             }
             // Nothing is charged before the anchor.
-            None if fields.get("proration_behavior").map(String::as_str) == Some("none") => self.enter(id, (now, anchor)),
+            None if fields.get("proration_behavior").map(String::as_str) == Some("none") => {
+                let months = terms(self.there(id)).months;
+                self.enter(id, (now, period_of(anchor, months, now).1));
+            }
             None => self.start_at(id, fields.get("backdate_start_date").map_or(now, |start| start.parse().expect("seconds"))),
         }
     }

@@ -6,6 +6,7 @@ mod load;
 use std::time::{Duration, Instant};
 
 use chaos::{Chaos, Fault, any};
+use domain::billing::meter::WithoutPlan;
 use domain::{Clock as _, ManualClock, StreamId, SubjectId, SystemClock};
 use projections::ReadModel as _;
 use reqwest::StatusCode;
@@ -99,6 +100,7 @@ async fn an_older_version_and_a_newer_one_work_side_by_side_on_the_newer_schema(
         prefix: "tenure".into(),
         clock: ManualClock::new(SystemClock.now()),
         master_key: MasterKey::from_hex(&"5".repeat(64)).unwrap(),
+        without_plan: WithoutPlan::unlimited(),
     };
     sqlx::query("insert into _sqlx_migrations select 99990101000000, 'later', installed_on, success, checksum, execution_time from _sqlx_migrations limit 1")
         .execute(&chaos.owner)

@@ -182,6 +182,8 @@ pub struct PaidItem {
     pub quantity: u32,
     /// from this time on, if that is said.
     pub from: Option<Instant>,
+    /// Whether that costs something.
+    pub costs: bool,
 }
 
 /// Notes who pays at a provider; sent by the policy that made them known there.

@@ -395,9 +395,11 @@ impl Details {
         self.status == Status::Paused && matches!(self.stopped, Some((Some(why), _)) if why == reason)
     }
 
-    /// Where its first period ends that begins at `start`.
-    pub fn first_period(&self, start: DateTime<Utc>) -> Period {
-        Schedule::beginning(start, self.billing, self.time_zone).rest_from(start, self.pinned.terms.interval)
+    /// The period in which it goes on at a time, and the beginning of a period from which its boundaries are counted; `None` where both begin at that time.
+    pub fn period_at(&self, now: DateTime<Utc>) -> Option<(Period, DateTime<Utc>)> {
+        let begins = || (self.billing == Billing::Calendar).then(|| Schedule::beginning(now, self.billing, self.time_zone));
+        let schedule = self.schedule.or_else(begins)?;
+        Some((self.period_now(now), schedule.anchor()))
     }
 
     /// As it was at an earlier time, for a provider that is told one change after the other: with what it is paid with, and what the provider calls it, now.

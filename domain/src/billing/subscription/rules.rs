@@ -134,6 +134,8 @@ impl Details {
             },
             Command::ConvertTrial(_) if status == Status::Trialing => self.end_trial(&ctx).map(settled),
             Command::ConvertTrial(_) | Command::Resume(_) if status == Status::Active => Ok(vec![]),
+            // Where there is nothing to pay it goes on.
+            Command::EndTrialWithoutPayment(_) if status == Status::Trialing && self.pinned.is_free() => self.end_trial(&ctx).map(settled),
             Command::EndTrialWithoutPayment(_) if status == Status::Trialing => {
                 // Who could pay is not charged for what they were not to get.
                 let reason = if self.payment_method.is_some() { PauseReason::Requested } else { PauseReason::NoPaymentMethod };
@@ -364,7 +366,7 @@ impl Details {
     }
 
     /// The period in which it goes on now: the one that it was in while that lasts, otherwise what is left of the one that would have come.
-    fn period_now(&self, now: DateTime<Utc>) -> Period {
+    pub(super) fn period_now(&self, now: DateTime<Utc>) -> Period {
         match (self.period, self.schedule) {
             (Some(period), _) if now < period.end => period,
             (_, Some(schedule)) => schedule.rest_from(now, self.pinned.terms.interval),
@@ -443,7 +445,7 @@ impl Details {
         match items {
             Some((items, made)) => {
                 let is_ours = |item: &PaidItem| {
-                    (item.plan, item.version) == (self.pinned.plan, self.pinned.version) && item.quantity == self.quantity
+                    item.costs && (item.plan, item.version, item.quantity) == (self.pinned.plan, self.pinned.version, self.quantity)
                 };
                 made.time() + AHEAD >= since && items.iter().any(is_ours)
             }

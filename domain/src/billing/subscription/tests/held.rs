@@ -15,7 +15,8 @@ fn then(events: &[Event], issued: Issued<Command>) -> Vec<Event> {
 }
 
 fn invoice(now: DateTime<Utc>, id: &str, made: DateTime<Utc>, items: &[(&str, u32)]) -> Issued<Command> {
-    let item = |(plan, quantity): &(&str, u32)| PaidItem { plan: pinned(plan).plan, version: 1, quantity: *quantity, from: None };
+    let item =
+        |(plan, quantity): &(&str, u32)| PaidItem { plan: pinned(plan).plan, version: 1, quantity: *quantity, from: None, costs: true };
     let items = Some((items.iter().map(item).collect(), made.try_into().unwrap()));
     let fact = Fact::Paid { amount: Some(usd(1)), invoice: Some(Reference::parse(id).unwrap()), items, overage: vec![] };
     at(now, Report { provider_event_id: Reference::parse(&format!("evt_{id}")).unwrap(), occurred_at: now.try_into().unwrap(), fact })
