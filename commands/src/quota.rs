@@ -45,7 +45,7 @@ pub(crate) async fn segments(store: &Store, tenant: TenantId, meter: Meter, mont
     let mut segments = in_force(store, tenant, meter, period).await?;
     // Where nothing has changed the month's counter says how much was used.
     if segments.len() > 1 {
-        count_uses(store, tenant, (meter, month), period.start, &mut segments).await?;
+        count_uses(store, tenant, (meter, month), period, &mut segments).await?;
     }
     Ok(segments)
 }
@@ -59,19 +59,20 @@ async fn in_force(store: &Store, tenant: TenantId, meter: Meter, period: Period)
     let tenants = store.typed::<Tenant>(&of(Tenant::TYPE)).await?;
     let mut overrides: Vec<(DateTime<Utc>, Option<i64>)> = Vec::new();
     for event in tenants {
+        let (at, event) = (event.recorded_at, event.event);
+        let (limit, until) = if let T::LimitOverridden { meter: of, limit, until } = event
+            && of == meter
+        {
+            (Some(limit), until)
+        } else if matches!(event, T::LimitOverrideCleared { meter: of } if of == meter) {
+            (None, None)
+        } else {
+            continue;
+        };
         // What was to end by a time has ended then, whether or not its timer had fired.
-        match event.event {
-            T::LimitOverridden { meter: of, limit, until } if of == meter => {
-                overrides.retain(|(at, _)| *at <= event.recorded_at);
-                overrides.push((event.recorded_at, Some(limit)));
-                overrides.extend(until.map(|until| (until, None)));
-            }
-            T::LimitOverrideCleared { meter: of } if of == meter => {
-                overrides.retain(|(at, _)| *at <= event.recorded_at);
-                overrides.push((event.recorded_at, None));
-            }
-            event => drop(event),
-        }
+        overrides.retain(|(before, _)| *before <= at);
+        overrides.push((at, limit));
+        overrides.extend(until.map(|until| (until, None)));
     }
     let mut given: Vec<(DateTime<Utc>, Option<Included>)> = Vec::new();
     let mut states: BTreeMap<Uuid, Subscription> = BTreeMap::new();
@@ -112,6 +113,8 @@ async fn in_force(store: &Store, tenant: TenantId, meter: Meter, period: Period)
     Ok(segments)
 }
 
+/// How far time zones are apart at most.
+const ZONES: TimeDelta = TimeDelta::hours(26);
 /// How many events of a tenant are read at a time.
 const PAGE: i64 = 1_000;
 
@@ -120,7 +123,7 @@ async fn count_uses(
     store: &Store,
     tenant: TenantId,
     which: (Meter, Month),
-    start: DateTime<Utc>,
+    period: Period,
     segments: &mut [Segment],
 ) -> Result<(), CommandError> {
     let mut count = |at: DateTime<Utc>, used: i64| {
@@ -129,8 +132,10 @@ async fn count_uses(
             segment.used += used;
         }
     };
-    let filter = Filter { tenant: Some(tenant.0), kind: Some(Usage::TYPE.to_owned()), ..Filter::default() };
-    let mut position = store.position_before(start - usage::AHEAD).await.map_err(LoadError::from)?;
+    // The month may have begun by the clock of another time zone.
+    let (since, until) = (period.start - ZONES, period.end + usage::CLOSING + ZONES);
+    let filter = Filter { tenant: Some(tenant.0), kind: Some(Usage::TYPE.to_owned()), until: Some(until), ..Filter::default() };
+    let mut position = store.position_before(since).await.map_err(LoadError::from)?;
     loop {
         let page = store.list(position, PAGE, &filter).await.map_err(LoadError::from)?;
         let Some(last) = page.last() else { return Ok(()) };

@@ -10,7 +10,8 @@ use domain::billing::money::Money;
 use domain::billing::period::Month;
 use domain::billing::quota::{self, Quota};
 use domain::billing::subscription::{
-    Command, Details, Fact, LinkCustomer, LinkProvider, PauseReason, Report, Standing, Status, Subscription,
+    self, CancelSubscription, Command, Details, Fact, LinkCustomer, LinkProvider, PauseReason, Report, Standing, Status, Subscription,
+    TakeBackChange, When,
 };
 use domain::identity::tenant::Tenant;
 use domain::text::Reference;
@@ -103,6 +104,12 @@ impl PaymentChannel {
         let unreadable = || failed("the subscription cannot be read");
         let store = self.executor.store();
         let events = store.stream(Subscription::TYPE, &stream.to_string()).await.map_err(|_| unreadable())?;
+        // What was made by the provider was made from what it had become by then.
+        let made = store.typed::<Subscription>(&events.iter().collect::<Vec<_>>()).await.map_err(|_| unreadable())?;
+        let made = made.iter().rev().find(|event| matches!(event.event, subscription::Event::ProviderLinked { .. }));
+        if made.is_some_and(|made| position < made.position) {
+            return Ok(None);
+        }
         // With what happened in the same moment: a plan that changes with the period does so after both of their events.
         let Some(at) = events.iter().find(|event| event.position == position).map(|event| event.recorded_at) else { return Ok(None) };
         let until: Vec<_> = events.iter().filter(|event| event.position <= position || event.recorded_at == at).collect();
@@ -131,10 +138,10 @@ impl PaymentChannel {
                 let amounts = || own().filter_map(|segment| segment.amount);
                 // Months that were closed before segments were told were priced as a whole.
                 let Some(currency) = amounts().next().map(|amount| amount.currency) else {
-                    return Ok(Overage { meter, period, overage, amount });
+                    return Ok(Overage { meter, period, units: overage, amount });
                 };
                 let amount = Money::new(amounts().map(|amount| amount.amount).sum(), currency);
-                Ok(Overage { meter, period, overage: own().map(|segment| segment.overage).sum(), amount })
+                Ok(Overage { meter, period, units: own().map(|segment| segment.overage).sum(), amount })
             }
             Some(_) | None => Err(unreadable()),
         }
@@ -182,7 +189,7 @@ pub struct Telling<'a> {
 pub struct Overage {
     meter: Meter,
     period: Month,
-    overage: i64,
+    units: i64,
     amount: Money,
 }
 
@@ -228,11 +235,18 @@ pub async fn tell(provider: &dyn PaymentProvider, telling: Telling<'_>) -> Resul
             return Ok(Told::default());
         }
         Intent::Overage => {
-            let Some(Overage { meter, period, overage, amount }) = overage else { return Ok(Told::default()) };
+            let Some(Overage { meter, period, units, amount }) = overage else { return Ok(Told::default()) };
             // Invoices of a paused subscription are void, and none comes after its end.
             let running = subscription.filter(|_| details.status.is_live() && details.status != Status::Paused);
-            let description = format!("{overage} {meter} beyond the quota in {period}");
-            let charge = Charge { customer, subscription: running, amount, description, overage: Some((meter, period)) };
+            let description = format!("{units} {meter} beyond the quota in {period}");
+            let charge = Charge {
+                customer,
+                subscription: running,
+                amount,
+                description,
+                overage: Some((meter, period)),
+                method: details.payment_method.as_deref(),
+            };
             provider.collect(key, &charge).await.map_err(told)?;
             return Ok(Told::default());
         }
@@ -255,9 +269,15 @@ pub async fn tell(provider: &dyn PaymentProvider, telling: Telling<'_>) -> Resul
             let new = NewSubscription { subscription: stream, details, customer, now };
             let subscription = match provider.create_subscription(key, &new).await {
                 // What runs already is not paid by that. Nobody will try again by themselves: what was never paid for gives nothing until it is.
-                Err(ProviderError::Declined(_)) if details.status == Status::Active => {
-                    let fact = if details.is_held() { Fact::NotPaid(None) } else { Fact::Stands(Standing::Unpaid) };
-                    return Ok(Told { link: Some(declined(key, fact, now)?), customer: None });
+                Err(ProviderError::Declined(_)) if matches!(details.status, Status::Active | Status::CancelScheduled) => {
+                    let link = if details.could_go_back() {
+                        TakeBackChange {}.into()
+                    } else if details.status == Status::Active {
+                        unpaid(key, now)?
+                    } else {
+                        CancelSubscription { when: When::Now }.into()
+                    };
+                    return Ok(Told { link: Some(link), customer: None });
                 }
                 made => made.map_err(told)?,
             };
@@ -266,18 +286,25 @@ pub async fn tell(provider: &dyn PaymentProvider, telling: Telling<'_>) -> Resul
         }
         (Intent::Subscription | Intent::Update, Some(subscription)) => {
             let then = then.map(|then| details.as_then(then));
-            provider.update_subscription(then.as_ref().unwrap_or(details), subscription, now).await.map_err(told)?;
+            let then = then.as_ref().unwrap_or(details);
+            match provider.update_subscription(then, subscription, now).await {
+                // The provider has left it as it was.
+                Err(ProviderError::Declined(_)) if then.is_held() => {
+                    return Ok(Told { link: Some(TakeBackChange {}.into()), customer: None });
+                }
+                updated => updated.map_err(told)?,
+            }
             considered(None)
         }
         (Intent::Cancel | Intent::Rename | Intent::Forget | Intent::Overage, _) => dropped("it goes on"),
     }
 }
 
-/// That what is paid with was declined, as a provider would tell it.
-fn declined(key: &str, fact: Fact, now: DateTime<Utc>) -> Result<Command, Attempt> {
+/// That nothing was paid and nobody tries again, as a provider would tell it.
+fn unpaid(key: &str, now: DateTime<Utc>) -> Result<Command, Attempt> {
     let provider_event_id = Reference::parse(&format!("declined {key}")).map_err(|error| failed(&error.to_string()))?;
     let occurred_at = now.trunc_subsecs(0).try_into().map_err(|_| failed("the clock is out of bounds"))?;
-    Ok(Report { provider_event_id, occurred_at, fact }.into())
+    Ok(Report { provider_event_id, occurred_at, fact: Fact::Stands(Standing::Unpaid) }.into())
 }
 
 fn failed(why: &str) -> Attempt {

@@ -31,6 +31,7 @@ pub fn answer(event: &Event) -> Option<Intent> {
         | Event::PlanChangeScheduled { .. }
         | Event::ScheduledChangeCancelled
         | Event::QuantityChanged { .. }
+        | Event::ChangeDeclined { .. }
         | Event::CancelScheduled { .. }
         | Event::Uncancelled
         | Event::Activated { .. }
@@ -46,7 +47,7 @@ pub fn answer(event: &Event) -> Option<Intent> {
         | Event::PaymentDisputed { .. }
         | Event::DisputeClosed { .. }
         | Event::LimitsHeld { .. }
-        | Event::LimitsReleased
+        | Event::LimitsReleased { .. }
         | Event::BecamePastDue
         | Event::MarkedUnpaid { .. }
         | Event::PaymentMethodRemoved { .. } => None,

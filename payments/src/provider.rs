@@ -76,6 +76,8 @@ pub struct Charge<'a> {
     pub description: String,
     /// The meter and the month of which it is the overage, if it is that.
     pub overage: Option<(Meter, Month)>,
+    /// What it is paid with, where that is not the subscription's.
+    pub method: Option<&'a str>,
 }
 
 /// What a provider answers.

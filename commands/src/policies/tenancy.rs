@@ -39,7 +39,8 @@ fn becomes(event: &subscription::Event) -> Option<Status> {
         | E::TrialEnding { .. }
         | E::PlanChanged { .. }
         | E::LimitsHeld { .. }
-        | E::LimitsReleased
+        | E::LimitsReleased { .. }
+        | E::ChangeDeclined { .. }
         | E::PlanChangeScheduled { .. }
         | E::ScheduledChangeCancelled
         | E::QuantityChanged { .. }

@@ -108,13 +108,11 @@ fn items(invoice: &Value) -> Option<(Vec<PaidItem>, Instant)> {
         let costs = line["amount"].as_i64().filter(|amount| *amount >= 0)? > 0;
         let products = [&line["pricing"]["price_details"]["product"], &line["price"]["product"], &line["plan"]["product"]];
         let (plan, version) = products.into_iter().find_map(reference).and_then(|product| plan_of(product.as_str()))?;
-        Some(PaidItem {
-            plan,
-            version,
-            quantity: u32::try_from(line["quantity"].as_u64()?).ok()?,
-            from: time(&line["period"]["start"]),
-            costs,
-        })
+        // What was made once, when the subscription was made in the middle of a period, is for all of it.
+        let of_item = &line["parent"]["invoice_item_details"];
+        let once = line["price"]["type"] == "one_time" || of_item.is_object() && of_item["proration"] != true;
+        let quantity = if once { None } else { Some(u32::try_from(line["quantity"].as_u64()?).ok()?) };
+        Some(PaidItem { plan, version, quantity, from: time(&line["period"]["start"]), costs })
     };
     Some((lines.iter().filter_map(item).collect(), made))
 }
@@ -147,10 +145,8 @@ fn plan_of(product: &str) -> Option<(Uuid, u32)> {
 /// What an event means; `None`: nothing here.
 fn fact(kind: &str, object: &Value) -> Option<Fact> {
     match kind {
-        // An invoice below nothing: that it is settled says nothing about what else is owed.
-        "invoice.paid" | "invoice.payment_succeeded" if object["total"].as_i64().is_some_and(|total| total < 0) => {
-            items(object).map(|(items, made)| Fact::Credited { items, made })
-        }
+        // An invoice below nothing: that it is settled says nothing about what is owed.
+        "invoice.paid" | "invoice.payment_succeeded" if object["total"].as_i64().is_some_and(|total| total < 0) => None,
         // Both are told of an invoice that a payment settles; only `invoice.paid` of one that was paid out of band, or by the customer's balance.
         "invoice.paid" | "invoice.payment_succeeded" => Some(Fact::Paid {
             amount: money(&object["amount_paid"], &object["currency"]),

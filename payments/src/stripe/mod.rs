@@ -151,10 +151,10 @@ impl Stripe {
         ]);
         if let Some((period, anchor)) = details.period_at(now).filter(|_| details.status != Status::Trialing) {
             form.extend(boundaries(period.end, anchor, details.pinned.terms.interval));
-            // It runs already, since it cost nothing, or somebody else collected until now. What was not paid is charged from the period's beginning, or from its last change.
+            // It runs already, since it cost nothing, or somebody else collected until now: what was not paid is charged at once, and nothing else before the next period.
             if details.period == Some(period) {
-                let unpaid = details.prorated_from.map_or(period.start, |from| from.max(period.start)).timestamp();
-                form.push(if details.is_paid(period) { field("proration_behavior", "none") } else { field("backdate_start_date", unpaid) });
+                form.push(field("proration_behavior", "none"));
+                form.extend(self.unpaid(details).await?);
             }
         }
         form.extend(trial_end(details, now));
@@ -162,6 +162,22 @@ impl Stripe {
         // Other parameters under the same key would be refused for a day, so what they are made from is part of the key.
         let made_from = digest(&form);
         id_of(&self.post("subscriptions", Some(&format!("{intent}:{made_from}")), &form).await?)
+    }
+
+    /// What was not paid so far, as an item of the first invoice.
+    async fn unpaid(&self, details: &Details) -> Result<Form, Refused> {
+        let unpaid = details.unpaid();
+        let written = units::nearest(unpaid).map_err(unpayable)?;
+        if written == 0 {
+            return Ok(vec![]);
+        }
+        let of = |name: &str| format!("add_invoice_items[0]{name}");
+        Ok(vec![
+            field(&of("[price_data][currency]"), unpaid.currency.code().to_ascii_lowercase()),
+            field(&of("[price_data][product]"), self.product(&details.pinned).await?),
+            field(&of("[price_data][unit_amount]"), written),
+            field(&of("[quantity]"), 1),
+        ])
     }
 
     async fn update(&self, details: &Details, id: &str, now: DateTime<Utc>) -> Result<(), Refused> {
@@ -213,7 +229,8 @@ impl Stripe {
         form.push(if paused { field("pause_collection[behavior]", "void") } else { field("pause_collection", "") });
         // A trial that has ended here has ended there.
         let ended = there["status"] == "trialing" && !paused;
-        form.extend(trial_end(details, now).or_else(|| ended.then(|| field("trial_end", "now"))));
+        let trial = trial_end(details, now).filter(|_| there["status"] == "trialing");
+        form.extend(trial.or_else(|| ended.then(|| field("trial_end", "now"))));
         form.extend(details.payment_method.as_ref().map(|method| field("default_payment_method", method)));
         // What goes on after a pause is charged as of now, where the period is another one than Stripe has, or was never paid for. Once: that it is being done, and was, is noted there.
         let noted = |what: &str| there["metadata"][what].as_str().and_then(|noted| noted.parse().ok());
@@ -222,12 +239,14 @@ impl Stripe {
         let mut prorated = !same && !is_ahead;
         if !paused && resumes && there["status"] == "active" && anew {
             let ends = details.period.map(|period| period.end.timestamp());
-            match details.charge().filter(|_| !waits && ends == there["current_period_end"].as_i64()) {
+            // Stripe's clock was a little later than ours when a trial was ended early.
+            let same_end = ends.zip(there["current_period_end"].as_i64()).is_some_and(|(here, there)| (here - there).abs() <= CLOCKS);
+            match details.charge().filter(|_| !waits && same_end) {
                 // Both periods end at the same time: what is left of it is invoiced, at the present price so that no difference is left, and after the pause, in which invoices are void.
                 Some(rest) => {
                     let from = begun.unwrap_or_default();
-                    let resumed = vec![field("pause_collection", ""), field(&format!("metadata[{RESUMES}]"), from)];
-                    self.post(&path, None, &resumed).await?;
+                    let no_pause = vec![field("pause_collection", ""), field(&format!("metadata[{RESUMES}]"), from)];
+                    self.post(&path, None, &no_pause).await?;
                     let customer = reference(&there["customer"]);
                     let charge = Charge {
                         customer: customer.as_deref().unwrap_or_default(),
@@ -235,6 +254,7 @@ impl Stripe {
                         amount: rest,
                         description: format!("{} for the rest of the period after a pause", details.pinned.code),
                         overage: None,
+                        method: None,
                     };
                     self.invoice_item(&format!("{id}:resumed:{from}"), &charge).await?;
                     self.invoice_what_waits(charge.customer, id).await?;
@@ -248,9 +268,11 @@ impl Stripe {
         if prorated {
             // The difference is paid at once: a customer who leaves before the period's end would not pay it otherwise.
             form.push(field("proration_behavior", "always_invoice"));
+            // What waits for its payment is not changed without it.
+            form.extend(details.is_held().then(|| field("payment_behavior", "error_if_incomplete")));
             // From the second on from which it was prorated here, so that the invoice is over what was previewed.
             let (start, end) = (there["current_period_start"].as_i64(), there["current_period_end"].as_i64());
-            let from = details.prorated_from.map(|from| from.timestamp()).filter(|from| Some(*from) >= start && Some(*from) <= end);
+            let from = details.prorated_from.map(|from| from.timestamp()).filter(|from| Some(*from) >= start && Some(*from) < end);
             form.extend(from.map(|from| field("proration_date", from)));
         }
         if paused && !there["pause_collection"].is_object() {
@@ -290,6 +312,11 @@ impl Stripe {
         let Some(invoice) = reference(&there["latest_invoice"]).filter(|_| owes && other && details.payment_method.is_some()) else {
             return Ok(());
         };
+        self.pay(&invoice).await
+    }
+
+    /// Has an invoice paid, if it can be.
+    async fn pay(&self, invoice: &str) -> Result<(), Refused> {
         match self.post(&format!("invoices/{invoice}/pay"), None, &vec![]).await {
             Err(refused) if refused.later => Err(refused),
             Ok(_) | Err(_) => Ok(()),
@@ -310,7 +337,9 @@ impl Stripe {
             field("auto_advance", true),
             field("pending_invoice_items_behavior", "include"),
         ];
-        self.post("invoices", Some(&format!("{subscription}:{first}")), &form).await.map(drop)
+        let invoice = id_of(&self.post("invoices", Some(&format!("{subscription}:{first}")), &form).await?)?;
+        // Before the subscription ends, or is paused. That it cannot be paid Stripe tells by itself.
+        self.pay(&invoice).await
     }
 
     async fn cancel(&self, customer: &str) -> Result<(), Refused> {
@@ -342,6 +371,9 @@ const PERIOD: &str = "tenure_period";
 
 /// What it carries while that is being done.
 const RESUMES: &str = "tenure_resumes";
+
+/// How many seconds two ends of the same period may be apart.
+const CLOCKS: i64 = 3_600;
 
 /// What a schedule carries to say which change it is for.
 const CHANGE: &str = "tenure_change";
@@ -479,11 +511,12 @@ impl PaymentProvider for Stripe {
             self.invoice_item(&format!("{intent}:item:{}", charge.subscription.unwrap_or("customer")), charge).await?;
             if charge.subscription.is_none() {
                 // No invoice of a subscription will take it in.
-                let form = vec![
+                let mut form = vec![
                     field("customer", charge.customer),
                     field("auto_advance", true),
                     field("pending_invoice_items_behavior", "include"),
                 ];
+                form.extend(charge.method.map(|method| field("default_payment_method", method)));
                 self.post("invoices", Some(&format!("{intent}:invoice")), &form).await?;
             }
             Ok(())

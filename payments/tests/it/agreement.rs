@@ -34,7 +34,7 @@ const PLANS: [(&str, i64, i64, i64); 5] =
 
 /// A fault that is put in on purpose, which a history has to find.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Flaw {
+pub(crate) enum Flaw {
     None,
     /// The model prorates by days.
     ProrationByDays,
@@ -60,7 +60,7 @@ impl Dice {
     }
 }
 
-fn at(seconds: i64) -> DateTime<Utc> {
+pub(crate) fn at(seconds: i64) -> DateTime<Utc> {
     DateTime::from_timestamp(seconds, 0).unwrap()
 }
 
@@ -80,6 +80,7 @@ fn offers() -> BTreeMap<String, Offer> {
 }
 
 /// What ought to be, worked out apart from the code.
+#[derive(Clone)]
 struct Model {
     flaw: Flaw,
     calendar: bool,
@@ -98,6 +99,8 @@ struct Model {
     waiting: Option<i64>,
     /// What changes have come to since the last payment.
     unpaid: i64,
+    /// What it was before a change that waits for its payment.
+    before: Option<Box<Model>>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -165,7 +168,7 @@ impl Model {
 
     /// The plan or the quantity changes now.
     fn change(&mut self, time: i64, plan: usize, quantity: i64) {
-        let before = (self.price(), self.owed);
+        let (was, before) = (self.clone(), (self.price(), self.owed));
         let months = PLANS[self.plan].2;
         if let Some(period) = self.period {
             self.owed -= self.part((time, period.1), self.around(period.1 - 1));
@@ -182,7 +185,8 @@ impl Model {
         }
         let dearer = self.yearly() > before.0 * 12 / months;
         self.unpaid = (self.unpaid + self.owed - before.1).max(0);
-        self.give(time, self.unpaid > 0 || self.owed == before.1 && dearer);
+        self.give(time, self.owed > before.1 || self.owed == before.1 && dearer);
+        self.before = self.waiting.map(|_| Box::new(Self { before: None, ..was }));
     }
 
     fn yearly(&self) -> i64 {
@@ -190,7 +194,7 @@ impl Model {
     }
 
     fn release(&mut self) {
-        (self.users, self.waiting) = (self.subscribed(), None);
+        (self.users, self.waiting, self.before) = (self.subscribed(), None, None);
     }
 
     /// What costs more and gives more waits; what gives less is given at once.
@@ -205,11 +209,13 @@ impl Model {
 }
 
 /// A history.
-struct World {
+pub(crate) struct World {
     seed: u64,
     dice: Dice,
-    now: i64,
-    server: Stripe,
+    pub(crate) now: i64,
+    pub(crate) server: Stripe,
+    /// Nothing goes wrong, and everything comes at once.
+    pub(crate) calm: bool,
     adapter: std::sync::Arc<payments::stripe::Stripe>,
     stream: StreamId,
     state: Subscription,
@@ -222,7 +228,7 @@ struct World {
 }
 
 impl World {
-    fn details(&self) -> &domain::billing::subscription::Details {
+    pub(crate) fn details(&self) -> &domain::billing::subscription::Details {
         self.state.details().unwrap()
     }
 
@@ -231,7 +237,7 @@ impl World {
     }
 
     /// Decides a command, applies its events, and queues what the policy would.
-    fn execute(&mut self, command: impl Into<Command>, actor: Actor) -> Option<Vec<Event>> {
+    pub(crate) fn execute(&mut self, command: impl Into<Command>, actor: Actor) -> Option<Vec<Event>> {
         let command = command.into();
         let said = format!("{} {command:?} by {actor:?}", at(self.now));
         let found = Found { plans: offers(), subscribable: Some(true), ..Found::default() };
@@ -241,16 +247,16 @@ impl World {
         let events = events.ok()?;
         for event in &events {
             for effect in self.state.effects(event) {
-                match effect {
-                    Effect::SetTimer { name, due } => drop(self.timers.insert(name, due)),
-                    Effect::CancelTimer { name } => drop(self.timers.remove(&name)),
-                    _ => {}
+                if let Effect::SetTimer { name, due } = effect {
+                    self.timers.insert(name, due);
+                } else if let Effect::CancelTimer { name } = effect {
+                    self.timers.remove(&name);
                 }
             }
             self.state.apply(event.clone());
         }
         let then = &self.state;
-        self.queue.extend(events.iter().filter_map(answer).map(|intent| (intent, Uuid::new_v4().to_string(), then.clone())));
+        self.queue.extend(events.iter().filter_map(answer).map(|intent| (intent, testing::id().to_string(), then.clone())));
         Some(events)
     }
 
@@ -260,7 +266,7 @@ impl World {
         while let Some((intent, key, then)) = self.queue.front().cloned() {
             attempts += 1;
             assert!(attempts < 200, "{}", self.story());
-            if self.dice.one_in(12) {
+            if !self.calm && self.dice.one_in(12) {
                 let fault = if self.dice.one_in(2) { Fault::AnswerLost } else { Fault::TooMany };
                 self.server.account().faults.push_back(fault);
             }
@@ -269,17 +275,25 @@ impl World {
             let told = tell(self.adapter.as_ref(), telling).await;
             self.done.push(format!("{} told {intent:?}: {told:?}", at(self.now)));
             match told {
-                Err(Attempt::Failed(_)) => continue,
+                Err(Attempt::Failed(_)) => {}
                 Ok(told) => {
-                    let crashed = told.link.is_some() && self.dice.one_in(4);
+                    let crashed = !self.calm && told.link.is_some() && self.dice.one_in(4);
                     if crashed {
                         continue;
                     }
                     self.queue.pop_front();
-                    if let Some(events) = told.link.and_then(|link| self.execute(link, Actor::system("payments")))
-                        && events.iter().any(|event| matches!(event, Event::MarkedUnpaid { .. }))
-                    {
-                        self.model.standing = Standing::Unpaid;
+                    if let Some(events) = told.link.and_then(|link| self.execute(link, Actor::system("payments"))) {
+                        if events.iter().any(|event| matches!(event, Event::MarkedUnpaid { .. })) {
+                            self.model.standing = Standing::Unpaid;
+                        }
+                        if events.iter().any(|event| matches!(event, Event::ChangeDeclined { .. })) {
+                            let before = self.model.before.take().expect("a change that waits");
+                            self.model = Model { standing: self.model.standing, ends: self.model.ends, ..*before };
+                        }
+                        // What was made before that was made from what it had become.
+                        if events.iter().any(|event| matches!(event, Event::ProviderLinked { .. })) {
+                            self.queue.iter_mut().for_each(|(_, _, then)| *then = Subscription::default());
+                        }
                     }
                     let kept = std::mem::take(&mut self.kept);
                     for message in kept {
@@ -310,26 +324,26 @@ impl World {
         let report = Report { provider_event_id: message.id, occurred_at: message.occurred_at, fact };
         let Some(events) = self.execute(report, Actor::system("stripe")) else { return };
         let invoice = &body["data"]["object"];
+        let start = |of: &Value| of["lines"]["data"][0]["period"]["start"].as_i64().or(of["current_period_start"].as_i64());
+        let begun = || start(invoice).unwrap();
         for event in &events {
-            match event {
+            let activated = matches!(event, Event::Activated { .. });
+            if activated && self.model.standing == Standing::Waits {
                 // When the first period begins is the provider's to say.
-                Event::Activated { .. } if self.model.standing == Standing::Waits => {
-                    let begun = invoice["lines"]["data"][0]["period"]["start"].as_i64().unwrap();
-                    self.model.begin(begun);
-                    self.model.users = self.model.subscribed();
+                self.model.begin(begun());
+                self.model.users = self.model.subscribed();
+            } else if activated && self.model.standing == Standing::Unpaid {
+                if begun() >= self.model.period.unwrap().1 {
+                    // What was never charged gave nothing.
+                    self.model.owed = 0;
+                    self.model.go_on(begun());
+                    // It is given from when that is heard, as of whichever message comes first.
+                    let here = self.details().period.unwrap();
+                    self.model.period = Some((here.start.timestamp(), self.model.period.unwrap().1));
                 }
-                Event::Activated { .. } if self.model.standing == Standing::Unpaid => {
-                    let begun = invoice["lines"]["data"][0]["period"]["start"].as_i64().unwrap();
-                    let period = self.model.period.unwrap();
-                    if begun >= period.1 {
-                        // What was never charged gave nothing.
-                        self.model.owed = 0;
-                        self.model.go_on(begun);
-                    }
-                    self.model.standing = Standing::Runs;
-                }
-                Event::PaymentSucceeded { .. } if self.model.waiting.is_none() => self.model.unpaid = 0,
-                _ => {}
+                self.model.standing = Standing::Runs;
+            } else if matches!(event, Event::PaymentSucceeded { .. }) && self.model.waiting.is_none() {
+                self.model.unpaid = 0;
             }
         }
         // What is paid is given: an invoice of just what is subscribed to, made since it is.
@@ -337,7 +351,7 @@ impl World {
         let of_it = |line: &Value| {
             line["amount"].as_i64() > Some(0)
                 && line["price"]["product"] == json!(product)
-                && line["quantity"] == json!(self.model.quantity)
+                && (line["quantity"] == json!(self.model.quantity) || line["price"]["type"] == "one_time")
         };
         let since = self.model.waiting.is_some_and(|since| invoice["created"].as_i64() >= Some(since - 300));
         if paid && since && invoice["lines"]["data"].as_array().unwrap().iter().any(of_it) {
@@ -347,7 +361,7 @@ impl World {
     }
 
     /// Messages arrive in any order, some twice; all of them, or some.
-    async fn listen(&mut self, all: bool) {
+    pub(crate) async fn listen(&mut self, all: bool) {
         for _ in 0..100 {
             self.tell().await;
             let mut later = vec![];
@@ -358,7 +372,7 @@ impl World {
                     later.push(message);
                     continue;
                 }
-                if self.dice.one_in(5) {
+                if !self.calm && self.dice.one_in(5) {
                     self.hear(message.clone());
                 }
                 self.hear(message);
@@ -405,6 +419,27 @@ impl World {
         }
     }
 
+    /// Lets time pass without the model.
+    pub(crate) async fn pass_alone(&mut self, seconds: i64) {
+        let to = self.now + seconds;
+        loop {
+            let timer = self.timers.values().min().map(DateTime::timestamp);
+            let next = [timer, self.server.account().next_boundary()].into_iter().flatten().min().filter(|next| *next <= to);
+            self.now = self.now.max(next.unwrap_or(to));
+            self.server.account().advance(self.now);
+            while let Some((name, due)) = self.timers.iter().find(|(_, due)| due.timestamp() <= self.now).map(|(n, d)| (n.clone(), *d)) {
+                self.execute(Subscription::timer(&name).unwrap(), Actor::system("timers")).unwrap();
+                if self.timers.get(&name) == Some(&due) {
+                    self.timers.remove(&name);
+                }
+            }
+            self.listen(true).await;
+            if next.is_none() {
+                return;
+            }
+        }
+    }
+
     /// Timers that are due.
     async fn fire(&mut self) {
         while let Some((name, due)) = self.timers.iter().find(|(_, due)| due.timestamp() <= self.now).map(|(n, d)| (n.clone(), *d)) {
@@ -417,11 +452,19 @@ impl World {
             match name.as_str() {
                 "trial_end" => self.trial_ended(due.timestamp(), &events),
                 "period_end" => self.period_ended(due.timestamp()),
-                "expiry" => self.model.standing = Standing::Ended,
+                "expiry" => self.end(),
                 _ => assert_eq!(before, self.status()),
             }
             self.tell().await;
         }
+    }
+
+    /// It ends at once. What was begun and never paid gave nothing; a first payment that is made and not heard of yet is not given back.
+    fn end(&mut self) {
+        if matches!(self.model.standing, Standing::Waits | Standing::Unpaid) {
+            self.model.owed = self.charged();
+        }
+        self.model.standing = Standing::Ended;
     }
 
     fn trial_ended(&mut self, time: i64, events: &[Event]) {
@@ -442,9 +485,9 @@ impl World {
         let changes = self.model.scheduled.take();
         self.model.plan = changes.unwrap_or(self.model.plan);
         if PLANS[self.model.plan].2 == months {
-            self.model.go_on(time)
+            self.model.go_on(time);
         } else {
-            self.model.begin(time)
+            self.model.begin(time);
         }
         if changes.is_some() {
             let costs_more = self.model.yearly() > rate;
@@ -452,7 +495,7 @@ impl World {
         }
     }
 
-    fn story(&self) -> String {
+    pub(crate) fn story(&self) -> String {
         format!("seed {}\n{}", self.seed, self.done.join("\n"))
     }
 
@@ -523,11 +566,7 @@ impl World {
                 // What was changed in the same moment is told before; of what was not there would be nothing to charge.
                 self.tell().await;
                 if self.execute(CancelSubscription { when: When::Now }, owner).is_some() {
-                    if self.model.standing == Standing::Waits {
-                        // A first payment that is made and not heard of yet is not given back.
-                        self.model.owed = self.charged();
-                    }
-                    self.model.standing = Standing::Ended;
+                    self.end();
                 }
             }
             17 => {
@@ -558,7 +597,7 @@ impl World {
         }
     }
 
-    fn set_method(&mut self, method: &str) {
+    pub(crate) fn set_method(&mut self, method: &str) {
         let fact = Fact::MethodSet(Reference::parse(method).unwrap());
         let id = Reference::parse(&format!("evt_method_{}", self.done.len())).unwrap();
         let report = Report { provider_event_id: id, occurred_at: at(self.now).try_into().unwrap(), fact };
@@ -566,7 +605,7 @@ impl World {
     }
 
     /// What Stripe has charged, or will with the next invoice.
-    fn charged(&self) -> i64 {
+    pub(crate) fn charged(&self) -> i64 {
         let account = self.server.account();
         let billing = account.billing.as_ref().unwrap();
         let invoices = billing.invoices.iter().filter(|invoice| invoice.state != State::Void);
@@ -619,34 +658,37 @@ impl World {
     }
 }
 
-async fn history(server: &Stripe, seed: u64, flaw: Flaw) {
-    let mut dice = Dice(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1);
-    let now = 1_767_225_600 + i64::try_from(dice.roll(365 * 86_400)).unwrap();
-    let (plan, calendar, trial) = (dice.roll(PLANS.len()), dice.one_in(2), dice.one_in(2));
+/// A subscription that begins now.
+pub(crate) fn world(server: &Stripe, seed: u64, now: i64, plan: &str, calendar: bool, trial: bool, flaw: Flaw) -> World {
+    let plan = PLANS.iter().position(|(code, ..)| *code == plan).unwrap();
     *server.account() = testing::stripe::Account::default();
     server.account().begin_billing(at(now));
     let stream = StreamId::new(TenantId(Uuid::from_u128(7)), Uuid::from_u128(8));
-    let users = PLANS[plan].3;
-    let model = Model {
+    let mut model = Model {
         flaw,
         calendar,
         plan,
         quantity: 1,
-        standing: Standing::Waits,
+        standing: if trial { Standing::Trial } else { Standing::Waits },
         anchor: now,
         period: None,
         scheduled: None,
         ends: false,
         owed: 0,
-        users,
+        users: PLANS[plan].3,
         waiting: None,
         unpaid: 0,
+        before: None,
     };
+    if !trial && PLANS[plan].1 == 0 {
+        model.begin(now);
+    }
     let mut world = World {
         seed,
-        dice,
+        dice: Dice(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1),
         now,
         server: server.clone(),
+        calm: false,
         adapter: server.adapter(),
         stream,
         state: Subscription::default(),
@@ -667,11 +709,14 @@ async fn history(server: &Stripe, seed: u64, flaw: Flaw) {
         quantity: 1,
     };
     world.execute(start, Actor::person("ada", stream.tenant, Role::OrgAdmin)).unwrap();
-    if trial {
-        world.model.standing = Standing::Trial;
-    } else if PLANS[plan].1 == 0 {
-        world.model.begin(now);
-    }
+    world
+}
+
+async fn history(server: &Stripe, seed: u64, flaw: Flaw) {
+    let mut dice = Dice((!seed).wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1);
+    let now = 1_767_225_600 + i64::try_from(dice.roll(365 * 86_400)).unwrap();
+    let (plan, calendar, trial) = (PLANS[dice.roll(PLANS.len())].0, dice.one_in(2), dice.one_in(2));
+    let mut world = world(server, seed, now, plan, calendar, trial, flaw);
     if !world.dice.one_in(4) {
         world.set_method("pm_0");
     }

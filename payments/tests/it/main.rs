@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "tests may")]
 
 mod agreement;
+mod table;
 
 use std::sync::Arc;
 

@@ -161,7 +161,12 @@ impl ReadModel for InForce {
         let tenant_id = event.stream.tenant;
         let meters = match &event.event {
             Event::Subscription(
-                S::Started { .. } | S::PlanChanged { .. } | S::QuantityChanged { .. } | S::LimitsHeld { .. } | S::LimitsReleased,
+                S::Started { .. }
+                | S::PlanChanged { .. }
+                | S::QuantityChanged { .. }
+                | S::LimitsHeld { .. }
+                | S::LimitsReleased { .. }
+                | S::ChangeDeclined { .. },
             )
             | Event::Tenant(T::Deleted) => Meter::ALL.to_vec(),
             Event::Tenant(T::LimitOverridden { meter, .. } | T::LimitOverrideCleared { meter }) => vec![*meter],
@@ -181,10 +186,17 @@ impl ReadModel for InForce {
                 (row.held_quota, row.held_limit) = (None, None);
                 row.pin(pinned);
             }
+            // One that has ended says nothing of what is given now.
+            Event::Subscription(_) if row.subscription_id != Some(event.stream.id) => return Some(row),
             Event::Subscription(S::LimitsHeld { limits, .. }) => {
                 (row.held_quota, row.held_limit) = limits.get(&key.meter).map(|held| (held.quota, held.limit)).unzip();
             }
-            Event::Subscription(S::LimitsReleased) => (row.held_quota, row.held_limit) = (None, None),
+            Event::Subscription(S::LimitsReleased { .. }) => (row.held_quota, row.held_limit) = (None, None),
+            Event::Subscription(S::ChangeDeclined { pinned, quantity, .. }) => {
+                (row.held_quota, row.held_limit) = (None, None);
+                row.quantity = Some(*quantity);
+                row.pin(pinned);
+            }
             Event::Subscription(S::PlanChanged { pinned, .. }) => row.pin(pinned),
             Event::Subscription(S::QuantityChanged { to, .. }) => row.quantity = Some(*to),
             Event::Tenant(T::LimitOverridden { meter: _, limit, until }) => {

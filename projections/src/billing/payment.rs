@@ -110,7 +110,8 @@ impl Row {
             | Event::Resumed { .. }
             | Event::PlanChanged { .. }
             | Event::LimitsHeld { .. }
-            | Event::LimitsReleased
+            | Event::LimitsReleased { .. }
+            | Event::ChangeDeclined { .. }
             | Event::PlanChangeScheduled { .. }
             | Event::ScheduledChangeCancelled
             | Event::QuantityChanged { .. }

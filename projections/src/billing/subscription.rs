@@ -165,7 +165,7 @@ fn evolve(row: &mut Row, event: &Event) {
         | Event::PaymentDisputed { .. }
         | Event::DisputeClosed { .. }
         | Event::LimitsHeld { .. }
-        | Event::LimitsReleased
+        | Event::LimitsReleased { .. }
         | Event::CustomerLinked { .. } => {}
         Event::TrialExtended { trial } => row.trial_ends_at = Some(trial.ends_at),
         Event::TrialConverted { period } | Event::Resumed { period } => {
@@ -197,6 +197,11 @@ fn evolve(row: &mut Row, event: &Event) {
             row.over_limit.clear();
         }
         Event::QuantityChanged { to, .. } => row.quantity = *to,
+        Event::ChangeDeclined { pinned, quantity, period } => {
+            row.pin(pinned);
+            row.quantity = *quantity;
+            row.enter(*period);
+        }
         Event::PeriodRenewed { period } => row.enter(Some(*period)),
         Event::CancelScheduled { at } => {
             row.become_(Status::CancelScheduled);

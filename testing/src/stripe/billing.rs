@@ -66,6 +66,8 @@ pub struct Line {
     pub quantity: i64,
     /// From when to when.
     pub period: (i64, i64),
+    /// Whether it is charged once.
+    once: bool,
     metadata: Value,
 }
 
@@ -131,7 +133,7 @@ fn part(amount: i64, of: i64, whole: i64) -> i64 {
 
 impl Terms {
     fn line(&self, amount: i64, period: (i64, i64)) -> Line {
-        Line { amount, product: Some(self.product.clone()), quantity: self.quantity, period, metadata: json!({}) }
+        Line { amount, product: Some(self.product.clone()), quantity: self.quantity, period, once: false, metadata: json!({}) }
     }
 
     /// What a part of a whole period costs.
@@ -178,6 +180,7 @@ impl Account {
             product: None,
             quantity: 1,
             period: (now, now),
+            once: true,
             metadata: super::nested(&item, "metadata"),
         };
         taken.into_iter().map(line).collect()
@@ -192,7 +195,7 @@ impl Account {
     }
 
     /// Tells what happened.
-    fn tell(&mut self, kind: &str, object: Value) {
+    fn tell(&mut self, kind: &str, object: &Value) {
         let billing = self.bill();
         billing.told += 1;
         let message = json!({
@@ -204,7 +207,7 @@ impl Account {
 
     fn tell_subscription(&mut self, kind: &str, id: &str) {
         let object = self.there(id).clone();
-        self.tell(kind, object);
+        self.tell(kind, &object);
     }
 
     fn tell_invoice(&mut self, kind: &str, invoice: &Invoice) {
@@ -214,7 +217,7 @@ impl Account {
             json!({
                 "id": "il_1", "object": "line_item", "amount": line.amount, "currency": "usd", "quantity": line.quantity, "metadata": line.metadata,
                 "period": {"start": line.period.0, "end": line.period.1}, "subscription": invoice.subscription,
-                "price": line.product.as_ref().map(|product| json!({"object": "price", "product": product})),
+                "price": line.product.as_ref().map(|product| json!({"object": "price", "product": product, "type": if line.once { "one_time" } else { "recurring" }})),
             })
         };
         let lines: Vec<Value> = invoice.lines.iter().map(line).collect();
@@ -224,7 +227,7 @@ impl Account {
             "status": if paid { "paid" } else { "open" }, "charge": format!("ch_{}", invoice.id), "metadata": {},
             "lines": {"object": "list", "has_more": false, "data": lines},
         });
-        self.tell(kind, object);
+        self.tell(kind, &object);
     }
 
     /// Makes an invoice, and charges it.
@@ -307,9 +310,20 @@ impl Account {
             // Nothing is charged before the anchor.
             None if fields.get("proration_behavior").map(String::as_str) == Some("none") => {
                 let months = terms(self.there(id)).months;
-                self.enter(id, (now, period_of(anchor, months, now).1));
+                let period = (now, period_of(anchor, months, now).1);
+                self.enter(id, period);
+                let item = |name: &str| fields.get(&format!("add_invoice_items[0]{name}")).cloned();
+                let line = item("[price_data][product]").map(|product| Line {
+                    amount: item("[price_data][unit_amount]").expect("a price").parse().expect("an amount"),
+                    product: Some(product),
+                    quantity: 1,
+                    period,
+                    once: true,
+                    metadata: json!({}),
+                });
+                self.invoice(id, line.into_iter().collect());
             }
-            None => self.start_at(id, fields.get("backdate_start_date").map_or(now, |start| start.parse().expect("seconds"))),
+            None => self.start_at(id, now),
         }
     }
 
@@ -329,10 +343,10 @@ impl Account {
         self.invoice(id, lines);
     }
 
-    /// A subscription has been changed.
-    pub(super) fn changed(&mut self, id: &str, before: &Value, fields: &Fields) {
+    /// A subscription has been changed; false: what that costs cannot be paid, and it is to be left as it was.
+    pub(super) fn changed(&mut self, id: &str, before: &Value, fields: &Fields) -> bool {
         if self.billing.is_none() {
-            return;
+            return true;
         }
         let now = self.bill().now;
         let field = |name: &str| fields.get(name).map(String::as_str);
@@ -347,7 +361,8 @@ impl Account {
                     there["billing_cycle_anchor"] = json!(now);
                 }
                 there["trial_end"] = Value::Null;
-                return self.start_at(id, now);
+                self.start_at(id, now);
+                return true;
             }
             Some("now") | None => {}
             Some(end) => {
@@ -359,16 +374,17 @@ impl Account {
             }
         }
         if there["status"] == "trialing" {
-            return;
+            return true;
         }
         let (old, new) = (terms(before), terms(there));
         if field("billing_cycle_anchor") == Some("now") {
             assert_eq!(field("proration_behavior"), Some("none"), "what is given back of the old period is not meant");
             there["billing_cycle_anchor"] = json!(now);
-            return self.start_at(id, now);
+            self.start_at(id, now);
+            return true;
         }
         if old == new || field("proration_behavior") == Some("none") {
-            return;
+            return true;
         }
         assert_eq!(field("proration_behavior"), Some("always_invoice"), "{fields:?}");
         let from = field("proration_date").map_or(now, |date| date.parse().expect("seconds"));
@@ -377,15 +393,18 @@ impl Account {
         let whole = period_of(anchor, old.months, end - 1);
         let mut back = old.charge((from, end), whole);
         back.amount = -back.amount;
-        if old.months == new.months {
-            self.invoice(id, vec![back, new.charge((from, end), whole)]);
-        } else {
+        let next = (old.months != new.months).then(|| period_of(from, new.months, from));
+        let charge = next.map_or_else(|| new.charge((from, end), whole), |next| new.charge(next, next));
+        if field("payment_behavior") == Some("error_if_incomplete") && self.declines && back.amount + charge.amount > 0 {
+            return false;
+        }
+        if let Some(next) = next {
             // Another interval begins a period of its own.
             self.there(id)["billing_cycle_anchor"] = json!(from);
-            let next = period_of(from, new.months, from);
             self.enter(id, next);
-            self.invoice(id, vec![back, new.charge(next, next)]);
         }
+        self.invoice(id, vec![back, charge]);
+        true
     }
 
     /// A subscription has ended: what is still to be paid of it is not tried again.

@@ -391,7 +391,10 @@ async fn update_subscription(
         let subscription = account.subscriptions.get_mut(&id).ok_or_else(|| refuse(StatusCode::NOT_FOUND, MISSING))?;
         let before = subscription.clone();
         change(subscription, &fields);
-        account.changed(&id, &before, &fields);
+        if !account.changed(&id, &before, &fields) {
+            account.subscriptions.insert(id, before);
+            return Err(refuse(StatusCode::PAYMENT_REQUIRED, DECLINED));
+        }
         Ok(account.subscriptions[&id].clone())
     })
 }

@@ -142,15 +142,15 @@ impl Quota {
         }
         let count = |counter| ctx.found.counters.get(&counter).copied().unwrap_or(0);
         let used = count(meter.counter_in(period)) - count(meter.held_in(period));
-        // What the segments before the last one did not use was used in that.
+        // What was not used in the segments after the first one was used in that.
         let mut segments = ctx.found.segments.clone();
-        let earlier: i64 = segments.iter().rev().skip(1).map(|segment| segment.used).sum();
-        segments.last_mut().into_iter().for_each(|last| last.used = used - earlier);
+        let later: i64 = segments.iter().skip(1).map(|segment| segment.used).sum();
+        segments.first_mut().into_iter().for_each(|first| first.used = used - later);
         let segments = priced(&segments);
         let last = segments.last();
         let amounts = || segments.iter().filter_map(|segment| segment.amount);
         // Of several currencies the last one; each segment has its own.
-        let currency = amounts().last().map(|amount| amount.currency);
+        let currency = amounts().next_back().map(|amount| amount.currency);
         let sum = |currency| amounts().filter(|amount| amount.currency == currency).map(|amount| amount.amount).sum();
         Ok(vec![Event::PeriodClosed {
             meter,

@@ -143,13 +143,6 @@ pub enum Fact {
         /// What it has collected of overage.
         overage: Vec<CollectedOverage>,
     },
-    /// An invoice gives back more than it charges. What it charges is paid by that.
-    Credited {
-        /// What it charges.
-        items: Vec<PaidItem>,
-        /// When it was made.
-        made: Instant,
-    },
     /// Something could not be paid.
     NotPaid(Option<Money>),
     /// How its own subscription stands.
@@ -178,8 +171,8 @@ pub struct PaidItem {
     pub plan: Uuid,
     /// in this version,
     pub version: u32,
-    /// so many times,
-    pub quantity: u32,
+    /// so many times, or as often as it was subscribed to,
+    pub quantity: Option<u32>,
     /// from this time on, if that is said.
     pub from: Option<Instant>,
     /// Whether that costs something.
@@ -223,6 +216,8 @@ crate::bare_commands! {
     RenewPeriod
     /// Gives up waiting for a payment: it gives nothing until it is paid.
     MarkUnpaid
+    /// Takes back a change whose payment was declined; sent by the policy that asked for it.
+    TakeBackChange
     /// Ends what nobody brought back; sent by its timer.
     ExpireSubscription
 }
@@ -248,6 +243,7 @@ crate::commands! { "subscription":
     Report(Report) "report", "record_payment";
     LinkCustomer(LinkCustomer) "link_customer", "record_payment";
     LinkProvider(LinkProvider) "link_provider", "record_payment";
+    TakeBackChange(TakeBackChange) "take_back_change", "record_payment";
     Expire(ExpireSubscription) "expire", "manage";
 }
 
@@ -297,6 +293,8 @@ crate::errors! {
         NoPeriod: Conflict "subscription.no_period", "it is in no period that is paid for, whose end could be waited for";
         /// The provider cannot begin a period in the middle of a calendar's.
         IntervalWithPeriod: Conflict "subscription.interval_with_period", "with calendar billing the provider changes between months and years only when a period ends; let the change begin with the next period";
+        /// The last change is not paid yet.
+        ChangeWaits: Conflict "subscription.change_waits", "the last change waits for its payment; until it is paid it can only be taken back";
         /// A payment lies in the future.
         InTheFuture: Invalid "subscription.payment_in_the_future", "a payment cannot have happened later than 5 minutes from now";
         /// A payment in another currency.

@@ -90,6 +90,19 @@ pub struct CollectedOverage {
     pub amount: Money,
 }
 
+/// What an invoice was for that was paid.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PaidFor {
+    /// The plan.
+    pub plan: Uuid,
+    /// In which version.
+    pub version: u32,
+    /// How many times; `None`: as often as it was subscribed to.
+    pub quantity: Option<u32>,
+    /// When the invoice was made.
+    pub made_at: DateTime<Utc>,
+}
+
 /// Why a subscription is paused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
@@ -165,9 +178,27 @@ pub enum Event {
         limits: Limits,
         /// Since when.
         at: DateTime<Utc>,
+        /// What has to be paid, in the minor unit of the currency.
+        due: i64,
+        /// Whether it is a change within a period.
+        within_period: bool,
+        /// Whether what is given back for the change was not paid either, and has to be before.
+        base_unpaid: bool,
     },
-    /// What was changed is paid for: all that is subscribed to is in force.
-    LimitsReleased,
+    /// All that is subscribed to is in force.
+    LimitsReleased {
+        /// Whether what was changed is paid for; otherwise it was taken back.
+        paid: bool,
+    },
+    /// What was changed could not be paid: it is again what it was before.
+    ChangeDeclined {
+        /// To what it is subscribed again.
+        pinned: Pinned,
+        /// How many times.
+        quantity: u32,
+        /// In which period it is again.
+        period: Option<Period>,
+    },
     /// It will have another plan when the period ends.
     PlanChangeScheduled {
         /// What it will be to.
@@ -228,6 +259,9 @@ pub enum Event {
         /// What of it is overage.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         overage: Vec<CollectedOverage>,
+        /// What it was for, if that was said.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        paid_for: Option<PaidFor>,
     },
     /// A payment was given back, in whole or in part.
     PaymentRefunded {
@@ -328,6 +362,13 @@ pub enum Event {
     },
 }
 
+impl Event {
+    /// What a change within a period is worth, if this is one.
+    pub(super) fn proration(&self) -> Option<Proration> {
+        if let Self::PlanChanged { proration, .. } | Self::QuantityChanged { proration, .. } = self { *proration } else { None }
+    }
+}
+
 crate::event_kinds!(Event:
     Started => "subscription.started" "1",
     TrialExtended => "subscription.trial_extended" "1",
@@ -338,6 +379,7 @@ crate::event_kinds!(Event:
     PlanChanged => "subscription.plan_changed" "2",
     LimitsHeld => "subscription.limits_held" "1",
     LimitsReleased => "subscription.limits_released" "1",
+    ChangeDeclined => "subscription.change_declined" "1",
     PlanChangeScheduled => "subscription.plan_change_scheduled" "1",
     ScheduledChangeCancelled => "subscription.scheduled_change_cancelled" "1",
     QuantityChanged => "subscription.quantity_changed" "2",

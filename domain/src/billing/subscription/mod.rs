@@ -7,6 +7,7 @@
 
 mod command;
 mod event;
+mod held;
 mod rules;
 mod standing;
 #[cfg(test)]
@@ -19,11 +20,12 @@ use chrono_tz::Tz;
 use serde::{Deserialize, Serialize};
 
 pub use command::*;
-pub use event::{CollectedOverage, Event, PauseReason, Pinned, Proration, Trial};
+pub use event::{CollectedOverage, Event, PaidFor, PauseReason, Pinned, Proration, Trial};
 pub use standing::Standing;
 
+use self::held::Held;
 use self::standing::Marks;
-use super::meter::{self, Entitlement, Limits, Meter};
+use super::meter::{self, Entitlement, Meter};
 use super::money::Money;
 use super::period::{Billing, Period, Schedule};
 use crate::aggregate::{EventKind, Issued, Lookup, Upcaster};
@@ -150,8 +152,12 @@ pub struct Details {
     marks: Marks,
     /// What was paid of what is owed, while that is less.
     paid_in_part: i64,
-    /// What more is given than was paid for waits for a payment: until then no more than this is in force, and since when that is so.
-    held: Option<(Limits, DateTime<Utc>)>,
+    /// The change that waits for its payment.
+    held: Option<Held>,
+    /// What was paid last, as far as that was said.
+    paid_for: Option<PaidFor>,
+    /// What its periods and their changes have come to and was not paid.
+    unpaid: i64,
     /// What changes within the period have come to and was not paid yet.
     unpaid_changes: i64,
     /// From when on the last change within a period counts: what both sides prorate by.
@@ -215,11 +221,13 @@ impl Subscription {
                     marks: Marks::default(),
                     paid_in_part: 0,
                     held: None,
+                    paid_for: None,
+                    unpaid: 0,
                     unpaid_changes: 0,
                     prorated_from: None,
                     heard: BTreeMap::new(),
                 };
-                details.enter(period);
+                details.go_on(period);
                 *this = Self::Known(Box::new(details));
             }
             (Self::Known(details), event) => details.evolve(event),
@@ -253,7 +261,7 @@ impl Details {
             Event::TrialEnding { ends_at: _ } => self.reminded = true,
             Event::TrialConverted { period } => {
                 self.status = Status::Active;
-                self.enter(Some(period));
+                self.go_on(Some(period));
             }
             Event::Paused { reason, at } => {
                 self.status = Status::Paused;
@@ -261,7 +269,11 @@ impl Details {
                 self.scheduled = None;
             }
             Event::Resumed { period } => self.activate(Some(period)),
-            Event::Activated { period } => self.activate(period),
+            Event::Activated { period } => {
+                self.activate(period);
+                // What has made it active is the payment of that period.
+                self.unpaid = 0;
+            }
             Event::PlanChanged { from: _, pinned, proration, period, over_limit: _ } => {
                 self.leave_schedule(&pinned);
                 self.pinned = pinned;
@@ -269,8 +281,14 @@ impl Details {
                 self.owe(proration);
                 self.enter(period);
             }
-            Event::LimitsHeld { limits, at } => self.held = Some((limits, at)),
-            Event::LimitsReleased => (self.held, self.unpaid_changes) = (None, 0),
+            Event::LimitsHeld { limits, at, due, within_period, base_unpaid } => {
+                self.hold(limits, at, due, within_period, !base_unpaid);
+            }
+            Event::LimitsReleased { paid } => {
+                self.held = None;
+                self.unpaid_changes = if paid { 0 } else { self.unpaid_changes };
+            }
+            Event::ChangeDeclined { .. } => self.go_back(),
             Event::PlanChangeScheduled { pinned, at, over_limit: _ } => self.scheduled = Some((pinned, at)),
             Event::ScheduledChangeCancelled => self.scheduled = None,
             Event::QuantityChanged { from: _, to, proration } => {
@@ -282,17 +300,17 @@ impl Details {
             Event::Uncancelled => self.status = Status::Active,
             Event::Cancelled { at: _ } => self.end(Status::Cancelled),
             Event::Expired { at: _ } => self.end(Status::Expired),
-            Event::PaymentSucceeded { provider_event_id, occurred_at, amount, invoice, partial, overage: _ } => {
+            Event::PaymentSucceeded { provider_event_id, occurred_at, amount, invoice, partial, overage: _, paid_for } => {
                 self.remember(provider_event_id, HeardKind::Paid, occurred_at, amount);
                 if let Some(invoice) = invoice {
                     self.remember(invoice, HeardKind::Paid, occurred_at, amount);
                 }
                 if partial {
-                    self.paid_in_part += amount.map_or(0, |amount| amount.amount);
+                    let amount = amount.map_or(0, |amount| amount.amount);
+                    self.paid_in_part += amount;
+                    self.unpaid -= amount;
                 } else {
-                    self.paid_in_part = 0;
-                    // While limits are held it is said by itself whether it was that which was paid.
-                    self.unpaid_changes = if self.held.is_some() { self.unpaid_changes } else { 0 };
+                    self.paid_in_full(paid_for);
                     self.marks.note_payment(occurred_at);
                 }
             }
@@ -344,35 +362,24 @@ impl Details {
         self.go_on(period);
     }
 
-    /// Takes up a period that is to be paid as a whole. What waits for a payment waits for that one too.
+    /// Takes up a period that is to be paid. What waits for a payment waits for that one too.
     fn go_on(&mut self, period: Option<Period>) {
+        let begins = period.filter(|_| self.period != period);
         self.enter(period);
-        if let Some(period) = period.filter(|_| self.held.is_some()) {
-            self.unpaid_changes = self.unpaid_changes.saturating_add(self.first_charge(&self.pinned, period).amount);
+        if let Some(period) = begins {
+            let charge = self.first_charge(&self.pinned, period).amount;
+            self.unpaid = self.unpaid.saturating_add(charge);
+            self.held.iter_mut().for_each(|held| held.due = held.due.saturating_add(charge));
         }
     }
 
     /// Notes what a change within the period is worth.
     fn owe(&mut self, proration: Option<Proration>) {
-        self.unpaid_changes = self.unpaid_changes.saturating_add(net(proration)).max(0);
+        let net = proration.map_or(0, |it| it.charge.amount.saturating_sub(it.credit.amount));
+        self.unpaid = self.unpaid.saturating_add(net);
+        self.unpaid_changes = self.unpaid_changes.saturating_add(net).max(0);
         let from = self.period.zip(proration).map(|(period, proration)| period.end - TimeDelta::seconds(proration.seconds_left));
         self.prorated_from = from.or(self.prorated_from);
-    }
-
-    /// How much of each meter it gives: what it is subscribed to, or less of it while that is not paid for.
-    pub fn in_force(&self) -> Limits {
-        let subscribed = meter::limits(&self.pinned.terms.entitlements, self.quantity);
-        match &self.held {
-            None => subscribed,
-            Some((held, _)) => {
-                subscribed.into_iter().map(|(meter, limit)| (meter, held.get(&meter).map_or(limit, |held| held.and(limit)))).collect()
-            }
-        }
-    }
-
-    /// Whether some of what it is subscribed to waits for a payment.
-    pub fn is_held(&self) -> bool {
-        self.held.is_some()
     }
 
     /// What its plan says of a meter.
@@ -405,13 +412,8 @@ impl Details {
     /// As it was at an earlier time, for a provider that is told one change after the other: with what it is paid with, and what the provider calls it, now.
     #[must_use]
     pub fn as_then(&self, then: &Self) -> Self {
-        let Self { customer, provider_subscription, payment_method, .. } = self.clone();
-        Self { customer, provider_subscription, payment_method, ..then.clone() }
-    }
-
-    /// Whether something was paid since a period began.
-    pub fn is_paid(&self, period: Period) -> bool {
-        self.marks.payment.is_some_and(|at| at >= period.start)
+        let Self { payment_method, customer, provider_subscription, .. } = self.clone();
+        Self { payment_method, customer, provider_subscription, ..then.clone() }
     }
 
     /// Whether its periods begin with the calendar's months.
@@ -433,11 +435,6 @@ impl Details {
         ];
         timers.into_iter().filter_map(|(name, due)| due.map(|due| (name, due))).collect()
     }
-}
-
-/// What a change comes to: below zero, if it gives back more than it costs.
-fn net(proration: Option<Proration>) -> i64 {
-    proration.map_or(0, |it| it.charge.amount.saturating_sub(it.credit.amount))
 }
 
 crate::aggregate!(Subscription, "subscription", Command, Event, Error);
@@ -493,8 +490,12 @@ impl crate::Aggregate for Subscription {
             let value = Some(format!("{provider}:{customer}"));
             effects.push(Effect::TakeClaim { claim: CUSTOMER, label: "customer".to_owned(), value });
         }
-        let given = |subscription: &Self| subscription.details().map(Details::in_force);
-        if let Some(limits) = given(&after).filter(|now| given(self).as_ref() != Some(now)) {
+        // Whose plan or quantity changes has limits set, also where they come to the same.
+        let given = |subscription: &Self| {
+            let details = subscription.details()?;
+            Some((details.pinned.terms.entitlements.clone(), details.quantity, details.in_force()))
+        };
+        if let Some((.., limits)) = given(&after).filter(|now| after.is_live() && given(self).as_ref() != Some(now)) {
             effects.extend(meter::in_force(&limits));
         }
         let timers = |subscription: &Self| subscription.details().map(Details::timers).unwrap_or_default();

@@ -3,15 +3,14 @@
 use chrono::{DateTime, SubsecRound as _, TimeDelta, Utc};
 
 use super::{
-    AHEAD, Command, Details, EXPIRY, Error, Event, Fact, Heard, HeardKind, PaidItem, PauseReason, Pinned, Proration, REMINDER, Report,
-    Standing, StartSubscription, Status, Trial, When,
+    AHEAD, Command, Details, EXPIRY, Error, Event, Fact, Heard, HeardKind, PaidFor, PaidItem, PauseReason, Pinned, Proration, REMINDER,
+    Report, Standing, StartSubscription, Status, Trial, When,
 };
 use crate::Actor;
 use crate::aggregate::{Ask as _, Context, Found, Issued, changed};
 use crate::billing::meter::{Entitlements, Meter};
 use crate::billing::money::Money;
 use crate::billing::period::{Period, Schedule};
-use crate::billing::plan::Terms;
 use crate::instant::Instant;
 
 /// The longest trial, in days, and how far ahead one is extended.
@@ -36,6 +35,9 @@ fn trial(ends_at: DateTime<Utc>, now: DateTime<Utc>) -> Trial {
 
 /// What is tried for nothing is tried once.
 const ONE_TRIAL: Error = Error::OutOfBounds { what: "only the platform lets more than one be tried" };
+
+/// What costs nothing is had once.
+const ONE_FREE: Error = Error::OutOfBounds { what: "only the platform gives more than one of a plan that costs nothing" };
 
 fn in_bounds(quantity: u32) -> Result<u32, Error> {
     let fine = (1..=MAX_QUANTITY).contains(&quantity);
@@ -68,6 +70,9 @@ pub(super) fn begin(command: Command, ctx: &Context) -> Result<Vec<Event>, Error
         return Err(Error::CurrencyFixed);
     }
     let quantity = in_bounds(quantity)?;
+    if pinned.is_free() && quantity > 1 && !ctx.actor.may("subscription:manage") {
+        return Err(ONE_FREE);
+    }
     let days = trial_days.unwrap_or(pinned.terms.trial_days);
     if days > MAX_TRIAL {
         return Err(Error::OutOfBounds { what: "a trial lasts 365 days at most" });
@@ -146,18 +151,7 @@ impl Details {
                 self.change_plan(c.plan.as_str(), c.when, &ctx)
             }
             Command::CancelScheduledChange(_) if status.is_live() => Ok(self.unscheduled().into_iter().collect()),
-            Command::ChangeQuantity(c) if matches!(status, Status::Trialing | Status::Active) => {
-                let to = in_bounds(c.quantity)?;
-                if status == Status::Trialing && to > self.quantity && !ctx.actor.may("subscription:manage") {
-                    return Err(ONE_TRIAL);
-                }
-                if to < self.quantity {
-                    fits(&self.pinned.terms.entitlements, to, &ctx.found)?;
-                }
-                let proration = self.prorated(&self.pinned, to, ctx.now);
-                let events = changed(to != self.quantity, || Event::QuantityChanged { from: self.quantity, to, proration });
-                Ok(self.given_when_paid(events, &ctx))
-            }
+            Command::ChangeQuantity(c) if matches!(status, Status::Trialing | Status::Active) => self.change_quantity(c.quantity, &ctx),
             Command::Pause(_) if status == Status::Active => {
                 Ok(self.unscheduled().into_iter().chain([pause(PauseReason::Requested, ctx.now)]).collect())
             }
@@ -177,6 +171,7 @@ impl Details {
             }
             Command::MarkUnpaid(_) if status == Status::PastDue => Ok(vec![Event::MarkedUnpaid { at: ctx.now, requested: true }]),
             Command::MarkUnpaid(_) if status == Status::Unpaid => Ok(vec![]),
+            Command::TakeBackChange(_) => Ok(self.declined().into_iter().collect()),
             Command::Expire(_) => match self.stopped {
                 Some((_, since)) if since + EXPIRY <= ctx.now => Ok(vec![Event::Expired { at: ctx.now }]),
                 Some(_) | None => Err(Error::NotDue),
@@ -230,8 +225,44 @@ impl Details {
         }
     }
 
+    fn change_quantity(&self, quantity: u32, ctx: &Context) -> Result<Vec<Event>, Error> {
+        let to = in_bounds(quantity)?;
+        let platform = ctx.actor.may("subscription:manage");
+        if self.status == Status::Trialing && to > self.quantity && !platform {
+            return Err(ONE_TRIAL);
+        }
+        if self.pinned.is_free() && to > self.quantity && !platform {
+            return Err(ONE_FREE);
+        }
+        let back = self.held.as_ref().is_none_or(|held| to == held.before.quantity && self.pinned == held.before.pinned);
+        if to != self.quantity && !back {
+            return Err(Error::ChangeWaits);
+        }
+        if to < self.quantity {
+            fits(&self.pinned.terms.entitlements, to, &ctx.found)?;
+        }
+        let proration = self.prorated(&self.pinned, to, ctx.now);
+        let events = changed(to != self.quantity, || Event::QuantityChanged { from: self.quantity, to, proration });
+        Ok(self.given_when_paid(events, ctx.now, ctx))
+    }
+
     fn change_plan(&self, code: &str, when: When, ctx: &Context) -> Result<Vec<Event>, Error> {
-        let pinned = offered(code, &ctx.found)?;
+        let mut pinned = offered(code, &ctx.found)?;
+        if let Some(held) = &self.held {
+            // Back to just what it was; where the period is another one, the provider decides.
+            let before = &held.before;
+            let same = self.provider_subscription.is_none() || before.pinned.terms.interval == self.pinned.terms.interval;
+            if pinned.plan == self.pinned.plan {
+                pinned = self.pinned.clone();
+            } else if when == When::Now && same && (pinned.plan, self.quantity) == (before.pinned.plan, before.quantity) {
+                pinned = before.pinned.clone();
+            } else {
+                return Err(Error::ChangeWaits);
+            }
+        }
+        if pinned.is_free() && self.quantity > 1 && !ctx.actor.may("subscription:manage") {
+            return Err(ONE_FREE);
+        }
         if pinned.terms.price.currency != self.pinned.terms.price.currency {
             return Err(Error::CurrencyFixed);
         }
@@ -264,7 +295,7 @@ impl Details {
                     None => it,
                 });
                 let changed = Event::PlanChanged { from: self.pinned.code.clone(), pinned, proration, period, over_limit: vec![] };
-                Ok(self.given_when_paid(self.unscheduled().into_iter().chain([changed]).collect(), ctx))
+                Ok(self.given_when_paid(self.unscheduled().into_iter().chain([changed]).collect(), ctx.now, ctx))
             }
             (When::PeriodEnd, None) => Err(Error::NoPeriod),
             (When::PeriodEnd, Some(_)) if self.scheduled.as_ref().is_some_and(|(scheduled, _)| *scheduled == pinned) => Ok(vec![]),
@@ -328,41 +359,9 @@ impl Details {
             if same { schedule.from(period.end, pinned.terms.interval) } else { schedule.rest_from(period.end, pinned.terms.interval) };
         let over_limit = over(&pinned.terms.entitlements, self.quantity, &ctx.found).into_iter().map(|(meter, ..)| meter).collect();
         let changed = Event::PlanChanged { from: self.pinned.code.clone(), pinned, proration: None, period: None, over_limit };
-        Ok(self.given_when_paid(vec![changed, Event::PeriodRenewed { period: next }], ctx))
-    }
-
-    /// The events of a change, with what holds its limits back until it is paid, or releases them. What gives more than before and costs more waits for the payment of that,
-    /// unless all that is unpaid of changes is within the platform's ceiling; in a trial nothing is paid.
-    fn given_when_paid(&self, mut events: Vec<Event>, ctx: &Context) -> Vec<Event> {
-        let mut after = self.clone();
-        events.iter().for_each(|event| after.evolve(event.clone()));
-        after.held = None;
-        let (before, then) = (self.in_force(), after.in_force());
-        let gives_more = then.iter().any(|(meter, given)| before.get(meter).is_some_and(|was| was.and(*given) != *given));
-        let proration = events.iter().find_map(|event| match event {
-            Event::PlanChanged { proration, .. } | Event::QuantityChanged { proration, .. } => *proration,
-            _ => None,
-        });
-        let dearer = after.rate() > self.rate();
-        let due = match proration {
-            // A moment before the next period nothing is left to pay of this one, and the next one costs more.
-            Some(it) if it.charge == it.credit && dearer => after.unpaid_changes.max(1),
-            Some(_) => after.unpaid_changes,
-            None if dearer => after.charge().map_or(0, |charge| charge.amount),
-            None => 0,
-        };
-        if self.status != Status::Trialing && gives_more && due > ctx.found.unpaid_ceiling {
-            events.insert(0, Event::LimitsHeld { limits: before, at: ctx.now });
-        } else if self.held.is_some() && !events.is_empty() {
-            events.push(Event::LimitsReleased);
-        }
-        events
-    }
-
-    /// What it costs by the year.
-    fn rate(&self) -> i64 {
-        let Terms { price, interval, .. } = &self.pinned.terms;
-        price.share(self.quantity, 12, interval.months().into()).amount
+        // However late the timer is: what was paid for the next period may have been heard of before.
+        let events = self.given_when_paid(vec![changed, Event::PeriodRenewed { period: next }], period.end, ctx);
+        Ok(self.settled(events, ctx.now, None))
     }
 
     /// The period in which it goes on now: the one that it was in while that lasts, otherwise what is left of the one that would have come.
@@ -395,10 +394,6 @@ impl Details {
                     Event::PaymentMethodRemoved { reference, occurred_at, in_use: marks.method().cloned() }
                 }));
             }
-            Fact::Credited { items, made } => {
-                let paid = self.pays_changes(Some(&(items.clone(), *made)), None, false, now);
-                return Ok(changed(paid, || Event::LimitsReleased));
-            }
             Fact::Paid { amount, .. } => (HeardKind::Paid, *amount),
             Fact::NotPaid(amount) => (HeardKind::NotPaid, *amount),
             Fact::Stands(standing) => (HeardKind::Stands(*standing), None),
@@ -411,46 +406,39 @@ impl Details {
             Some(_) => return Err(Error::PaymentDiffers),
             None => {}
         }
-        let pays_changes = matches!(&fact, Fact::Paid { items, .. } if self.pays_changes(items.as_ref(), amount, by_hand, now));
         // A first period begins where the invoice that pays it says, so that it ends where the provider's does.
-        let begins = match &fact {
-            Fact::Paid { items: Some((items, _)), .. } => items.iter().filter_map(|item| item.from).map(Instant::time).max(),
-            _ => None,
-        };
+        let told_items = matches!(&fact, Fact::Paid { items: Some(_), .. });
+        let items = if let Fact::Paid { items: Some((items, _)), .. } = &fact { &**items } else { &[] };
+        let begins = items.iter().filter_map(|item| item.from).map(Instant::time).max();
         let begins = begins.filter(|from| *from <= now && *from > now - FRESH);
         let event = match fact {
             // A trial begins with an invoice over nothing.
             Fact::Paid { .. } if self.status == Status::Trialing && amount.is_some_and(|amount| amount.amount == 0) => return Ok(vec![]),
             Fact::Paid { invoice: Some(invoice), .. } if self.heard.contains_key(invoice.as_str()) => return Ok(vec![]),
-            Fact::Paid { amount, invoice, items: _, overage } => {
+            Fact::Paid { amount, invoice, items, overage } => {
+                let paid_for = items.and_then(|(items, made)| paid_for(&items, made));
                 let partial = by_hand && amount.is_some_and(|amount| self.paid_in_part + amount.amount < self.owed(now).amount);
-                Event::PaymentSucceeded { provider_event_id, occurred_at, amount, invoice: invoice.map(String::from), partial, overage }
+                Event::PaymentSucceeded {
+                    provider_event_id,
+                    occurred_at,
+                    amount,
+                    invoice: invoice.map(String::from),
+                    partial,
+                    overage,
+                    paid_for,
+                }
             }
             Fact::NotPaid(amount) => Event::PaymentFailed { provider_event_id, occurred_at, amount },
             Fact::Stands(standing) => Event::StandingReported { provider_event_id, occurred_at, standing },
             Fact::Refunded(amount) => Event::PaymentRefunded { provider_event_id, occurred_at, amount },
             Fact::Disputed(amount) => Event::PaymentDisputed { provider_event_id, occurred_at, amount },
             Fact::DisputeClosed { amount, lost } => Event::DisputeClosed { provider_event_id, occurred_at, amount, lost },
-            Fact::MethodSet(_) | Fact::MethodRemoved(_) | Fact::Credited { .. } => return Ok(vec![]),
+            Fact::MethodSet(_) | Fact::MethodRemoved(_) => return Ok(vec![]),
         };
-        let released = pays_changes.then_some(Event::LimitsReleased);
+        // A payment that does not say what it is for is for all that is owed.
+        let all = matches!(&event, Event::PaymentSucceeded { partial: false, paid_for: None, .. }) && !told_items;
+        let released = (all && self.held.is_some() && self.status.is_live()).then_some(Event::LimitsReleased { paid: true });
         Ok(self.settled([event].into_iter().chain(released).collect(), now, begins))
-    }
-
-    /// Whether a payment is of the changes whose limits are held. An invoice is, when it is for what is subscribed to now and was made since; its amount may be another one by
-    /// taxes and discounts. A payment that does not say what it is for is, when it is enough.
-    fn pays_changes(&self, items: Option<&(Vec<PaidItem>, Instant)>, amount: Option<Money>, by_hand: bool, now: DateTime<Utc>) -> bool {
-        let Some((_, since)) = self.held else { return false };
-        let owed = if by_hand { self.owed(now).amount } else { self.unpaid_changes };
-        match items {
-            Some((items, made)) => {
-                let is_ours = |item: &PaidItem| {
-                    item.costs && (item.plan, item.version, item.quantity) == (self.pinned.plan, self.pinned.version, self.quantity)
-                };
-                made.time() + AHEAD >= since && items.iter().any(is_ours)
-            }
-            None => amount.is_none_or(|amount| self.paid_in_part + amount.amount >= owed),
-        }
     }
 
     /// What has to be paid before the subscription gives anything again, goes on giving it, or gives more: the period that it would go on in, the present one that is not paid, or
@@ -462,7 +450,8 @@ impl Details {
             Status::Trialing | Status::Active | Status::Paused | Status::CancelScheduled | Status::Cancelled | Status::Expired => None,
         };
         let of_period = period.map_or(0, |period| self.first_charge(&self.pinned, period).amount);
-        Money { amount: of_period.max(self.unpaid_changes), ..self.pinned.terms.price }
+        let of_change = self.held.as_ref().map_or(0, |held| held.due);
+        Money { amount: of_period.max(of_change), ..self.pinned.terms.price }
     }
 
     /// A payment that is recorded by hand.
@@ -507,6 +496,7 @@ impl Details {
         };
         match (self.status, standing) {
             (Status::Cancelled | Status::Expired, _) => None,
+            (_, Standing::Active) if self.is_change_paid() => Some(Event::LimitsReleased { paid: true }),
             (_, Standing::Ended) => Some(Event::Cancelled { at: now }),
             // Paid, not only said to be in order; and providers tell whole seconds.
             (Status::Paused, _) => match self.stopped {
@@ -525,6 +515,12 @@ impl Details {
             | (Status::Unpaid, Standing::Unpaid) => None,
         }
     }
+}
+
+/// What of our plans an invoice is for.
+fn paid_for(items: &[PaidItem], made: Instant) -> Option<PaidFor> {
+    let PaidItem { plan, version, quantity, .. } = items.iter().find(|item| item.costs)?;
+    Some(PaidFor { plan: *plan, version: *version, quantity: *quantity, made_at: made.time() })
 }
 
 fn pause(reason: PauseReason, at: DateTime<Utc>) -> Event {

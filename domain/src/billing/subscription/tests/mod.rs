@@ -118,7 +118,15 @@ fn payment(id: &str, occurred_at: DateTime<Utc>) -> RecordPayment {
 }
 
 fn paid(id: &str, occurred_at: DateTime<Utc>) -> Event {
-    Event::PaymentSucceeded { provider_event_id: id.into(), occurred_at, amount: None, invoice: None, partial: false, overage: vec![] }
+    Event::PaymentSucceeded {
+        provider_event_id: id.into(),
+        occurred_at,
+        amount: None,
+        invoice: None,
+        partial: false,
+        overage: vec![],
+        paid_for: None,
+    }
 }
 
 fn failed(id: &str, occurred_at: DateTime<Utc>) -> Event {
@@ -368,18 +376,19 @@ fn a_change_is_prorated_by_the_second_and_what_it_gives_is_in_force_when_it_is_p
     // At the beginning of the 16th of January 16 of 31 days are left.
     let proration = Some(Proration { credit: usd(1_497), charge: usd(5_110), seconds_left: 16 * DAY, seconds: 31 * DAY });
     let changed = Event::PlanChanged { from: "starter".into(), pinned: pinned("growth"), proration, period: None, over_limit: vec![] };
-    let held = |events: &[Event]| Event::LimitsHeld { limits: fold(events).details().unwrap().in_force(), at: day(15) };
-    let waits = held(&[active()]);
+    let limits = fold(&[active()]).details().unwrap().in_force();
+    let waits = Event::LimitsHeld { limits: limits.clone(), at: day(15), due: 5_110 - 1_497, within_period: true, base_unpaid: false };
     given(&[active()]).when(at(day(15), change("growth", When::Now))).then_expect_events(vec![waits.clone(), changed.clone()]);
-    let effects = fold(&[active(), waits.clone(), changed.clone()]).effects(&Event::LimitsReleased);
+    let effects = fold(&[active(), waits.clone(), changed.clone()]).effects(&Event::LimitsReleased { paid: true });
     assert!(effects.contains(&Effect::Bound { counter: "users".into(), floor: None, ceiling: Some(25) }));
     let more = Event::QuantityChanged {
         from: 1,
         to: 3,
         proration: Some(Proration { credit: usd(1_497), charge: usd(4_490), seconds_left: 16 * DAY, seconds: 31 * DAY }),
     };
-    given(&[active()]).when(at(day(15), ChangeQuantity { quantity: 3 })).then_expect_events(vec![waits.clone(), more.clone()]);
-    let effects = fold(&[active(), waits, more]).effects(&Event::LimitsReleased);
+    let waits_for_more = Event::LimitsHeld { limits, at: day(15), due: 4_490 - 1_497, within_period: true, base_unpaid: false };
+    given(&[active()]).when(at(day(15), ChangeQuantity { quantity: 3 })).then_expect_events(vec![waits_for_more.clone(), more.clone()]);
+    let effects = fold(&[active(), waits_for_more, more]).effects(&Event::LimitsReleased { paid: true });
     assert!(effects.contains(&Effect::Bound { counter: "users".into(), floor: None, ceiling: Some(15) }));
     // Another interval begins a period of its own, and is paid in full.
     let year = Period { start: day(15), end: day(15 + 365) };
