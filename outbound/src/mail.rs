@@ -42,11 +42,15 @@ pub enum Template {
     PaymentDisputed,
     /// That a dispute is lost.
     DisputeLost,
+    /// That a payment was given back.
+    PaymentRefunded,
+    /// That a change of the subscription could not be paid.
+    ChangeDeclined,
 }
 
 impl Template {
     /// All of them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 10] = [
         Self::Invitation,
         Self::Verification,
         Self::Reset,
@@ -55,6 +59,8 @@ impl Template {
         Self::LoginAttempts,
         Self::PaymentDisputed,
         Self::DisputeLost,
+        Self::PaymentRefunded,
+        Self::ChangeDeclined,
     ];
 
     /// As stored.
@@ -68,6 +74,8 @@ impl Template {
             Self::LoginAttempts => "login_attempts",
             Self::PaymentDisputed => "payment_disputed",
             Self::DisputeLost => "dispute_lost",
+            Self::PaymentRefunded => "payment_refunded",
+            Self::ChangeDeclined => "change_declined",
         }
     }
 
@@ -87,6 +95,8 @@ impl Template {
             Self::LoginAttempts => include_str!("templates/login_attempts.txt"),
             Self::PaymentDisputed => include_str!("templates/payment_disputed.txt"),
             Self::DisputeLost => include_str!("templates/dispute_lost.txt"),
+            Self::PaymentRefunded => include_str!("templates/payment_refunded.txt"),
+            Self::ChangeDeclined => include_str!("templates/change_declined.txt"),
         }
     }
 
@@ -96,7 +106,13 @@ impl Template {
             Self::Invitation => user.invitation.map(|link| (link, Purpose::Invitation, "accept-invitation")),
             Self::Verification => user.verification.map(|link| (link, Purpose::Verification, "verify-email")),
             Self::Reset => user.reset.map(|link| (link, Purpose::Reset, "reset-password")),
-            Self::TrialEnding | Self::QuotaWarning | Self::LoginAttempts | Self::PaymentDisputed | Self::DisputeLost => None,
+            Self::TrialEnding
+            | Self::QuotaWarning
+            | Self::LoginAttempts
+            | Self::PaymentDisputed
+            | Self::DisputeLost
+            | Self::PaymentRefunded
+            | Self::ChangeDeclined => None,
         }
     }
 }
@@ -199,7 +215,9 @@ impl Mailer {
                 let warning = self.warning(about).await?;
                 (format!("{}/billing", self.base), warning.resets_at, Some(warning))
             }
-            Template::PaymentDisputed | Template::DisputeLost => (format!("{}/billing", self.base), None, None),
+            Template::PaymentDisputed | Template::DisputeLost | Template::PaymentRefunded | Template::ChangeDeclined => {
+                (format!("{}/billing", self.base), None, None)
+            }
             Template::LoginAttempts => (format!("{}/forgot-password", self.base), None, None),
             Template::Invitation | Template::Verification | Template::Reset => {
                 let (link, until) = self.link(template, user, stream, due)?;

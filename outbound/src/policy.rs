@@ -58,7 +58,7 @@ impl MailPolicy {
         Runtime::new(Self { store: store.clone() }, store.clone())
     }
 
-    /// All who manage the billing of the tenant are told that the trial ends, and of disputes.
+    /// All who manage the billing of the tenant are told that the trial ends, of refunds and disputes, and of changes that could not be paid.
     async fn billing(&self, events: &[&RawEvent]) -> Result<Vec<NewDelivery>, HandlerError> {
         let mut mails = Vec::new();
         for event in &self.store.typed::<Subscription>(events).await.map_err(unreadable)? {
@@ -68,6 +68,10 @@ impl MailPolicy {
                 Template::PaymentDisputed
             } else if matches!(event.event, subscription::Event::DisputeClosed { lost: true, .. }) {
                 Template::DisputeLost
+            } else if matches!(event.event, subscription::Event::PaymentRefunded { .. }) {
+                Template::PaymentRefunded
+            } else if matches!(event.event, subscription::Event::ChangeDeclined { .. }) {
+                Template::ChangeDeclined
             } else {
                 continue;
             };

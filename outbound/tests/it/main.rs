@@ -214,7 +214,7 @@ async fn three_days_before_a_trial_ends_those_who_pay_are_reminded_once_and_of_a
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn those_who_manage_billing_are_mailed_of_a_dispute_and_of_its_loss_and_not_of_one_that_is_won() {
+async fn those_who_manage_billing_are_mailed_of_a_refund_of_a_dispute_and_of_its_loss_and_not_of_one_that_is_won() {
     let office = Office::new().await;
     office.node.ship_plans().await;
     let subscription = office.subscribe().await;
@@ -229,8 +229,13 @@ async fn those_who_manage_billing_are_mailed_of_a_dispute_and_of_its_loss_and_no
     assert_eq!(report("evt_1", Fact::Disputed(None)).await, 2);
     assert_eq!(report("evt_2", Fact::DisputeClosed { amount: None, lost: false }).await, 2);
     assert_eq!(report("evt_3", Fact::DisputeClosed { amount: None, lost: true }).await, 4);
+    assert_eq!(report("evt_4", Fact::Refunded(None)).await, 6);
     let arrived = office.smtp.arrived();
-    for (subject, name) in [("A payment of acme is disputed", "boss"), ("A payment of acme was reversed", "payer")] {
+    for (subject, name) in [
+        ("A payment of acme is disputed", "boss"),
+        ("A payment of acme was reversed", "payer"),
+        ("A payment of acme was refunded", "payer"),
+    ] {
         let mail = |text: &str| text.contains(&format!("Subject: {subject}")) && text.contains(&format!("To: {name}@example.com"));
         assert!(arrived.values().any(|(_, text)| mail(text)), "{subject}: {arrived:?}");
     }
