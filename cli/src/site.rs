@@ -123,13 +123,22 @@ impl Site {
 
     /// Opens the log.
     pub(crate) async fn store(&self) -> anyhow::Result<(Store, JoinHandle<()>)> {
-        let clock: Arc<dyn Clock> = match &self.simulated {
-            Some(clock) => Arc::new(clock.clone()),
-            None => Arc::new(SystemClock),
-        };
         let without_plan = match env("TENURE_BILLING_WITHOUT_PLAN") {
             Some(text) => text.parse().context("TENURE_BILLING_WITHOUT_PLAN")?,
             None => WithoutPlan::default(),
+        };
+        self.store_with(&without_plan).await
+    }
+
+    /// Opens the log for what the platform itself brings in: a tenant that has no plan yet takes all of it.
+    pub(crate) async fn store_for_import(&self) -> anyhow::Result<(Store, JoinHandle<()>)> {
+        self.store_with(&WithoutPlan::unlimited()).await
+    }
+
+    async fn store_with(&self, without_plan: &WithoutPlan) -> anyhow::Result<(Store, JoinHandle<()>)> {
+        let clock: Arc<dyn Clock> = match &self.simulated {
+            Some(clock) => Arc::new(clock.clone()),
+            None => Arc::new(SystemClock),
         };
         let config = Config { ceilings: without_plan.ceilings(), ..Config::new(self.master_key()?, clock) };
         Store::open(&self.database()?, config)

@@ -111,7 +111,7 @@ async fn bring(executor: &Executor, access: &Access, tenant: TenantId, row: Row)
 
 pub(crate) async fn run(site: &Site, what: Import) -> anyhow::Result<bool> {
     let Import::Users { file, tenant } = what;
-    let (store, _writer) = site.store().await?;
+    let (store, _writer) = site.store_for_import().await?;
     let executor = Executor::new(store);
     let access = site.access(&executor)?;
     let tenant = access.tenant(&tenant).await?.with_context(|| format!("there is no tenant {tenant}"))?;
