@@ -197,7 +197,7 @@ impl Site {
         number("TENURE_MAIL_DAILY_PER_TENANT", commands::mails::DAILY)
     }
 
-    /// What a subscription may owe of changes before what they give waits for the payment, in the minor unit of its currency.
+    /// Unpaid amount of upgrades, in the minor unit of the currency, up to which limits rise before the payment.
     pub(crate) fn unpaid_ceiling() -> anyhow::Result<i64> {
         number("TENURE_BILLING_UNPAID_CEILING", 0)
     }

@@ -38,7 +38,7 @@ pub struct Executor {
     rooms: Arc<[Mutex<()>]>,
     /// Mails of each cause that a tenant may have sent in a day.
     mails: u32,
-    /// What a subscription may owe of changes before their limits wait for the payment.
+    /// Unpaid amount of upgrades up to which limits rise before the payment.
     unpaid_ceiling: i64,
 }
 
@@ -151,7 +151,7 @@ impl Executor {
         Self { mails, ..self }
     }
 
-    /// The same with what a subscription may owe of changes within a period, in the minor unit of its currency, before what they give waits for the payment.
+    /// Sets the unpaid amount of upgrades, in the minor unit of the currency, up to which limits rise before the payment.
     #[must_use]
     pub fn with_unpaid_ceiling(self, unpaid_ceiling: i64) -> Self {
         Self { unpaid_ceiling, ..self }

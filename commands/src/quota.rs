@@ -43,14 +43,14 @@ pub(crate) async fn segments(store: &Store, tenant: TenantId, meter: Meter, mont
     let loaded = store.current::<Tenant>(StreamId::new(tenant, tenant.0)).await?;
     let period = month.period(loaded.state.time_zone().unwrap_or_default());
     let mut segments = in_force(store, tenant, meter, period).await?;
-    // Where nothing has changed the month's counter says how much was used.
+    // A month of one segment needs no events: its counter is the total.
     if segments.len() > 1 {
         count_uses(store, tenant, (meter, month), period, &mut segments).await?;
     }
     Ok(segments)
 }
 
-/// What was in force of a meter in a period: by the subscription that was last set up, or by what the platform had set instead.
+/// Quota of a meter over a period: of the newest subscription, or of the platform's override.
 async fn in_force(store: &Store, tenant: TenantId, meter: Meter, period: Period) -> Result<Vec<Segment>, CommandError> {
     use tenant::Event as T;
     let history = store.entitling(tenant, period.end - TimeDelta::microseconds(1)).await.map_err(LoadError::from)?;
@@ -69,7 +69,7 @@ async fn in_force(store: &Store, tenant: TenantId, meter: Meter, period: Period)
         } else {
             continue;
         };
-        // What was to end by a time has ended then, whether or not its timer had fired.
+        // An override ends at `until`, even when its timer fires late.
         overrides.retain(|(before, _)| *before <= at);
         overrides.push((at, limit));
         overrides.extend(until.map(|until| (until, None)));

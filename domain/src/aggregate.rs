@@ -77,7 +77,7 @@ pub enum Lookup {
     Segments(Meter, Month),
     /// Whether the tenant is open, or would be with a subscription.
     Subscribable,
-    /// What the platform lets a subscription owe of changes before their limits wait for the payment.
+    /// Unpaid amount of upgrades up to which limits rise before the payment.
     UnpaidCeiling,
     /// Of the users who hold a claim, are active and have a permission: the one whose counter is lowest.
     LeastLoaded {

@@ -19,6 +19,7 @@ use domain::{Actor, StreamId, TenantId};
 use futures::future::BoxFuture;
 use outbound::queue::{Attempt, Due};
 use outbound::worker::Channel;
+use store::Recorded;
 use uuid::Uuid;
 
 use crate::inbox;
@@ -82,8 +83,8 @@ impl PaymentChannel {
         let store = self.executor.store();
         let loaded = store.current::<Subscription>(stream).await.map_err(|_| failed("the subscription cannot be read"))?;
         let details = loaded.state.details().ok_or_else(|| failed("the subscription cannot be read"))?;
-        // One change after the other, each as it was: what two of them come to is not what the last one would come to alone.
-        let then = if intent == Intent::Update && details.status.is_live() { self.then(stream, due.position).await? } else { None };
+        // Each change is sent as it was: the invoices of two changes do not add up to the invoice of the last state alone.
+        let then = if intent == Intent::Update && details.status.is_live() { self.as_of(stream, due.position).await? } else { None };
         let then = then.as_ref().and_then(Subscription::details);
         let name = if matches!(intent, Intent::Customer | Intent::Rename) { self.name_of(stream.tenant).await? } else { None };
         let overage = if intent == Intent::Overage { Some(self.overage(due).await?) } else { None };
@@ -99,22 +100,21 @@ impl PaymentChannel {
         }
     }
 
-    /// The subscription as it was after an event; `None` if that was not one of its own.
-    async fn then(&self, stream: StreamId, position: i64) -> Result<Option<Subscription>, Attempt> {
+    /// Returns the subscription as of an event of its own. Returns `None` for any other event, and for events before the provider's subscription was created: that was created
+    /// from a state that includes them.
+    async fn as_of(&self, stream: StreamId, position: i64) -> Result<Option<Subscription>, Attempt> {
         let unreadable = || failed("the subscription cannot be read");
         let store = self.executor.store();
-        let events = store.stream(Subscription::TYPE, &stream.to_string()).await.map_err(|_| unreadable())?;
-        // What was made by the provider was made from what it had become by then.
-        let made = store.typed::<Subscription>(&events.iter().collect::<Vec<_>>()).await.map_err(|_| unreadable())?;
-        let made = made.iter().rev().find(|event| matches!(event.event, subscription::Event::ProviderLinked { .. }));
-        if made.is_some_and(|made| position < made.position) {
+        let stored = store.stream(Subscription::TYPE, &stream.to_string()).await.map_err(|_| unreadable())?;
+        let events = store.typed::<Subscription>(&stored.iter().collect::<Vec<_>>()).await.map_err(|_| unreadable())?;
+        let linked = |event: &&Recorded<_>| matches!(event.event, subscription::Event::ProviderLinked { .. });
+        if events.iter().rev().find(linked).is_some_and(|linked| position < linked.position) {
             return Ok(None);
         }
-        // With what happened in the same moment: a plan that changes with the period does so after both of their events.
         let Some(at) = events.iter().find(|event| event.position == position).map(|event| event.recorded_at) else { return Ok(None) };
-        let until: Vec<_> = events.iter().filter(|event| event.position <= position || event.recorded_at == at).collect();
+        // Events of one append belong together: a renewal with another plan is complete only after both of its events.
         let mut state = Subscription::default();
-        for event in store.typed::<Subscription>(&until).await.map_err(|_| unreadable())? {
+        for event in events.into_iter().filter(|event| event.position <= position || event.recorded_at == at) {
             state.apply(event.event);
         }
         Ok(Some(state))

@@ -352,7 +352,7 @@ async fn a_tenant_without_a_plan_may_use_what_the_platform_gives_and_nothing_tha
     let user = |n: usize| json!({"email": format!("u{n}@example.com"), "name": "U", "role": "user"});
     let users = join_all((0..12).map(|n| admin.post("/v1/users", user(n)))).await;
     assert_eq!(users.iter().filter(|answer| answer.status.is_success()).count(), 10);
-    // What is refused is what is shown.
+    // Queries show the same limits.
     let shown = |rows: &Value, field: &str| {
         let row = |row: &Value| (row["meter"].as_str().unwrap().to_owned(), row[field].as_i64());
         rows.as_array().unwrap().iter().map(row).collect::<std::collections::BTreeMap<_, _>>()
@@ -380,7 +380,7 @@ async fn the_days_of_a_month_come_to_what_the_month_does_in_the_tenants_time_zon
     let until = |time: &str| shop.env.clock.advance(time.parse::<DateTime<Utc>>().unwrap() - shop.env.clock.now());
     // Tokens end before that.
     let admin = || shop.platform.acting(shop.tenant, Role::OrgAdmin);
-    // The last minute of January there, and the first of February; a reservation of January that is committed in February; and what is told too late.
+    // Usage in the last minute of January and the first of February, a reservation across both, and usage recorded after January was closed.
     until("2026-01-31T10:59:00Z");
     assert!(admin().post(MESSAGES, json!({"id": "a", "quantity": 3})).await.status.is_success());
     let held = admin().post("/v1/quota/reservations", json!({"meter": "messages", "quantity": 5})).await;

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use chrono::{DateTime, Datelike as _, Months, TimeZone as _, Utc};
+use chrono::{DateTime, Utc};
 use cqrs_es::Aggregate as _;
 use domain::aggregate::{Context, Found, Issued, Offer};
 use domain::billing::meter::{Entitlement, Meter};
@@ -28,21 +28,7 @@ use testing::stripe::billing::{Invoice, State};
 use testing::stripe::{Fault, Stripe};
 use uuid::Uuid;
 
-/// A plan: its code, price in cents, months and users.
-const PLANS: [(&str, i64, i64, i64); 5] =
-    [("free", 0, 1, 2), ("starter", 2_900, 1, 5), ("growth", 9_900, 1, 25), ("enterprise", 49_900, 1, 500), ("yearly", 29_000, 12, 5)];
-
-/// A fault that is put in on purpose, which a history has to find.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Flaw {
-    None,
-    /// The model prorates by days.
-    ProrationByDays,
-    /// Of the messages that something is paid none arrives.
-    DroppedMessage,
-    /// Periods are by the other calendar.
-    SwappedCalendar,
-}
+use crate::model::{Flaw, Model, PLANS, Standing, at};
 
 /// Numbers that look random (xorshift, Marsaglia 2003), the same for a seed.
 struct Dice(u64);
@@ -60,10 +46,6 @@ impl Dice {
     }
 }
 
-pub(crate) fn at(seconds: i64) -> DateTime<Utc> {
-    DateTime::from_timestamp(seconds, 0).unwrap()
-}
-
 fn offers() -> BTreeMap<String, Offer> {
     let offer = |n: usize, (_, price, months, users): (&str, i64, i64, i64)| Offer {
         plan: Uuid::from_u128(n as u128 + 1),
@@ -77,135 +59,6 @@ fn offers() -> BTreeMap<String, Offer> {
         retired: false,
     };
     PLANS.into_iter().enumerate().map(|(n, plan)| (plan.0.to_owned(), offer(n, plan))).collect()
-}
-
-/// What ought to be, worked out apart from the code.
-#[derive(Clone)]
-struct Model {
-    flaw: Flaw,
-    calendar: bool,
-    plan: usize,
-    quantity: i64,
-    standing: Standing,
-    anchor: i64,
-    period: Option<(i64, i64)>,
-    scheduled: Option<usize>,
-    ends: bool,
-    /// Cents.
-    owed: i64,
-    /// What is given.
-    users: i64,
-    /// Since when more waits for a payment.
-    waiting: Option<i64>,
-    /// What changes have come to since the last payment.
-    unpaid: i64,
-    /// What it was before a change that waits for its payment.
-    before: Option<Box<Model>>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Standing {
-    Trial,
-    /// For its first payment.
-    Waits,
-    Runs,
-    /// For the payment of what it has begun.
-    Unpaid,
-    Paused,
-    Ended,
-}
-
-impl Model {
-    fn price(&self) -> i64 {
-        PLANS[self.plan].1 * self.quantity
-    }
-
-    fn subscribed(&self) -> i64 {
-        PLANS[self.plan].3 * self.quantity
-    }
-
-    /// The whole period around a time.
-    fn around(&self, time: i64) -> (i64, i64) {
-        let months = PLANS[self.plan].2;
-        let bound = |n: i64| {
-            let anchor = at(self.anchor);
-            let by = Months::new(u32::try_from(n.abs() * months).unwrap());
-            (if n < 0 { anchor - by } else { anchor + by }).timestamp()
-        };
-        let n = (-40..400).find(|n| bound(n + 1) > time).unwrap();
-        (bound(n), bound(n + 1))
-    }
-
-    /// What a part of a period costs, to the cent.
-    fn part(&self, (from, to): (i64, i64), whole: (i64, i64)) -> i64 {
-        let (mut left, mut all) = (to - from, whole.1 - whole.0);
-        if self.flaw == Flaw::ProrationByDays {
-            (left, all) = ((left + 86_399) / 86_400, (all + 86_399) / 86_400);
-        }
-        let exact = i128::from(self.price()) * i128::from(left) * 2 + i128::from(all);
-        i64::try_from(exact / (i128::from(all) * 2)).unwrap()
-    }
-
-    /// A first period begins, or one of another length.
-    fn begin(&mut self, time: i64) {
-        let first = at(time);
-        let calendar = self.calendar != (self.flaw == Flaw::SwappedCalendar);
-        self.anchor = if calendar { Utc.with_ymd_and_hms(first.year(), first.month(), 1, 0, 0, 0).unwrap().timestamp() } else { time };
-        self.go_on(time);
-    }
-
-    /// What is left of the period at a time is to be paid.
-    fn go_on(&mut self, time: i64) {
-        let whole = self.around(time);
-        self.period = Some((time, whole.1));
-        self.standing = Standing::Runs;
-        let due = self.part((time, whole.1), whole);
-        self.owed += due;
-        if self.waiting.is_some() {
-            self.unpaid += due;
-        }
-    }
-
-    /// The plan or the quantity changes now.
-    fn change(&mut self, time: i64, plan: usize, quantity: i64) {
-        let (was, before) = (self.clone(), (self.price(), self.owed));
-        let months = PLANS[self.plan].2;
-        if let Some(period) = self.period {
-            self.owed -= self.part((time, period.1), self.around(period.1 - 1));
-        }
-        (self.plan, self.quantity) = (plan, quantity);
-        match self.period {
-            Some(_) if PLANS[plan].2 != months => {
-                let waiting = self.waiting.take();
-                self.begin(time);
-                self.waiting = waiting;
-            }
-            Some(period) => self.owed += self.part((time, period.1), self.around(period.1 - 1)),
-            None => {}
-        }
-        let dearer = self.yearly() > before.0 * 12 / months;
-        self.unpaid = (self.unpaid + self.owed - before.1).max(0);
-        self.give(time, self.owed > before.1 || self.owed == before.1 && dearer);
-        self.before = self.waiting.map(|_| Box::new(Self { before: None, ..was }));
-    }
-
-    fn yearly(&self) -> i64 {
-        self.price() * 12 / PLANS[self.plan].2
-    }
-
-    fn release(&mut self) {
-        (self.users, self.waiting, self.before) = (self.subscribed(), None, None);
-    }
-
-    /// What costs more and gives more waits; what gives less is given at once.
-    fn give(&mut self, time: i64, costs_more: bool) {
-        let more = self.subscribed() > self.users;
-        if self.standing == Standing::Trial || !more || !costs_more {
-            self.release();
-        } else {
-            self.waiting = Some(time);
-        }
-    }
 }
 
 /// A history.

@@ -9,7 +9,8 @@ use domain::billing::subscription::{
 use domain::text::{PlanCode, Reference};
 use domain::{Actor, Role};
 
-use crate::agreement::{Flaw, World, at, world};
+use crate::agreement::{World, world};
+use crate::model::{Flaw, at};
 
 /// Of each row: what was done before, `|` what is done now, `>` what Stripe is told of that, `;` what is charged in cents, when the period ends and how many users are given.
 /// Times are days since the beginning, of a Thursday, the first of January 2026.

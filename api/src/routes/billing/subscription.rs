@@ -139,7 +139,9 @@ struct ListPayments {
     after: Option<i64>,
 }
 
-/// What was collected, could not be collected, and was given back: of the tenant's subscriptions, or of all for the platform that names no tenant.
+/// List payments, failed payments, refunds and disputes.
+///
+/// A caller of the platform that names no tenant gets those of all tenants.
 #[utoipa::path(
     get, path = "/v1/billing/payments", tag = "subscriptions", params(ListPayments),
     responses((status = 200, body = ListBody<payment::Row>), Refusals)
@@ -245,11 +247,11 @@ struct Preview {
     /// How many times, if that changes.
     #[schema(example = 2)]
     quantity: Option<u32>,
-    /// What the seconds that are left of the period are worth.
+    /// Credit and charge for the rest of the period.
     proration: Option<Proration>,
     /// The period that would begin with it, if one would.
     period: Option<Period>,
-    /// Whether what it gives more than before would wait for the payment.
+    /// Whether higher limits would wait for the payment.
     waits_for_payment: bool,
     /// The meters of which more is used than it would give.
     over_limit: Vec<Meter>,
