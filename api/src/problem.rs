@@ -307,6 +307,7 @@ impl From<QueryError> for Problem {
             QueryError::Diverged => Self::new(code::DIVERGED, detail),
             QueryError::BadCursor => Self::new(code::BAD_CURSOR, detail),
             QueryError::Overloaded => Self::new(code::OVERLOADED, detail),
+            QueryError::Unreadable(error) => Self::internal(error),
             QueryError::Unavailable(sqlx) => {
                 // An error of the statement itself (SQLSTATE classes 22 data, 42 syntax and the like) is ours and does not pass.
                 let state = sqlx.as_database_error().and_then(|e| e.code().map(Cow::into_owned)).unwrap_or_default();

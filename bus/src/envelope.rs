@@ -7,7 +7,7 @@
 use async_nats::HeaderMap;
 use bytes::Bytes;
 use chrono::{DateTime, SecondsFormat, Utc};
-use store::{Hash, Metadata, RawEvent};
+use store::{Decoded, Hash, Metadata, RawEvent};
 
 use crate::Bus;
 
@@ -55,6 +55,7 @@ pub fn decode(headers: &HeaderMap, body: &[u8]) -> Option<RawEvent> {
         digest: Hash::ZERO,
         tenant_hash: Hash::from_hex(get("ce-tenanthash")?)?,
         log_hash: Hash::from_hex(get("ce-loghash")?)?,
+        decoded: Decoded::default(),
     };
     event.digest = event.computed_digest();
     Some(event)

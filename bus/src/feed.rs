@@ -25,6 +25,8 @@ use crate::{Bus, BusError, envelope};
 const BUFFER: usize = 4096;
 /// Messages that are confirmed with one look at the log, at most.
 const BATCH: usize = 500;
+/// Under load, looks at the log begin no sooner than this after one another.
+const GATHER: Duration = Duration::from_millis(5);
 /// After this much silence the feed checks whether there should have been something.
 pub(crate) const SILENCE: Duration = Duration::from_secs(1);
 /// The pause before a feed that has lost its consumer begins again.
@@ -140,8 +142,11 @@ impl Feed {
         };
         let consumer = stream.create_consumer(config).await.map_err(BusError::from_error)?;
         let mut messages = consumer.messages().await.map_err(BusError::from_error)?;
+        let mut began = tokio::time::Instant::now();
         loop {
+            tokio::time::sleep_until(began + GATHER).await;
             if let Ok((batch, stop)) = tokio::time::timeout(SILENCE, gather(&mut messages, confirmed)).await {
+                began = tokio::time::Instant::now();
                 if let Some(last) = batch.last() {
                     let end = Head { position: last.position, log_hash: last.log_hash };
                     match store.confirm(end).await.map_err(BusError::from_error)? {

@@ -9,6 +9,7 @@
 
 pub mod envelope;
 pub mod feed;
+pub mod group;
 pub mod mirror;
 pub mod permissions;
 pub mod relay;

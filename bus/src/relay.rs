@@ -206,7 +206,7 @@ impl Relay {
                 position = event.position;
             }
             let reached = until.is_some_and(|until| position >= until);
-            if !events.is_empty() && !reached {
+            if i64::try_from(events.len()) == Ok(PAGE) && !reached {
                 // Catching up, the window stays full from page to page.
                 self.set(Status::Running { position: position - i64::try_from(window.len()).unwrap_or(0) });
                 continue;

@@ -37,6 +37,9 @@ pub enum HandlerError {
     /// It may work next time.
     #[error("{0}")]
     Retry(String),
+    /// It fails again until the program or what it has stored is mended: it lies in what the events say.
+    #[error("{0}")]
+    Poison(String),
     /// This binary cannot, another may: the lease is given up.
     #[error("{0}")]
     Unknown(String),
@@ -76,7 +79,7 @@ pub async fn run<H: Handler>(mut handler: H, store: Store, feed: Feed, cancel: C
         stopped.set(f64::from(u8::from(matches!(ended, Err(HandlerError::Diverged(_))))));
         match ended {
             Ok(()) => pause = PAUSE,
-            Err(HandlerError::Retry(reason)) => {
+            Err(HandlerError::Retry(reason) | HandlerError::Poison(reason)) => {
                 tracing::warn!(handler = handler.name(), %reason, "tried again soon");
                 pause = (pause * 2).min(Duration::from_secs(5));
             }

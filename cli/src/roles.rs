@@ -24,7 +24,7 @@ use outbound::policy::MailPolicy;
 use outbound::worker::{Channel, Worker};
 use payments::channel::PaymentChannel;
 use payments::policy::PaymentsPolicy;
-use projections::{ModelStatus, Progress, ReadSide, start_all};
+use projections::{ModelStatus, Progress, ReadSide, projector};
 use serde_json::json;
 use store::{DbRole, Store};
 use tokio::net::TcpListener;
@@ -99,7 +99,7 @@ pub(crate) async fn run(site: &Site, roles: &[RoleName], listener: Option<TcpLis
     let feed = if follows { Feed::start(store.clone(), bus.clone(), background.clone()) } else { Feed::silent() };
     if has(RoleName::Projector) {
         let pool = site.database()?.pool(DbRole::Projector, 8);
-        start_all(&mut tasks, &store, &pool, &feed, &progress, &background);
+        tasks.spawn(projector::all(&store, &pool, &feed, &progress, &background).run());
     }
     if has(RoleName::Policies) {
         let mailer = site.mailer(&store)?;
@@ -108,21 +108,15 @@ pub(crate) async fn run(site: &Site, roles: &[RoleName], listener: Option<TcpLis
             // Of people who were erased while this process did not run.
             files.forget_erased(&store).await?;
         }
-        let erasure = ErasurePolicy::runtime(&store, files);
-        tasks.spawn(bus::subscription::run(erasure, store.clone(), feed.clone(), background.clone()));
-        tasks.spawn(bus::subscription::run(MailPolicy::runtime(&store), store.clone(), feed.clone(), background.clone()));
-        tasks.spawn(bus::subscription::run(
-            PaymentsPolicy::runtime(&store, payments.clone()),
-            store.clone(),
-            feed.clone(),
-            background.clone(),
-        ));
+        let policies = commands::policy::none(&store, &feed, &background);
+        policies.add(ErasurePolicy::member(&store, files));
+        policies.add(MailPolicy::member(&store));
+        policies.add(PaymentsPolicy::member(&store, payments.clone()));
         macro_rules! reactions {
-            ($($reaction:expr,)*) => {
-                $(tasks.spawn(bus::subscription::run(Commands::runtime($reaction, &executor), store.clone(), feed.clone(), background.clone()));)*
-            };
+            ($($reaction:expr,)*) => { $(policies.add(Commands::member($reaction, &executor));)* };
         }
         commands::for_each_reaction!(reactions);
+        tasks.spawn(policies.run());
         tokio::spawn(install_plans(executor.clone(), background.clone()));
         let mut channels: Vec<Arc<dyn Channel>> = vec![Arc::new(mailer)];
         channels.extend(payments.clone().map(|provider| Arc::new(PaymentChannel::new(executor.clone(), provider)) as Arc<dyn Channel>));

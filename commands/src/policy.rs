@@ -1,4 +1,4 @@
-//! The runtime of policies: what answers events.
+//! Policies: what answers events. They are the members of one group ([`bus::group`]).
 //!
 //! A policy is brought every event once and in order, from where the log ended when it was introduced. It decides on a page of events, and what it decides is written in
 //! the transaction that moves its checkpoint. It never goes back. One that answers with commands ([`Reaction`]) sends each under an id and a key made from the policy, the
@@ -9,20 +9,22 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bus::subscription::{Handler, HandlerError};
+use bus::feed::Feed;
+use bus::group::{Checkpoints, Group, Member, Mover, Stand, Turn, Wait, Work};
+use bus::subscription::HandlerError;
 use domain::aggregate::Ask as _;
 use domain::{Actor, Aggregate, StreamId};
+use futures::future::BoxFuture;
 use futures::{StreamExt as _, TryStreamExt as _};
-use sqlx::{FromRow, PgConnection};
+use sqlx::{FromRow, PgConnection, PgPool};
 use store::load::LoadError;
-use store::{Hash, Head, Key, RawEvent, Store, lease};
+use store::{Hash, Head, Key, RawEvent, Store};
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::error::CommandError;
 use crate::execute::{Executor, Outcome, Request};
 
-/// How long one that died keeps others waiting.
-const LEASE: Duration = Duration::from_secs(5);
 /// How many tenants' events are answered at a time.
 const AT_A_TIME: usize = 32;
 
@@ -32,33 +34,82 @@ pub trait Policy: Send + Sync + 'static {
     const NAME: &'static str;
 
     /// What it has decided for a page of events.
-    type Decided: Send;
+    type Decided: Send + Sync;
+
+    /// Whether it may have an answer to an event. It is asked about pages with such events only.
+    fn concerns(&self, event: &RawEvent) -> bool;
 
     /// Decides. May be asked again for the same events.
     fn decide(&self, events: &[Arc<RawEvent>]) -> impl Future<Output = Result<Self::Decided, HandlerError>> + Send;
 
-    /// Writes what was decided, in the transaction that moves the checkpoint.
-    fn write(&self, decided: Self::Decided, tx: &mut PgConnection) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
+    /// Writes what was decided, in the transaction that moves the checkpoint. May be asked again, in another transaction.
+    fn write(&self, decided: &Self::Decided, tx: &mut PgConnection) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
 }
 
-/// A policy in one process.
-pub struct Runtime<P> {
-    policy: P,
-    store: Store,
-    owner: Uuid,
-    epoch: i64,
+/// The checkpoints of the policies.
+pub struct PolicyCheckpoints {
+    pool: PgPool,
 }
 
-impl<P: Policy> Runtime<P> {
-    /// One that answers the log of `store`.
-    pub fn new(policy: P, store: Store) -> Self {
-        let owner = store.fresh_id();
-        Self { policy, store, owner, epoch: 0 }
+/// The group of the policies that this process runs.
+pub type Policies = Group<PolicyCheckpoints>;
+
+/// A group without policies that answers the log of `store`.
+pub fn none(store: &Store, feed: &Feed, cancel: &CancellationToken) -> Policies {
+    Group::new(PolicyCheckpoints { pool: store.pool().clone() }, store, feed, cancel)
+}
+
+impl Checkpoints for PolicyCheckpoints {
+    const KIND: &'static str = "policy";
+    const LEASE: Duration = Duration::from_secs(10);
+
+    fn pool(&self) -> &PgPool {
+        &self.pool
     }
-}
 
-fn lease_name<P: Policy>() -> String {
-    format!("policy/{}", P::NAME)
+    async fn read(&self, names: &[&str]) -> Result<Vec<(String, Stand)>, sqlx::Error> {
+        let stands: Vec<(String, i64, [u8; 32])> = sqlx::query_as("select name, position, log_hash from ops.policies where name = any($1)")
+            .bind(names)
+            .fetch_all(&self.pool)
+            .await?;
+        let stand = |position, hash| Stand { head: Head { position, log_hash: Hash(hash) }, generation: 0 };
+        Ok(stands.into_iter().map(|(name, position, hash)| (name, stand(position, hash))).collect())
+    }
+
+    async fn advance(
+        &self,
+        connection: &mut PgConnection,
+        movers: &[Mover],
+        from: i64,
+        to: Head,
+        wait: Wait,
+    ) -> Result<Vec<(String, Turn)>, sqlx::Error> {
+        // Nobody else locks one for longer than a moment, so none is left out for that.
+        let patience = match wait {
+            Wait::Forever => "0".to_owned(),
+            Wait::No(patience) => format!("{}ms", patience.as_millis()),
+        };
+        let moved: Vec<(String, String)> = sqlx::query_as(
+            "update ops.policies p set position = $4, log_hash = $5, epoch = m.epoch
+               from unnest($1::text[], $2::bigint[]) m (name, epoch)
+              where p.name = m.name and p.position = $3 and p.epoch <= m.epoch
+             returning p.name, set_config('statement_timeout', $6, true)",
+        )
+        .bind(movers.iter().map(|mover| mover.name).collect::<Vec<_>>())
+        .bind(movers.iter().map(|mover| mover.epoch).collect::<Vec<_>>())
+        .bind(from)
+        .bind(to.position)
+        .bind(to.log_hash.0)
+        .bind(patience)
+        .fetch_all(connection)
+        .await?;
+        Ok(moved.into_iter().map(|(name, _)| (name, Turn::default())).collect())
+    }
+
+    async fn note(&self, names: &[&str], fault: Option<&str>) -> Result<(), sqlx::Error> {
+        let noted = sqlx::query("update ops.policies set fault = $2 where name = any($1) and fault is distinct from $2");
+        noted.bind(names).bind(fault).execute(&self.pool).await.map(drop)
+    }
 }
 
 /// A failure that may pass.
@@ -74,52 +125,40 @@ pub fn unreadable(error: LoadError) -> HandlerError {
     }
 }
 
-impl<P: Policy> Handler for Runtime<P> {
+/// A policy as a member of the group.
+struct Answering<P>(P);
+
+/// What a policy does with a page.
+struct Answered<P: Policy> {
+    policy: Arc<Answering<P>>,
+    decided: P::Decided,
+}
+
+/// The policy as a member of the group.
+pub fn member(policy: impl Policy) -> Arc<dyn Member> {
+    Arc::new(Answering(policy))
+}
+
+impl<P: Policy> Member for Answering<P> {
     fn name(&self) -> &'static str {
         P::NAME
     }
 
-    async fn begin(&mut self) -> Result<Option<Head>, HandlerError> {
-        let pool = self.store.pool();
-        let Some(lease) = lease::acquire(pool, &lease_name::<P>(), self.owner, LEASE).await.map_err(retry)? else { return Ok(None) };
-        self.epoch = lease.epoch;
-        let (position, log_hash): (i64, [u8; 32]) = sqlx::query_as("select position, log_hash from ops.policies where name = $1")
-            .bind(P::NAME)
-            .fetch_one(pool)
-            .await
-            .map_err(retry)?;
-        Ok(Some(Head { position, log_hash: Hash(log_hash) }))
+    fn concerns(&self, event: &RawEvent) -> bool {
+        self.0.concerns(event)
     }
 
-    async fn note(&mut self, fault: Option<&str>) -> Result<(), HandlerError> {
-        let noted = sqlx::query("update ops.policies set fault = $2 where name = $1 and fault is distinct from $2");
-        noted.bind(P::NAME).bind(fault).execute(self.store.pool()).await.map(drop).map_err(retry)
+    fn prepare<'a>(self: Arc<Self>, events: &'a [Arc<RawEvent>], _: u32) -> BoxFuture<'a, Result<Box<dyn Work + 'a>, HandlerError>> {
+        Box::pin(async move {
+            let decided = self.0.decide(events).await?;
+            Ok(Box::new(Answered { policy: self, decided }) as Box<dyn Work + 'a>)
+        })
     }
+}
 
-    async fn handle(&mut self, events: &[Arc<RawEvent>]) -> Result<(), HandlerError> {
-        let (Some(first), Some(last)) = (events.first(), events.last()) else { return Ok(()) };
-        let decided = self.policy.decide(events).await?;
-        let mut tx = self.store.pool().begin().await.map_err(retry)?;
-        self.policy.write(decided, &mut tx).await.map_err(retry)?;
-        let moved = sqlx::query(
-            "update ops.policies set position = $3, log_hash = $4, epoch = $5 where name = $1 and position = $2 and epoch <= $5",
-        )
-        .bind(P::NAME)
-        .bind(first.position - 1)
-        .bind(last.position)
-        .bind(last.log_hash.0)
-        .bind(self.epoch)
-        .execute(&mut *tx)
-        .await
-        .map_err(retry)?;
-        if moved.rows_affected() != 1 {
-            return Err(HandlerError::Retry(format!("{} is no longer at {} in this process's hands", P::NAME, first.position - 1)));
-        }
-        tx.commit().await.map_err(retry)
-    }
-
-    async fn release(&mut self) {
-        let _ = lease::release(self.store.pool(), &lease_name::<P>(), self.owner).await;
+impl<P: Policy> Work for Answered<P> {
+    fn write<'c>(&'c mut self, connection: &'c mut PgConnection, _: &'c Turn) -> BoxFuture<'c, Result<(), HandlerError>> {
+        Box::pin(async move { self.policy.0.write(&self.decided, connection).await.map_err(retry) })
     }
 }
 
@@ -182,8 +221,8 @@ pub struct Commands<R> {
 
 impl<R: Reaction> Commands<R> {
     /// The policy in one process.
-    pub fn runtime(reaction: R, executor: &Executor) -> Runtime<Self> {
-        Runtime::new(Self { reaction, executor: executor.clone() }, executor.store().clone())
+    pub fn member(reaction: R, executor: &Executor) -> Arc<dyn Member> {
+        member(Self { reaction, executor: executor.clone() })
     }
 
     async fn answer(&self, event: &RawEvent, refusals: &mut Vec<Refusal>) -> Result<(), HandlerError> {
@@ -313,6 +352,10 @@ impl<R: Reaction> Policy for Commands<R> {
 
     type Decided = Vec<Refusal>;
 
+    fn concerns(&self, event: &RawEvent) -> bool {
+        R::TYPES.contains(&event.aggregate_type.as_str())
+    }
+
     async fn decide(&self, events: &[Arc<RawEvent>]) -> Result<Vec<Refusal>, HandlerError> {
         // A tenant's events are answered in order; tenants do not wait for one another.
         let mut by_tenant: BTreeMap<Uuid, Vec<Arc<RawEvent>>> = BTreeMap::new();
@@ -330,18 +373,18 @@ impl<R: Reaction> Policy for Commands<R> {
         Ok(refusals.concat())
     }
 
-    async fn write(&self, refusals: Vec<Refusal>, tx: &mut PgConnection) -> Result<(), sqlx::Error> {
+    async fn write(&self, refusals: &Vec<Refusal>, tx: &mut PgConnection) -> Result<(), sqlx::Error> {
         for refusal in refusals {
             sqlx::query(
                 "insert into ops.policy_refusals (policy, position, step, tenant_id, command, reason, recorded_at, event_id)
                  values ($1, $2, $3, $4, $5, $6, $7, $8) on conflict do nothing",
             )
-            .bind(refusal.policy)
+            .bind(&refusal.policy)
             .bind(refusal.position)
             .bind(refusal.step)
             .bind(refusal.tenant_id)
-            .bind(refusal.command)
-            .bind(refusal.reason)
+            .bind(&refusal.command)
+            .bind(&refusal.reason)
             .bind(refusal.recorded_at)
             .bind(refusal.event_id)
             .execute(&mut *tx)

@@ -5,8 +5,9 @@
 
 use std::sync::Arc;
 
+use bus::group::Member;
 use bus::subscription::HandlerError;
-use commands::policy::{Policy, Runtime, unreadable};
+use commands::policy::{self, Policy, unreadable};
 use sqlx::PgConnection;
 use store::{Erases, RawEvent, Store};
 use uuid::Uuid;
@@ -21,8 +22,8 @@ pub struct ErasurePolicy {
 
 impl ErasurePolicy {
     /// The policy in one process, which writes mails into these files, if it writes any.
-    pub fn runtime(store: &Store, files: Option<MailFiles>) -> Runtime<Self> {
-        Runtime::new(Self { store: store.clone(), files }, store.clone())
+    pub fn member(store: &Store, files: Option<MailFiles>) -> Arc<dyn Member> {
+        policy::member(Self { store: store.clone(), files })
     }
 }
 
@@ -30,6 +31,10 @@ impl Policy for ErasurePolicy {
     const NAME: &'static str = "erasure";
 
     type Decided = Vec<(Uuid, Erases)>;
+
+    fn concerns(&self, event: &RawEvent) -> bool {
+        event.may_erase()
+    }
 
     async fn decide(&self, events: &[Arc<RawEvent>]) -> Result<Self::Decided, HandlerError> {
         let mut erased = Vec::new();
@@ -45,11 +50,11 @@ impl Policy for ErasurePolicy {
         Ok(erased)
     }
 
-    async fn write(&self, erased: Self::Decided, tx: &mut PgConnection) -> Result<(), sqlx::Error> {
+    async fn write(&self, erased: &Self::Decided, tx: &mut PgConnection) -> Result<(), sqlx::Error> {
         for (tenant, erases) in erased {
             match erases {
                 Erases::Subjects(subjects) => {
-                    let subjects: Vec<Uuid> = subjects.into_iter().map(|subject| subject.0).collect();
+                    let subjects: Vec<Uuid> = subjects.iter().map(|subject| subject.0).collect();
                     // What was written between the two, such as the session of a login that was under way.
                     sqlx::query("update ops.subject_keys set wrapped_key = null where tenant_id = $1 and subject_id = any($2)")
                         .bind(tenant)

@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
+use bus::group::Member;
 use bus::subscription::HandlerError;
 use commands::lookup;
-use commands::policy::{Policy, Runtime, retry, unreadable};
+use commands::policy::{self, Policy, retry, unreadable};
 use cqrs_es::Aggregate as _;
 use domain::UserId;
 use domain::billing::quota::{self, Quota};
@@ -54,8 +55,8 @@ pub struct MailPolicy {
 
 impl MailPolicy {
     /// The policy in one process.
-    pub fn runtime(store: &Store) -> Runtime<Self> {
-        Runtime::new(Self { store: store.clone() }, store.clone())
+    pub fn member(store: &Store) -> Arc<dyn Member> {
+        policy::member(Self { store: store.clone() })
     }
 
     /// All who manage the billing of the tenant are told that the trial ends, of refunds and disputes, and of changes that could not be paid.
@@ -117,6 +118,10 @@ impl Policy for MailPolicy {
 
     type Decided = Vec<NewDelivery>;
 
+    fn concerns(&self, event: &RawEvent) -> bool {
+        [User::TYPE, Subscription::TYPE, Quota::TYPE].contains(&event.aggregate_type.as_str())
+    }
+
     async fn decide(&self, events: &[Arc<RawEvent>]) -> Result<Vec<NewDelivery>, HandlerError> {
         let of = |kind: &'static str| events.iter().map(Arc::as_ref).filter(move |event| event.aggregate_type == kind);
         let users: Vec<_> = of(User::TYPE).collect();
@@ -130,7 +135,7 @@ impl Policy for MailPolicy {
         Ok(mails.chain(self.billing(&subscriptions).await?).chain(self.warnings(&quotas).await?).collect())
     }
 
-    async fn write(&self, mails: Vec<NewDelivery>, tx: &mut PgConnection) -> Result<(), sqlx::Error> {
-        queue::add(tx, &mails).await
+    async fn write(&self, mails: &Vec<NewDelivery>, tx: &mut PgConnection) -> Result<(), sqlx::Error> {
+        queue::add(tx, mails).await
     }
 }

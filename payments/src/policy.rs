@@ -3,8 +3,9 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use bus::group::Member;
 use bus::subscription::HandlerError;
-use commands::policy::{Policy, Runtime, retry, unreadable};
+use commands::policy::{self, Policy, retry, unreadable};
 use cqrs_es::Aggregate as _;
 use domain::billing::quota::{self, PricedSegment, Quota};
 use domain::billing::subscription::{Event, Subscription};
@@ -62,8 +63,8 @@ pub struct PaymentsPolicy {
 
 impl PaymentsPolicy {
     /// The policy in one process.
-    pub fn runtime(store: &Store, provider: Provider) -> Runtime<Self> {
-        Runtime::new(Self { store: store.clone(), provider }, store.clone())
+    pub fn member(store: &Store, provider: Provider) -> Arc<dyn Member> {
+        policy::member(Self { store: store.clone(), provider })
     }
 
     /// A tenant's subscriptions, in the order in which they began. Each has a customer at the provider, or is about to.
@@ -96,10 +97,11 @@ impl Policy for PaymentsPolicy {
 
     type Decided = Vec<NewDelivery>;
 
+    fn concerns(&self, event: &RawEvent) -> bool {
+        self.provider.is_some() && [Subscription::TYPE, Tenant::TYPE, Quota::TYPE].contains(&event.aggregate_type.as_str())
+    }
+
     async fn decide(&self, events: &[Arc<RawEvent>]) -> Result<Vec<NewDelivery>, HandlerError> {
-        if self.provider.is_none() {
-            return Ok(vec![]);
-        }
         let of = |kind: &'static str| events.iter().map(Arc::as_ref).filter(move |event| event.aggregate_type == kind).collect::<Vec<_>>();
         let subscriptions = self.store.typed::<Subscription>(&of(Subscription::TYPE)).await.map_err(unreadable)?;
         let told = subscriptions.iter().filter_map(|event| Some(self.intent(event, answer(&event.event)?, event.stream.id, "")));
@@ -133,8 +135,8 @@ impl Policy for PaymentsPolicy {
         Ok(told)
     }
 
-    async fn write(&self, intents: Vec<NewDelivery>, tx: &mut PgConnection) -> Result<(), sqlx::Error> {
-        queue::add(tx, &intents).await
+    async fn write(&self, intents: &Vec<NewDelivery>, tx: &mut PgConnection) -> Result<(), sqlx::Error> {
+        queue::add(tx, intents).await
     }
 }
 

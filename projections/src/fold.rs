@@ -4,12 +4,13 @@ use std::collections::{HashMap, HashSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use serde_json::Value;
+use sqlx::PgConnection;
 use sqlx::types::Json;
-use sqlx::{PgConnection, QueryBuilder};
 use store::load::LoadError;
 use store::{Erases, RawEvent, Store};
 use uuid::Uuid;
 
+use crate::kept::Rows;
 use crate::model::{ReadModel, Source as _};
 
 /// Why a batch was not folded.
@@ -35,14 +36,6 @@ pub enum FoldError {
         /// Why.
         error: Box<FoldError>,
     },
-    /// The checkpoint is somewhere else, or in somebody else's hands.
-    #[error("{model} is no longer at {position} in this process's hands")]
-    Moved {
-        /// The read model.
-        model: &'static str,
-        /// Where it was thought to be.
-        position: i64,
-    },
 }
 
 impl FoldError {
@@ -57,10 +50,7 @@ impl FoldError {
             Self::Database(sqlx::Error::Database(error)) => {
                 error.code().is_some_and(|code| ["21", "22", "23", "54"].iter().any(|class| code.starts_with(class)))
             }
-            Self::Load(LoadError::Unavailable(_) | LoadError::UnknownEvent { .. })
-            | Self::Database(_)
-            | Self::Erasure { .. }
-            | Self::Moved { .. } => false,
+            Self::Load(LoadError::Unavailable(_) | LoadError::UnknownEvent { .. }) | Self::Database(_) | Self::Erasure { .. } => false,
         }
     }
 
@@ -75,10 +65,13 @@ impl FoldError {
             }
             Self::Database(_) | Self::Json(_) => "a row cannot be read or written".to_owned(),
             Self::Panicked(_) => "the fold panicked; the log of the projector says more".to_owned(),
-            Self::Load(_) | Self::Erasure { .. } | Self::Moved { .. } => self.to_string(),
+            Self::Load(_) | Self::Erasure { .. } => self.to_string(),
         }
     }
 }
+
+/// The text of a row `t`; of one that was written before rows had a text, its columns as JSON.
+const TEXT: &str = "coalesce(t.doc, to_json(t)::text)";
 
 /// The table of a generation, without its schema.
 pub(crate) fn table<M: ReadModel>(generation: i32) -> String {
@@ -93,6 +86,7 @@ pub(crate) async fn fold<M: ReadModel>(
     copies: &[i32],
     events: &[&RawEvent],
     held: &HashSet<i64>,
+    rows: &mut Rows<M>,
 ) -> Result<(), FoldError> {
     let own = table::<M>(generation);
     let mut mine: Vec<&RawEvent> = Vec::with_capacity(events.len());
@@ -103,8 +97,9 @@ pub(crate) async fn fold<M: ReadModel>(
         if let Some(column) = M::SUBJECT
             && let Some(erases) = event.erases()?
         {
-            fold_rows::<M>(store, connection, &own, &mine).await?;
+            fold_rows::<M>(store, connection, &own, &mine, rows).await?;
             mine.clear();
+            rows.forget();
             // What this process could still unseal, it must not after this.
             store.forget_unsealed();
             for generation in copies.iter().chain([&generation]) {
@@ -113,7 +108,7 @@ pub(crate) async fn fold<M: ReadModel>(
             }
         }
     }
-    fold_rows::<M>(store, connection, &own, &mine).await
+    fold_rows::<M>(store, connection, &own, &mine, rows).await
 }
 
 /// Forgets what the rows of a generation say about data subjects.
@@ -138,16 +133,16 @@ async fn erase<M: ReadModel>(
         }
         Erases::Subjects(subjects) => {
             let subjects: Vec<Uuid> = subjects.iter().map(|subject| subject.0).collect();
-            let rows: Vec<Json<M::Row>> = sqlx::query_scalar(&format!(
-                "select to_json(t) from read.{table} t where tenant_id = $1 and {column} = any($2) for update"
-            ))
-            .bind(tenant)
-            .bind(subjects)
-            .fetch_all(&mut *connection)
-            .await?;
-            let rows = guarded(|| rows.into_iter().map(|Json(row)| M::erased(row)).collect::<Vec<_>>())?;
-            let rows = rows.iter().map(serde_json::to_value).collect::<Result<Vec<_>, _>>()?;
-            upsert(connection, &table, rows).await?;
+            let rows: Vec<String> =
+                sqlx::query_scalar(&format!("select {TEXT} from read.{table} t where tenant_id = $1 and {column} = any($2) for update"))
+                    .bind(tenant)
+                    .bind(subjects)
+                    .fetch_all(&mut *connection)
+                    .await?;
+            let rows = rows.iter().map(|row| serde_json::from_str(row)).collect::<Result<Vec<M::Row>, _>>()?;
+            let rows = guarded(|| rows.into_iter().map(M::erased).collect::<Vec<_>>())?;
+            let texts = rows.iter().map(serde_json::to_string).collect::<Result<Vec<_>, _>>()?;
+            upsert(connection, &table, &texts).await?;
         }
     }
     Ok(())
@@ -161,66 +156,87 @@ fn guarded<T>(declared: impl FnOnce() -> T) -> Result<T, FoldError> {
     })
 }
 
-async fn fold_rows<M: ReadModel>(store: &Store, connection: &mut PgConnection, table: &str, events: &[&RawEvent]) -> Result<(), FoldError> {
+async fn fold_rows<M: ReadModel>(
+    store: &Store,
+    connection: &mut PgConnection,
+    table: &str,
+    events: &[&RawEvent],
+    rows: &mut Rows<M>,
+) -> Result<(), FoldError> {
     if events.is_empty() {
         return Ok(());
     }
     let events = M::Events::typed(store, events).await?;
-    let mut rows: HashMap<M::Key, Option<M::Row>> = guarded(|| events.iter().flat_map(M::keys).map(|key| (key, None)).collect())?;
-    if rows.is_empty() {
+    let keys: HashSet<M::Key> = guarded(|| events.iter().flat_map(M::keys).collect())?;
+    if keys.is_empty() {
         return Ok(());
     }
-    let before = load::<M>(connection, table, &mut rows).await?;
-    let rows = guarded(|| {
+    let (mut before, mut unknown) = (HashMap::with_capacity(keys.len()), Vec::new());
+    for key in keys {
+        match rows.get(&key) {
+            Some(row) => drop(before.insert(key, row)),
+            None => unknown.push(key),
+        }
+    }
+    load::<M>(connection, table, unknown, &mut before).await?;
+    let after = guarded(|| {
+        let mut after = before.clone();
         for event in &events {
             for key in M::keys(event) {
-                let row = rows.remove(&key).flatten();
+                let row = after.remove(&key).flatten();
                 let row = M::apply(&key, row, event);
-                rows.insert(key, row);
+                after.insert(key, row);
             }
         }
-        rows
+        after
     })?;
-    write::<M>(connection, table, &before, rows).await
+    write::<M>(connection, table, &before, after, rows).await
 }
 
-/// Loads the rows of all the keys, and answers them as they were.
+/// Loads the rows of keys.
 async fn load<M: ReadModel>(
     connection: &mut PgConnection,
     table: &str,
+    keys: Vec<M::Key>,
     rows: &mut HashMap<M::Key, Option<M::Row>>,
-) -> Result<HashMap<M::Key, M::Row>, FoldError> {
-    let keys: Vec<M::Key> = rows.keys().cloned().collect();
+) -> Result<(), FoldError> {
     let documents = keys.iter().map(serde_json::to_value).collect::<Result<Vec<_>, _>>()?;
-    let on =
-        documents.first().map(|key| columns(key).map(|c| format!("t.{c} = k.{c}")).collect::<Vec<_>>().join(" and ")).unwrap_or_default();
+    let Some(first) = documents.first() else { return Ok(()) };
+    let on = columns(first).map(|c| format!("t.{c} = k.{c}")).collect::<Vec<_>>().join(" and ");
     // The ordinal ties each row to its key, which need not be computable from the row.
     let sql = format!(
-        "select o.ordinality, to_json(t) from json_array_elements($1::json) with ordinality o, json_populate_record(null::read.{table}, o.value) k join read.{table} t on {on}"
+        "select o.ordinality, {TEXT} from json_array_elements($1::json) with ordinality o, json_populate_record(null::read.{table}, o.value) k join read.{table} t on {on}"
     );
-    let found: Vec<(i64, Json<M::Row>)> = sqlx::query_as(&sql).bind(Json(documents)).fetch_all(connection).await?;
-    let mut before = HashMap::with_capacity(found.len());
-    for (ordinal, Json(row)) in found {
-        if let Some(key) = usize::try_from(ordinal - 1).ok().and_then(|n| keys.get(n)) {
-            before.insert(key.clone(), row.clone());
-            rows.insert(key.clone(), Some(row));
-        }
-    }
-    Ok(before)
+    let found: Vec<(i64, String)> = sqlx::query_as(&sql).bind(Json(&documents)).fetch_all(connection).await?;
+    let mut found = found
+        .into_iter()
+        .map(|(ordinal, row)| Ok((ordinal, serde_json::from_str(&row)?)))
+        .collect::<Result<HashMap<i64, M::Row>, FoldError>>()?;
+    rows.extend((1..).zip(keys).map(|(ordinal, key)| (key, found.remove(&ordinal))));
+    Ok(())
 }
 
 /// Writes what has changed.
 async fn write<M: ReadModel>(
     connection: &mut PgConnection,
     table: &str,
-    before: &HashMap<M::Key, M::Row>,
-    rows: HashMap<M::Key, Option<M::Row>>,
+    before: &HashMap<M::Key, Option<M::Row>>,
+    after: HashMap<M::Key, Option<M::Row>>,
+    rows: &mut Rows<M>,
 ) -> Result<(), FoldError> {
     let (mut gone, mut changed) = (Vec::new(), Vec::new());
-    for (key, row) in rows {
+    for (key, row) in after {
+        let was = before.get(&key).and_then(Option::as_ref);
         match row {
-            None if before.contains_key(&key) => gone.push(serde_json::to_value(&key)?),
-            Some(row) if before.get(&key) != Some(&row) => changed.push(serde_json::to_value(&row)?),
+            None if was.is_some() => {
+                gone.push(serde_json::to_value(&key)?);
+                rows.set(key, None);
+            }
+            Some(row) if was != Some(&row) => {
+                let text = serde_json::to_string(&row)?;
+                rows.set(key, Some((row, text.len())));
+                changed.push(text);
+            }
             None | Some(_) => {}
         }
     }
@@ -229,17 +245,21 @@ async fn write<M: ReadModel>(
         let sql = format!("delete from read.{table} t using json_populate_recordset(null::read.{table}, $1::json) k where {on}");
         sqlx::query(&sql).bind(Json(gone)).execute(&mut *connection).await?;
     }
-    upsert(connection, table, changed).await
+    upsert(connection, table, &changed).await
 }
 
-/// Writes rows, new ones or others in their place.
-async fn upsert(connection: &mut PgConnection, table: &str, rows: Vec<Value>) -> Result<(), FoldError> {
+/// Writes rows, which are given as JSON: new ones or others in their place.
+async fn upsert(connection: &mut PgConnection, table: &str, rows: &[String]) -> Result<(), FoldError> {
     let Some(row) = rows.first() else { return Ok(()) };
-    let set = columns(row).map(|c| format!("{c} = excluded.{c}")).collect::<Vec<_>>().join(", ");
-    let mut sql =
-        QueryBuilder::<sqlx::Postgres>::new(format!("insert into read.{table} select * from json_populate_recordset(null::read.{table}, "));
-    sql.push_bind(Json(&rows)).push(format!("::json) on conflict on constraint {table}_pkey do update set {set}"));
-    sql.build().execute(connection).await?;
+    let row: Value = serde_json::from_str(row)?;
+    let columns: Vec<&str> = columns(&row).collect();
+    let set: String = columns.iter().map(|c| format!("{c} = excluded.{c}, ")).collect();
+    let columns = columns.join(", ");
+    let sql = format!(
+        "insert into read.{table} ({columns}, doc) select {columns}, d.text from unnest($1::text[]) d (text), json_populate_record(null::read.{table}, d.text::json) r
+         on conflict on constraint {table}_pkey do update set {set}doc = excluded.doc"
+    );
+    sqlx::query(&sql).bind(rows).execute(connection).await?;
     Ok(())
 }
 

@@ -17,18 +17,21 @@ pub mod cursor;
 mod fold;
 pub mod identity;
 pub mod iot;
+mod kept;
 pub mod list;
 pub mod model;
 pub mod parking;
 pub mod projector;
 pub mod query;
 pub mod rebuild;
+pub mod row;
+pub mod sql;
 pub mod status;
 pub mod support;
 pub mod tools;
 
 pub use model::ReadModel;
-pub use projector::{Progress, start_all};
+pub use projector::{Progress, Projection, Projections};
 pub use query::{ModelStatus, QueryError, Read, ReadSide, View};
 pub use tools::Tools;
 

@@ -1,12 +1,12 @@
 //! Lists: a whitelist of orders, pages by keyset, so that rows inserted meanwhile neither repeat nor hide others, and signed cursors.
 
+use serde::Serialize;
 use serde::de::DeserializeOwned;
-use sqlx::postgres::PgRow;
-use sqlx::types::Json;
-use sqlx::{Postgres, QueryBuilder, Row as _};
 
 use crate::cursor::CursorKey;
-use crate::query::{QueryError, Read};
+use crate::query::{Found, QueryError, Read};
+use crate::row::{COLUMNS, Doc};
+use crate::sql::Sql;
 
 /// Something that a list can be ordered by, ascending as `name`, descending as `-name`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,30 +66,30 @@ pub struct Paging {
 #[derive(Clone, Debug)]
 pub struct Page<T> {
     /// Its rows.
-    pub rows: Vec<T>,
+    pub rows: Vec<Doc<T>>,
     /// Where the next one begins, if there is one.
     pub next: Option<String>,
 }
 
-impl<T> Page<T> {
+impl<T: DeserializeOwned> Page<T> {
     /// The same page, its rows seen otherwise.
-    pub fn map<U>(self, see: impl FnMut(T) -> U) -> Page<U> {
-        Page { rows: self.rows.into_iter().map(see).collect(), next: self.next }
+    pub fn map<U: Serialize>(self, mut see: impl FnMut(T) -> U) -> Result<Page<U>, QueryError> {
+        let rows = self.rows.iter().map(|row| Doc::of(&see(row.read()?))).collect::<Result<_, QueryError>>()?;
+        Ok(Page { rows, next: self.next })
     }
 }
 
 /// The bytes of a page's rows as JSON at which it ends, however many rows were asked for. One row always fits.
 pub const PAGE_BYTES: usize = 1024 * 1024;
-/// Rows that are read before it is known how large they are.
-const FIRST: usize = 16;
+/// The statement that a list's filters are appended to, each as ` and …`. The rows are chosen first, and what is selected of them only then.
+pub(crate) fn select(model: &str, paging: &Paging) -> Sql {
+    select_beside(model, paging, "null")
+}
 
-/// The statement that a list's filters are appended to, each as ` and …`. The rows are chosen first and written as JSON one by one as they are fetched: PostgreSQL would otherwise
-/// write all of a tenant's rows as JSON and sort them with it.
-pub(crate) fn select<'q>(model: &str, paging: &Paging) -> QueryBuilder<'q, Postgres> {
-    QueryBuilder::new(format!(
-        "declare page no scroll cursor for select to_json(t), ({})::text as sorted_by, ({})::text as tied_by from (select * from read.{model} t where true",
-        paging.sort.column.sql, paging.sort.tie.0
-    ))
+/// The same with something of each row `t` beside it, as an SQL expression of JSON text.
+pub(crate) fn select_beside(model: &str, paging: &Paging, beside: &str) -> Sql {
+    let (column, tie) = (paging.sort.column.sql, paging.sort.tie.0);
+    Sql::new(&format!("select {COLUMNS}, ({column})::text, ({tie})::text, {beside} from (select * from read.{model} t where true"))
 }
 
 /// The pattern of `like` for what contains this text.
@@ -98,60 +98,36 @@ pub(crate) fn containing(text: &str) -> String {
 }
 
 /// One page of what the statement selects. `identity` says of which list, filters included: a cursor fits no other.
-pub(crate) async fn page<T: DeserializeOwned + Send + Unpin + 'static>(
+pub(crate) async fn page<T: Serialize + DeserializeOwned>(
     read: &mut Read,
     cursors: &CursorKey,
-    mut query: QueryBuilder<'_, Postgres>,
+    sql: Sql,
     identity: &str,
     paging: &Paging,
 ) -> Result<Page<T>, QueryError> {
+    let (found, next) = page_beside(read, cursors, sql, identity, paging).await?;
+    Ok(Page { rows: found.into_iter().map(|found| found.row).collect(), next })
+}
+
+/// The rows of one page with what was selected beside them, and where the next page begins.
+pub(crate) async fn page_beside<T: Serialize + DeserializeOwned>(
+    read: &mut Read,
+    cursors: &CursorKey,
+    mut sql: Sql,
+    identity: &str,
+    paging: &Paging,
+) -> Result<(Vec<Found<T>>, Option<String>), QueryError> {
     let Paging { sort: Sort { column, tie, descending }, limit, cursor } = paging;
     let identity = format!("{identity} {} {descending}", column.name);
     let place: Option<(String, String)> = cursor.as_ref().map(|cursor| cursors.open(&identity, cursor)).transpose()?;
     let (beyond, direction) = if *descending { ("<", "desc") } else { (">", "asc") };
     if let Some((value, id)) = place {
-        query.push(format!(" and ({}, {}) {beyond} (", column.sql, tie.0)).push_bind(value).push(format!("::{}, ", column.kind));
-        query.push_bind(id).push(format!("::{})", tie.1));
+        sql.push(&format!(" and ({}, {}) {beyond} (", column.sql, tie.0)).bind_as(value, column.kind).push(", ");
+        sql.bind_as(id, tie.1).push(")");
     }
-    query.push(format!(" order by {} {direction}, {} {direction} limit ", column.sql, tie.0)).push_bind(i64::from(*limit) + 1).push(") t");
-    query.build().execute(read.connection()).await?;
-    let (rows, more) = bounded(read, *limit as usize).await?;
-    let next = match rows.last().filter(|_| more) {
-        Some(row) => Some(cursors.sign(&identity, &(row.try_get::<&str, _>(1)?, row.try_get::<&str, _>(2)?))),
-        None => None,
-    };
-    let mut decoded = Vec::with_capacity(rows.len());
-    for row in &rows {
-        let Json(row) = row.try_get::<Json<T>, _>(0)?;
-        decoded.push(row);
-        // A page of the most bytes takes milliseconds, in which others would wait.
-        tokio::task::yield_now().await;
-    }
-    Ok(Page { rows: decoded, next })
-}
-
-/// The rows of the cursor that fit into a page, `limit` at most, and whether there are more. What does not fit is not even made.
-async fn bounded(read: &mut Read, limit: usize) -> Result<(Vec<PgRow>, bool), QueryError> {
-    let (mut rows, mut bytes, mut wanted) = (Vec::<PgRow>::new(), 0, (limit + 1).min(FIRST));
-    let more = 'page: loop {
-        let fetch = format!("fetch forward {wanted} from page");
-        let fetched = sqlx::query(&fetch).persistent(false).fetch_all(read.connection()).await?;
-        let last = fetched.len() < wanted;
-        for row in fetched {
-            let size = row.try_get_raw(0)?.as_bytes().map_or(0, <[u8]>::len);
-            if rows.len() == limit || (bytes + size > PAGE_BYTES && !rows.is_empty()) {
-                break 'page true;
-            }
-            bytes += size;
-            rows.push(row);
-        }
-        if last {
-            break false;
-        }
-        // As many as would fit if they are as large as those before.
-        let fitting = (PAGE_BYTES - bytes.min(PAGE_BYTES)) / (bytes / rows.len().max(1)).max(1) + 1;
-        wanted = fitting.min(limit + 1 - rows.len());
-    };
-    sqlx::query("close page").execute(read.connection()).await?;
-    Ok((rows, more))
+    let most = *limit as usize;
+    sql.push(&format!(" order by {} {direction}, {} {direction} limit {}) t", column.sql, tie.0, most + 1));
+    let (found, more) = read.ask::<T>(&sql, most, PAGE_BYTES).await?;
+    let next = found.last().filter(|_| more).map(|last| cursors.sign(&identity, &last.place));
+    Ok((found, next))
 }

@@ -13,6 +13,7 @@ use store::{RawEvent, Store};
 use uuid::Uuid;
 
 use crate::fold::{FoldError, fold};
+use crate::kept::Rows;
 use crate::model::{ReadModel, Source};
 
 /// Waiting events that a retry folds in one transaction.
@@ -24,11 +25,13 @@ pub(crate) struct Generation {
     pub(crate) number: i32,
     /// Whether what an event erases is to be erased in generations that nobody folds into, too.
     pub(crate) serving: bool,
+    /// Whether some of its events may be parked or discarded.
+    pub(crate) holds: bool,
 }
 
 /// Whether a read model has anything to do with an event, or something to forget because of it.
 pub(crate) fn concerns<M: ReadModel>(event: &RawEvent) -> bool {
-    <M::Events as Source>::concerns(event) || (M::SUBJECT.is_some() && event.metadata.contains("\"erases\""))
+    <M::Events as Source>::concerns(event) || (M::SUBJECT.is_some() && event.may_erase())
 }
 
 /// Folds a page of events into a generation. What belongs to a parked partition waits there; with `one_by_one`, so does what cannot be folded, and an error is not the
@@ -39,10 +42,15 @@ pub(crate) async fn advance<M: ReadModel>(
     generation: Generation,
     events: &[&RawEvent],
     one_by_one: bool,
+    rows: &mut Rows<M>,
 ) -> Result<(), FoldError> {
     let mine = |event: &RawEvent| <M::Events as Source>::concerns(event);
     if !events.iter().any(|event| concerns::<M>(event)) {
         return Ok(());
+    }
+    let erases = M::SUBJECT.is_some() && events.iter().any(|event| event.may_erase());
+    if !generation.holds && !erases && !one_by_one {
+        return fold::<M>(store, connection, generation.number, &[], events, &HashSet::new(), rows).await;
     }
     let partitions: HashSet<String> = events.iter().filter(|event| mine(event)).map(|event| M::PARTITION.of(event)).collect();
     // A generation that is being built comes across every erasure by itself.
@@ -70,7 +78,7 @@ pub(crate) async fn advance<M: ReadModel>(
         }
     }
     if !one_by_one {
-        fold::<M>(store, connection, generation.number, &copies, events, &held).await?;
+        fold::<M>(store, connection, generation.number, &copies, events, &held, rows).await?;
         return wait::<M>(connection, generation, &waiting).await;
     }
     for event in events {
@@ -79,7 +87,7 @@ pub(crate) async fn advance<M: ReadModel>(
             waiting.push(event);
         }
         let mut attempt = connection.begin().await?;
-        match fold::<M>(store, &mut attempt, generation.number, &copies, &[event], &held).await {
+        match fold::<M>(store, &mut attempt, generation.number, &copies, &[event], &held, rows).await {
             Ok(()) => attempt.commit().await?,
             Err(error) if error.is_poison() => {
                 attempt.rollback().await?;
@@ -89,7 +97,7 @@ pub(crate) async fn advance<M: ReadModel>(
                 held.insert(event.position);
                 waiting.push(event);
                 // What it erases does not wait with it.
-                fold::<M>(store, connection, generation.number, &copies, &[event], &held).await?;
+                fold::<M>(store, connection, generation.number, &copies, &[event], &held, rows).await?;
             }
             Err(error) => return Err(error),
         }
@@ -195,13 +203,15 @@ pub enum ParkingError {
     Database(#[from] sqlx::Error),
 }
 
-/// Locks the serving generation, so that its projector waits and nothing comes in between.
+/// Locks the serving generation, so that its projector waits and nothing comes in between, and tells the projector that others have written its rows.
 async fn lock<M: ReadModel>(connection: &mut PgConnection) -> Result<Generation, sqlx::Error> {
-    let number = sqlx::query_scalar("select generation from read.generations where name = $1 and state = 'serving' for update")
-        .bind(M::NAME)
-        .fetch_one(connection)
-        .await?;
-    Ok(Generation { number, serving: true })
+    let number = sqlx::query_scalar(
+        "update read.generations set revision = revision + 1 where name = $1 and state = 'serving' returning generation",
+    )
+    .bind(M::NAME)
+    .fetch_one(connection)
+    .await?;
+    Ok(Generation { number, serving: true, holds: true })
 }
 
 /// Folds the events that wait in a partition of the serving generation, in order, until none is left or one fails again.
@@ -324,7 +334,7 @@ async fn try_fold<M: ReadModel>(
     retried: &mut Retried,
 ) -> Result<bool, FoldError> {
     let mut attempt = connection.begin().await?;
-    match fold::<M>(store, &mut attempt, generation.number, &[], events, &HashSet::new()).await {
+    match fold::<M>(store, &mut attempt, generation.number, &[], events, &HashSet::new(), &mut Rows::default()).await {
         Ok(()) => {
             attempt.commit().await?;
             retried.folded += events.len();

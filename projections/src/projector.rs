@@ -1,31 +1,29 @@
-//! Keeping the serving generation of a read model up to date.
+//! Keeping the serving generations of the read models up to date.
 //!
-//! Rows and checkpoint commit in one transaction, guarded by position and epoch: whoever has lost the lease without noticing cannot write, and each event has its effect once.
-//! What cannot be folded is tried again a few times, then its partition is parked.
+//! The read models are members of one group ([`bus::group`]). Rows and checkpoints commit in one transaction, guarded by position and epoch: whoever has lost a lease
+//! without noticing cannot write, and each event has its effect once. What cannot be folded is tried again a few times, then its partition is parked.
 
 use std::collections::HashMap;
-use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bus::feed::Feed;
-use bus::subscription::{Handler, HandlerError, run};
-use sqlx::PgPool;
-use sqlx::postgres::PgQueryResult;
+use bus::group::{Checkpoints, Group, Member, Mover, Stand, Turn, Wait, Work};
+use bus::subscription::HandlerError;
+use futures::future::BoxFuture;
+use metrics::Gauge;
+use sqlx::{PgConnection, PgPool};
 use store::load::LoadError;
-use store::{Hash, Head, RawEvent, Store, lease};
+use store::{Hash, Head, RawEvent, Store};
 use tokio::sync::watch;
-use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use uuid::Uuid;
 
 use crate::fold::FoldError;
+use crate::kept::{Kept, Rows};
 use crate::model::ReadModel;
 use crate::parking::{Generation, advance, concerns};
 
-/// How long a projector that died keeps others waiting.
-const LEASE: Duration = Duration::from_secs(10);
-/// How often a batch that cannot be folded is tried before the partitions at fault are parked.
+/// How often a page that cannot be folded is tried before the partitions at fault are parked.
 const ATTEMPTS: u32 = 3;
 
 /// How far the read models of this process have come. What other processes project is not seen here.
@@ -54,67 +52,100 @@ impl Progress {
     }
 }
 
-/// Starts the projectors of all read models; they end with `cancel`.
-pub fn start_all(tasks: &mut JoinSet<()>, store: &Store, pool: &PgPool, feed: &Feed, progress: &Progress, cancel: &CancellationToken) {
-    macro_rules! all {
-        ($($model:ty,)*) => {
-            $(tasks.spawn(run(Projector::<$model>::new(store.clone(), pool.clone(), progress.clone()), store.clone(), feed.clone(), cancel.clone()));)*
+/// The checkpoints of the serving generations.
+pub struct Generations {
+    pool: PgPool,
+}
+
+impl Checkpoints for Generations {
+    const KIND: &'static str = "projection";
+    const LEASE: Duration = Duration::from_secs(10);
+
+    fn pool(&self) -> &PgPool {
+        &self.pool
+    }
+
+    async fn read(&self, names: &[&str]) -> Result<Vec<(String, Stand)>, sqlx::Error> {
+        let stands: Vec<(String, i32, i64, [u8; 32])> =
+            sqlx::query_as("select name, generation, position, log_hash from read.generations where name = any($1) and state = 'serving'")
+                .bind(names)
+                .fetch_all(&self.pool)
+                .await?;
+        let stand = |generation, position, hash| Stand { head: Head { position, log_hash: Hash(hash) }, generation };
+        Ok(stands.into_iter().map(|(name, generation, position, hash)| (name, stand(generation, position, hash))).collect())
+    }
+
+    async fn advance(
+        &self,
+        connection: &mut PgConnection,
+        movers: &[Mover],
+        from: i64,
+        to: Head,
+        wait: Wait,
+    ) -> Result<Vec<(String, Turn)>, sqlx::Error> {
+        let moved: Vec<(String, i64, bool)> =
+            sqlx::query_as("select model, revision, holds from read.advance($1, $2, $3, $4, $5, $6, $7, $8)")
+                .bind(movers.iter().map(|mover| mover.name).collect::<Vec<_>>())
+                .bind(movers.iter().map(|mover| mover.generation).collect::<Vec<_>>())
+                .bind(movers.iter().map(|mover| mover.epoch).collect::<Vec<_>>())
+                .bind(from)
+                .bind(to.position)
+                .bind(to.log_hash.0)
+                .bind(wait == Wait::Forever)
+                .bind(match wait {
+                    Wait::Forever => "0".to_owned(),
+                    Wait::No(patience) => format!("{}ms", patience.as_millis()),
+                })
+                .fetch_all(connection)
+                .await?;
+        let turn = |(name, revision, holds): (String, i64, bool)| {
+            let Mover { generation, epoch, .. } = *movers.iter().find(|mover| mover.name == name)?;
+            Some((name, Turn { generation, revision, epoch, holds }))
         };
+        Ok(moved.into_iter().filter_map(turn).collect())
+    }
+
+    async fn note(&self, names: &[&str], fault: Option<&str>) -> Result<(), sqlx::Error> {
+        sqlx::query("update read.generations set fault = $2 where name = any($1) and state = 'serving' and fault is distinct from $2")
+            .bind(names)
+            .bind(fault)
+            .execute(&self.pool)
+            .await
+            .map(drop)
+    }
+}
+
+/// The group of the read models that this process keeps.
+pub type Projections = Group<Generations>;
+
+/// A group without read models that writes through `pool`, in the projector's role.
+pub fn none(store: &Store, pool: &PgPool, feed: &Feed, cancel: &CancellationToken) -> Projections {
+    Group::new(Generations { pool: pool.clone() }, store, feed, cancel)
+}
+
+/// The group of all read models.
+pub fn all(store: &Store, pool: &PgPool, feed: &Feed, progress: &Progress, cancel: &CancellationToken) -> Projections {
+    let group = none(store, pool, feed, cancel);
+    macro_rules! all {
+        ($($model:ty,)*) => { $(group.add(Projection::<$model>::new(store, progress));)* };
     }
     crate::for_each_read_model!(all);
+    group
 }
 
-/// The projector of one read model in one process.
-pub struct Projector<M> {
+/// A read model in one process.
+pub struct Projection<M: ReadModel> {
     store: Store,
-    pool: PgPool,
     progress: Progress,
-    owner: Uuid,
-    lease: String,
-    /// The epoch and the generation that were found when the lease was taken.
-    turn: (i64, i32),
-    /// How often the next batch has failed.
-    failed: u32,
-    model: PhantomData<M>,
+    position: Gauge,
+    kept: Kept<M>,
 }
 
-impl<M: ReadModel> Projector<M> {
-    /// A projector that writes through `pool`, in the projector's role.
-    pub fn new(store: Store, pool: PgPool, progress: Progress) -> Self {
-        let owner = store.fresh_id();
-        Self { store, pool, progress, owner, lease: format!("projection/{}", M::NAME), turn: (0, 0), failed: 0, model: PhantomData }
-    }
-}
-
-impl<M: ReadModel> Projector<M> {
-    /// Rows and checkpoint in one transaction.
-    async fn write(&self, events: &[Arc<RawEvent>]) -> Result<(), FoldError> {
-        let (Some(first), Some(last)) = (events.first(), events.last()) else { return Ok(()) };
-        let (epoch, number) = self.turn;
-        let moving = sqlx::query(
-            "update read.generations set position = $4, log_hash = $5, epoch = $6
-             where name = $1 and generation = $2 and state = 'serving' and position = $3 and epoch <= $6",
-        )
-        .bind(M::NAME)
-        .bind(number)
-        .bind(first.position - 1)
-        .bind(last.position)
-        .bind(last.log_hash.0)
-        .bind(epoch);
-        let moved = |done: &PgQueryResult| match done.rows_affected() {
-            1 => Ok(()),
-            _ => Err(FoldError::Moved { model: M::NAME, position: first.position - 1 }),
-        };
-        // Most events are of no concern to most read models: then one statement is all.
-        if !events.iter().any(|event| concerns::<M>(event)) {
-            return moved(&moving.execute(&self.pool).await?);
-        }
-        let mut tx = self.pool.begin().await?;
-        moved(&moving.execute(&mut *tx).await?)?;
-        let events: Vec<&RawEvent> = events.iter().map(Arc::as_ref).collect();
-        let generation = Generation { number, serving: true };
-        advance::<M>(&self.store, &mut tx, generation, &events, self.failed >= ATTEMPTS).await?;
-        Ok(tx.commit().await?)
+impl<M: ReadModel> Projection<M> {
+    /// The read model as a member of the group.
+    pub fn new(store: &Store, progress: &Progress) -> Arc<Self> {
+        let position = metrics::gauge!("tenure_projection_position", "model" => M::NAME);
+        Arc::new(Self { store: store.clone(), progress: progress.clone(), position, kept: Kept::default() })
     }
 }
 
@@ -122,65 +153,66 @@ impl From<FoldError> for HandlerError {
     fn from(error: FoldError) -> Self {
         match error {
             FoldError::Load(unknown @ LoadError::UnknownEvent { .. }) => Self::Unknown(unknown.to_string()),
-            FoldError::Load(_)
-            | FoldError::Database(_)
-            | FoldError::Json(_)
-            | FoldError::Panicked(_)
-            | FoldError::Erasure { .. }
-            | FoldError::Moved { .. } => Self::Retry(error.to_string()),
+            poison if poison.is_poison() => Self::Poison(poison.to_string()),
+            FoldError::Load(_) | FoldError::Database(_) | FoldError::Json(_) | FoldError::Panicked(_) | FoldError::Erasure { .. } => {
+                Self::Retry(error.to_string())
+            }
         }
     }
 }
 
-fn retry(error: impl std::fmt::Display) -> HandlerError {
-    HandlerError::Retry(error.to_string())
-}
-
-impl<M: ReadModel> Handler for Projector<M> {
+impl<M: ReadModel> Member for Projection<M> {
     fn name(&self) -> &'static str {
         M::NAME
     }
 
-    async fn begin(&mut self) -> Result<Option<Head>, HandlerError> {
-        let Some(lease) = lease::acquire(&self.pool, &self.lease, self.owner, LEASE).await.map_err(retry)? else { return Ok(None) };
-        let (generation, position, log_hash): (i32, i64, [u8; 32]) =
-            sqlx::query_as("select generation, position, log_hash from read.generations where name = $1 and state = 'serving'")
-                .bind(M::NAME)
-                .fetch_one(&self.pool)
-                .await
-                .map_err(retry)?;
-        self.turn = (lease.epoch, generation);
+    fn concerns(&self, event: &RawEvent) -> bool {
+        concerns::<M>(event)
+    }
+
+    fn prepare<'a>(self: Arc<Self>, events: &'a [Arc<RawEvent>], failed: u32) -> BoxFuture<'a, Result<Box<dyn Work + 'a>, HandlerError>> {
+        let page = Page { projection: self, events, one_by_one: failed >= ATTEMPTS, rows: Rows::default() };
+        Box::pin(async move { Ok(Box::new(page) as Box<dyn Work + 'a>) })
+    }
+
+    fn moved(&self, position: i64) {
         self.progress.set(M::NAME, position);
-        Ok(Some(Head { position, log_hash: Hash(log_hash) }))
-    }
-
-    async fn note(&mut self, fault: Option<&str>) -> Result<(), HandlerError> {
-        sqlx::query("update read.generations set fault = $3 where name = $1 and generation = $2 and fault is distinct from $3")
-            .bind(M::NAME)
-            .bind(self.turn.1)
-            .bind(fault)
-            .execute(&self.pool)
-            .await
-            .map_err(retry)?;
-        Ok(())
-    }
-
-    async fn handle(&mut self, events: &[Arc<RawEvent>]) -> Result<(), HandlerError> {
-        let Some(last) = events.last() else { return Ok(()) };
-        match self.write(events).await {
-            Ok(()) => self.failed = 0,
-            Err(error) => {
-                self.failed += u32::from(error.is_poison());
-                return Err(error.into());
-            }
-        }
-        self.progress.set(M::NAME, last.position);
         #[expect(clippy::cast_precision_loss, reason = "a gauge")]
-        metrics::gauge!("tenure_projection_position", "model" => M::NAME).set(last.position as f64);
-        Ok(())
+        self.position.set(position as f64);
     }
 
-    async fn release(&mut self) {
-        let _ = lease::release(&self.pool, &self.lease, self.owner).await;
+    fn forget(&self) {
+        self.kept.forget();
+    }
+}
+
+/// A page that a read model folds.
+struct Page<'a, M: ReadModel> {
+    projection: Arc<Projection<M>>,
+    events: &'a [Arc<RawEvent>],
+    one_by_one: bool,
+    rows: Rows<M>,
+}
+
+impl<M: ReadModel> Work for Page<'_, M> {
+    fn write<'c>(&'c mut self, connection: &'c mut PgConnection, turn: &'c Turn) -> BoxFuture<'c, Result<(), HandlerError>> {
+        Box::pin(async move {
+            let Projection { store, kept, .. } = &*self.projection;
+            kept.belongs_to(turn);
+            // Folded one by one, what was folded may be taken back.
+            self.rows = if self.one_by_one { Rows::default() } else { kept.rows() };
+            let events: Vec<&RawEvent> = self.events.iter().map(Arc::as_ref).collect();
+            let generation = Generation { number: turn.generation, serving: true, holds: turn.holds };
+            advance::<M>(store, connection, generation, &events, self.one_by_one, &mut self.rows).await?;
+            Ok(())
+        })
+    }
+
+    fn committed(self: Box<Self>) {
+        if self.one_by_one {
+            self.projection.kept.forget();
+        } else {
+            self.projection.kept.take(self.rows);
+        }
     }
 }

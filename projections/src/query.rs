@@ -1,16 +1,25 @@
-//! Asking: each query runs in a short transaction of the reader's role, at a position that is at least the one asked for.
+//! Asking: each query is one statement in a transaction of its own, in the reader's role, at a position that is at least the one asked for.
+//!
+//! `read.ask` names the tenant to row-level security, says where the read models stand, and selects the rows: one round trip, whatever is asked.
 
 use std::time::{Duration, Instant};
 
 use admission::{Admission, Bounds, Load, Permit};
 use domain::{StreamId, TenantId};
 use futures::future::select_all;
-use sqlx::{FromRow, PgConnection, PgPool, Postgres, Transaction};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use sqlx::pool::PoolConnection;
+use sqlx::postgres::PgArguments;
+use sqlx::{Arguments as _, FromRow, PgPool, Postgres};
 use store::{Database, DbRole};
 use tokio::sync::watch;
+use uuid::Uuid;
 
 use crate::cursor::CursorKey;
 use crate::projector::Progress;
+use crate::row::Doc;
+use crate::sql::{Parts, Sql};
 
 /// How long a query waits for a position.
 pub const PATIENCE: Duration = Duration::from_secs(2);
@@ -60,6 +69,9 @@ pub enum QueryError {
     /// The database did not answer.
     #[error("the read models cannot be reached")]
     Unavailable(sqlx::Error),
+    /// A row is not what this binary expects.
+    #[error("a row cannot be read")]
+    Unreadable(#[from] serde_json::Error),
 }
 
 impl From<sqlx::Error> for QueryError {
@@ -98,22 +110,177 @@ pub struct ReadSide {
     pub cursors: CursorKey,
 }
 
-/// A query's transaction.
+/// A query, or several one after the other, over read models.
 pub struct Read {
-    // Before the place is free again, the connection is.
-    tx: Transaction<'static, Postgres>,
-    _place: Permit<TenantId>,
+    side: ReadSide,
+    party: TenantId,
+    view: View,
     models: Vec<&'static str>,
-    /// The rows reflect at least everything up to here, but for what is parked.
+    after: Option<i64>,
+    // Before the place is free again, the connection is.
+    connection: Option<(PoolConnection<Postgres>, Permit<TenantId>)>,
+    /// Once it was asked: the rows reflect at least everything up to here, but for what is parked.
     pub position: i64,
-    /// The first event that waits in a parked partition that the view may see.
+    /// Once it was asked: the first event that waits in a parked partition that the view may see.
     pub parked: Option<i64>,
 }
 
+/// What `read.ask` answers: first where the read models stand, then rows.
+#[derive(FromRow)]
+struct Answer {
+    reached: Option<i64>,
+    parked: Option<i64>,
+    diverged: Option<bool>,
+    doc: Option<String>,
+    columns: Option<String>,
+    sorted_by: Option<String>,
+    tied_by: Option<String>,
+    beside: Option<String>,
+}
+
+/// One of the rows that were asked for.
+pub(crate) struct Found<T> {
+    pub(crate) row: Doc<T>,
+    /// What the rows are sorted by, and what tells equal ones apart.
+    pub(crate) place: (String, String),
+    /// What was selected beside it, as JSON.
+    pub(crate) beside: Option<String>,
+}
+
+impl<T: Serialize + DeserializeOwned> Found<T> {
+    fn of(answer: Answer) -> Result<Self, QueryError> {
+        let row = Doc::selected(answer.doc, answer.columns.as_deref())?;
+        Ok(Self { row, place: (answer.sorted_by.unwrap_or_default(), answer.tied_by.unwrap_or_default()), beside: answer.beside })
+    }
+}
+
 impl Read {
-    /// Where the query runs.
-    pub fn connection(&mut self) -> &mut PgConnection {
-        &mut self.tx
+    /// Asks where the read models stand, and for nothing else.
+    pub async fn look(&mut self) -> Result<(), QueryError> {
+        self.ask::<()>(&Sql::new(""), 0, 0).await.map(drop)
+    }
+
+    /// The row that a statement selects by its key, if there is one.
+    pub async fn one<T: Serialize + DeserializeOwned>(&mut self, sql: &Sql) -> Result<Option<Doc<T>>, QueryError> {
+        Ok(self.one_beside(sql).await?.map(|found| found.row))
+    }
+
+    /// The same with what was selected beside the row.
+    pub(crate) async fn one_beside<T: Serialize + DeserializeOwned>(&mut self, sql: &Sql) -> Result<Option<Found<T>>, QueryError> {
+        let Parts { text, values, .. } = sql.parts();
+        // A key needs no statistics, so the plan may be made once. The outer side of a left join is read first, so the tenant is set before the row is looked for. Without a tenant no row
+        // would be found.
+        let text = format!(
+            "select e.reached, e.parked, e.diverged, t.* from read.enter($2, $3) e
+             left join lateral ({text}) t (doc, columns, sorted_by, tied_by, beside) on not e.diverged and ($4::bigint is null or e.reached >= $4)"
+        );
+        let mut given = PgArguments::default();
+        given
+            .add(values)
+            .and_then(|()| given.add(self.tenant()))
+            .and_then(|()| given.add(&self.models))
+            .and_then(|()| given.add(self.after))
+            .map_err(sqlx::Error::Encode)?;
+        let answer = self.answer(&text, &given).await?.into_iter().next();
+        answer.filter(|answer| answer.doc.is_some() || answer.columns.is_some()).map(Found::of).transpose()
+    }
+
+    /// All rows that a statement selects.
+    pub async fn all<T: Serialize + DeserializeOwned>(&mut self, sql: &Sql) -> Result<Vec<Doc<T>>, QueryError> {
+        Ok(self.ask(sql, usize::MAX, usize::MAX).await?.0.into_iter().map(|found| found.row).collect())
+    }
+
+    /// The first `most` rows that a statement selects, fewer where they come to more than so many bytes, but one at least; and whether there are more.
+    pub(crate) async fn ask<T: Serialize + DeserializeOwned>(
+        &mut self,
+        sql: &Sql,
+        most: usize,
+        bytes: usize,
+    ) -> Result<(Vec<Found<T>>, bool), QueryError> {
+        let Parts { text, values, few } = sql.parts();
+        let (probe, probed, few) = few.map_or((None, None, None), |(probe, probed, few)| (Some(probe), Some(probed), Some(few)));
+        let bounded = |bound: usize| i64::try_from(bound).unwrap_or(i64::MAX);
+        let mut given = PgArguments::default();
+        given
+            .add(values)
+            .and_then(|()| given.add(self.tenant()))
+            .and_then(|()| given.add(&self.models))
+            .and_then(|()| given.add(self.after))
+            .and_then(|()| given.add(&*text))
+            .and_then(|()| given.add(bounded(most)))
+            .and_then(|()| given.add(bounded(bytes)))
+            .and_then(|()| given.add(probe))
+            .and_then(|()| given.add(probed))
+            .and_then(|()| given.add(few))
+            .map_err(sqlx::Error::Encode)?;
+        let asked = "select reached, parked, diverged, doc, columns, sorted_by, tied_by, beside from read.ask($2, $3, $4, $5, $1, $6, $7, $8, $9, $10)";
+        let mut answers = self.answer(asked, &given).await?.split_off(1);
+        let more = answers.last().is_some_and(|last| last.doc.is_none() && last.columns.is_none());
+        if more {
+            answers.pop();
+        }
+        Ok((answers.into_iter().map(Found::of).collect::<Result<_, QueryError>>()?, more))
+    }
+
+    fn tenant(&self) -> Option<Uuid> {
+        match self.view {
+            View::Tenant(tenant) => Some(tenant.0),
+            View::Platform => None,
+        }
+    }
+
+    /// Asks once the read models have come as far as they have to. There is always a first answer, which says where they stand.
+    async fn answer(&mut self, asked: &str, given: &PgArguments) -> Result<Vec<Answer>, QueryError> {
+        let deadline = Instant::now() + PATIENCE;
+        let mut progress: Vec<_> = self.models.iter().filter_map(|model| self.side.progress.watch(model)).collect();
+        if let Some(wanted) = self.after {
+            reached(&mut progress, wanted).await;
+        }
+        let mut gone = 0;
+        loop {
+            let (mut connection, place) = self.connect().await?;
+            let answers: Vec<Answer> = match sqlx::query_as_with(asked, given.clone()).fetch_all(&mut *connection).await {
+                // The server was restarted since the connection was last used; so it is with the others of the pool.
+                Err(error) if gone < CONNECTIONS.0 && is_gone(&error) => {
+                    gone += 1;
+                    continue;
+                }
+                answers => answers?,
+            };
+            let Some(Answer { reached, parked, diverged, .. }) = answers.first() else { return Err(sqlx::Error::RowNotFound.into()) };
+            if *diverged == Some(true) {
+                return Err(QueryError::Diverged);
+            }
+            let (position, parked) = (reached.unwrap_or(0), *parked);
+            match self.after {
+                Some(wanted) if position < wanted => {
+                    // Not kept while it waits for the read models.
+                    drop((connection, place));
+                    if Instant::now() > deadline {
+                        return Err(QueryError::Behind { position, wanted });
+                    }
+                    moved(&mut progress).await;
+                }
+                Some(_) | None => {
+                    (self.position, self.parked) = (position, parked);
+                    self.connection = Some((connection, place));
+                    return Ok(answers);
+                }
+            }
+        }
+    }
+
+    /// The connection of the question before, or one of its party's share.
+    async fn connect(&mut self) -> Result<(PoolConnection<Postgres>, Permit<TenantId>), QueryError> {
+        if let Some(connected) = self.connection.take() {
+            return Ok(connected);
+        }
+        let (pool, admission) = match self.view {
+            View::Tenant(_) => (&self.side.reader, &self.side.tenants),
+            View::Platform => (&self.side.platform, &self.side.platforms),
+        };
+        let place = admission.enter(self.party, 0).await.map_err(|_| QueryError::Overloaded)?;
+        Ok((pool.acquire().await?, place))
     }
 
     /// The first event that waits in what concerns a stream: its own partition, or its tenant's.
@@ -121,12 +288,14 @@ impl Read {
         if self.parked.is_none() {
             return Ok(None);
         }
-        let partitions = [stream.to_string(), stream.tenant.to_string()];
-        let first = sqlx::query_scalar(
-            "select min(p.position) from read.parked p join read.generations g using (name, generation)
-             where g.state = 'serving' and g.name = any($1) and p.partition = any($2)",
+        let mut first = Sql::new(
+            "select min(p.position)::text, null, null, null, null from read.parked p join read.generations g using (name, generation) where g.state = 'serving' and g.name = any(",
         );
-        Ok(first.bind(&self.models).bind(partitions.as_slice()).fetch_one(&mut *self.tx).await?)
+        first.bind_as(format!("{{{}}}", self.models.join(",")), "text[]").push(") and p.partition in (");
+        first.bind(stream.to_string()).push(", ").bind(stream.tenant.to_string()).push(") having count(*) > 0");
+        let (seen, first) = ((self.position, self.parked), self.one::<i64>(&first).await?);
+        (self.position, self.parked) = seen;
+        first.map(|position| position.read()).transpose()
     }
 }
 
@@ -160,53 +329,18 @@ impl ReadSide {
         [("readers", self.tenants.load()), ("platform_readers", self.platforms.load())]
     }
 
-    /// Begins a query over read models for the tenant that it sees, or for the platform, once all of them have come as far as `after`.
-    pub async fn begin(&self, view: View, models: &[&'static str], after: Option<i64>) -> Result<Read, QueryError> {
+    /// A query over read models for the tenant that it sees, or for the platform, once all of them have come as far as `after`.
+    pub fn begin(&self, view: View, models: &[&'static str], after: Option<i64>) -> Read {
         let party = match view {
             View::Tenant(tenant) => tenant,
             View::Platform => TenantId::SYSTEM,
         };
-        self.begin_for(party, view, models, after).await
+        self.begin_for(party, view, models, after)
     }
 
     /// The same for a party that may not be the one whose rows it sees: the connection is taken from its share.
-    pub async fn begin_for(&self, party: TenantId, view: View, models: &[&'static str], after: Option<i64>) -> Result<Read, QueryError> {
-        let deadline = Instant::now() + PATIENCE;
-        let mut progress: Vec<_> = models.iter().filter_map(|model| self.progress.watch(model)).collect();
-        let (pool, admission, begin) = match view {
-            View::Tenant(tenant) => (&self.reader, &self.tenants, format!("begin; set local app.current_tenant_id = '{tenant}'")),
-            View::Platform => (&self.platform, &self.platforms, "begin".to_owned()),
-        };
-        loop {
-            for progress in &mut progress {
-                progress.borrow_and_update();
-            }
-            // Not kept while it waits for the read models.
-            let place = admission.enter(party, 0).await.map_err(|_| QueryError::Overloaded)?;
-            let mut tx = pool.begin_with(begin.clone()).await?;
-            // The position is read before the rows, so they are never older than it says.
-            let (position, parked, diverged): (i64, Option<i64>, bool) = sqlx::query_as(
-                "select min(g.position), min((select min(p.position) from read.parked p where (p.name, p.generation) = (g.name, g.generation))), bool_or(g.fault is not null)
-                 from read.generations g where g.name = any($1) and g.state = 'serving'",
-            )
-            .bind(models)
-            .fetch_one(&mut *tx)
-            .await?;
-            if diverged {
-                return Err(QueryError::Diverged);
-            }
-            match after {
-                Some(wanted) if position < wanted => {
-                    tx.rollback().await?;
-                    drop(place);
-                    if Instant::now() > deadline {
-                        return Err(QueryError::Behind { position, wanted });
-                    }
-                    wait(&mut progress).await;
-                }
-                Some(_) | None => return Ok(Read { tx, _place: place, models: models.to_vec(), position, parked }),
-            }
-        }
+    pub fn begin_for(&self, party: TenantId, view: View, models: &[&'static str], after: Option<i64>) -> Read {
+        Read { side: self.clone(), party, view, models: models.to_vec(), after, connection: None, position: 0, parked: None }
     }
 
     /// The checkpoint of each read model that serves, how many of its partitions are parked, and why it has stopped, if it has.
@@ -220,8 +354,26 @@ impl ReadSide {
     }
 }
 
+/// Whether a connection has ended: SQLSTATE 57P01 to 57P03, or nothing answers.
+fn is_gone(error: &sqlx::Error) -> bool {
+    match error {
+        sqlx::Error::Database(error) => error.code().is_some_and(|code| code.starts_with("57P")),
+        error => matches!(error, sqlx::Error::Io(_)),
+    }
+}
+
+/// Until this process's projectors have come to a position, or for a moment: another process may keep some of the read models.
+async fn reached(progress: &mut [watch::Receiver<i64>], wanted: i64) {
+    let all = async {
+        for model in progress {
+            let _ = model.wait_for(|position| *position >= wanted).await;
+        }
+    };
+    let _ = tokio::time::timeout(POLL, all).await;
+}
+
 /// Until one of this process's projectors moves on, or for a moment.
-async fn wait(progress: &mut [watch::Receiver<i64>]) {
+async fn moved(progress: &mut [watch::Receiver<i64>]) {
     let moved = async {
         match progress {
             [] => std::future::pending().await,

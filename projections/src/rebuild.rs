@@ -14,6 +14,7 @@ use store::{Disagreement, Hash, Head, RawEvent, Store, lease};
 
 use crate::fold::FoldError;
 use crate::fold::table;
+use crate::kept::Rows;
 use crate::model::ReadModel;
 use crate::parking::{Generation, ParkingError, advance, retry_all};
 
@@ -103,7 +104,7 @@ pub async fn rebuild<M: ReadModel>(
         pool,
         rate: rate.map(|rate| RateLimiter::direct(Quota::per_second(rate))),
         page: rate.map_or(PAGE, |rate| PAGE.min(i64::from(rate.get()))),
-        generation: Generation { number: 0, serving: false },
+        generation: Generation { number: 0, serving: false, holds: true },
         position: 0,
         goal: Goal::Serving,
         progress,
@@ -246,11 +247,11 @@ impl<M: ReadModel> Build<'_, M> {
         self.checkpoint(connection, *reached, Some(*log_hash)).await?;
         let events: Vec<&RawEvent> = events.iter().collect();
         let mut attempt = connection.begin().await?;
-        match advance::<M>(self.store, &mut attempt, self.generation, &events, false).await {
+        match advance::<M>(self.store, &mut attempt, self.generation, &events, false, &mut Rows::default()).await {
             Ok(()) => attempt.commit().await?,
             Err(error) if error.is_poison() => {
                 attempt.rollback().await?;
-                advance::<M>(self.store, connection, self.generation, &events, true).await?;
+                advance::<M>(self.store, connection, self.generation, &events, true, &mut Rows::default()).await?;
             }
             Err(error) => return Err(error.into()),
         }
@@ -297,8 +298,10 @@ impl<M: ReadModel> Build<'_, M> {
         held.rollback().await?;
         let (old, new) = (table::<M>(serving), table::<M>(self.generation.number));
         let keys = keys.join(", ");
+        // A row from before rows had a text is as good as its columns.
         let (differences, samples): (i64, Value) = sqlx::query_as(&format!(
-            "with differing as (select {keys} from read.{old} o full join read.{new} n using ({keys}) where o is distinct from n)
+            "with differing as (select {keys} from read.{old} o full join read.{new} n using ({keys})
+               where o is distinct from n and (o.doc is not null or o is null or n is null or to_jsonb(o) - 'doc' is distinct from to_jsonb(n) - 'doc'))
              select (select count(*) from differing), (select coalesce(json_agg(s), '[]') from (select * from differing order by {keys} limit {SAMPLES}) s)"
         ))
         .fetch_one(&mut *snapshot)

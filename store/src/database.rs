@@ -34,6 +34,11 @@ impl DbRole {
     }
 }
 
+/// A connection that was not used for longer than this is asked whether it still works.
+const QUIET: Duration = Duration::from_secs(1);
+/// Statements that a connection keeps prepared: a projector has a few for each read model.
+const STATEMENTS: usize = 1000;
+
 /// A database, by how it is reached.
 #[derive(Clone, Debug)]
 pub struct Database {
@@ -60,12 +65,23 @@ impl Database {
             DbRole::Reader | DbRole::PlatformReader => ("5s", "5s"),
             DbRole::Writer | DbRole::Projector => ("30s", "0"),
         };
+        let reads = matches!(role, DbRole::Reader | DbRole::PlatformReader);
         PgPoolOptions::new()
             .max_connections(max)
             .acquire_timeout(Duration::from_secs(3))
             .max_lifetime(None)
+            // To ask each time whether the server is there would double the round trips of a query; one that finds it gone asks again over another connection.
+            .test_before_acquire(!reads)
+            .before_acquire(move |connection, meta| {
+                Box::pin(async move {
+                    if reads && meta.idle_for > QUIET {
+                        connection.ping().await?;
+                    }
+                    Ok(true)
+                })
+            })
             // A process that hangs in the middle of a transaction must not hold up others for ever.
-            .connect_lazy_with(self.options.clone().options([
+            .connect_lazy_with(self.options.clone().statement_cache_capacity(STATEMENTS).options([
                 ("role", role.name()),
                 ("idle_in_transaction_session_timeout", "60s"),
                 ("lock_timeout", lock_timeout),

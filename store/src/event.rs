@@ -1,5 +1,9 @@
 //! Events as they are stored, and as rules and folds see them.
 
+use std::any::Any;
+use std::sync::{Arc, OnceLock};
+use std::time::Instant;
+
 use chrono::{DateTime, Utc};
 use domain::{Actor, Effect, StreamId, SubjectId, TenantId};
 use serde::{Deserialize, Serialize};
@@ -43,6 +47,51 @@ pub struct RawEvent {
     pub tenant_hash: Hash,
     /// Chained over the log.
     pub log_hash: Hash,
+    /// What was made of the row, for the next one in this process who wants it.
+    pub decoded: Decoded,
+}
+
+/// An event that was decoded, kept beside its row so that many read models and policies decode it once. It is no part of the row: copies and comparisons leave it out.
+#[derive(Default)]
+pub struct Decoded(OnceLock<(Arc<dyn Any + Send + Sync>, Unsealed)>);
+
+/// When something was unsealed. It may be used until its keys may have been destroyed.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Unsealed {
+    /// How often this process had forgotten all keys by then.
+    pub(crate) forgotten: u64,
+    pub(crate) at: Instant,
+}
+
+impl Decoded {
+    /// The decoded event, if it is one of this type and `fresh` accepts when it was unsealed.
+    pub(crate) fn get<E: Clone + Send + Sync + 'static>(&self, fresh: impl FnOnce(Unsealed) -> bool) -> Option<Recorded<E>> {
+        let (decoded, unsealed) = self.0.get()?;
+        decoded.downcast_ref::<Recorded<E>>().filter(|_| fresh(*unsealed)).cloned()
+    }
+
+    /// Keeps a decoded event. Only the first one is kept.
+    pub(crate) fn keep<E: Clone + Send + Sync + 'static>(&self, event: &Recorded<E>, unsealed: Unsealed) {
+        self.0.get_or_init(|| (Arc::new(event.clone()), unsealed));
+    }
+}
+
+impl Clone for Decoded {
+    fn clone(&self) -> Self {
+        Self::default()
+    }
+}
+
+impl PartialEq for Decoded {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl std::fmt::Debug for Decoded {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str("Decoded")
+    }
 }
 
 /// The columns that make a [`RawEvent`].
@@ -67,6 +116,7 @@ impl FromRow<'_, sqlx::postgres::PgRow> for RawEvent {
             digest: Hash(row.try_get("digest")?),
             tenant_hash: Hash(row.try_get("tenant_hash")?),
             log_hash: Hash(row.try_get("log_hash")?),
+            decoded: Decoded::default(),
         })
     }
 }
@@ -135,6 +185,7 @@ impl<'de> Deserialize<'de> for RawEvent {
             digest: columns.digest,
             tenant_hash: columns.tenant_hash,
             log_hash: columns.log_hash,
+            decoded: Decoded::default(),
         })
     }
 }
@@ -143,6 +194,11 @@ impl RawEvent {
     /// Whether this is the event that follows `head` in a log: the next position, and chained to its hash. `digest` is taken as it stands.
     pub fn continues(&self, head: Head) -> bool {
         self.position == head.position + 1 && log_link(head.log_hash, self.position, self.digest) == self.log_hash
+    }
+
+    /// Whether it may have erased personal data, without a look at it.
+    pub fn may_erase(&self) -> bool {
+        self.metadata.contains("\"erases\"")
     }
 
     /// Whose personal data it erased, if it did.

@@ -45,7 +45,7 @@ use uuid::Uuid;
 
 pub use append::{Append, AppendError, Appended, Expected, Key, NewEvent, StreamAppend};
 pub use database::{Database, DbRole};
-pub use event::{Erases, Metadata, RawEvent, Recorded};
+pub use event::{Decoded, Erases, Metadata, RawEvent, Recorded};
 pub use hash::Hash;
 pub use read::Disagreement;
 pub use seal::MasterKey;

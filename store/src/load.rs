@@ -203,34 +203,45 @@ impl Store {
         Ok(rows.into_iter().zip(&keys).map(|(row, key)| record(row).map(|record| replay(&record, key))).collect())
     }
 
-    /// Turns stored events of one aggregate type into what folds see: upcast, unsealed, typed.
+    /// Turns stored events of one aggregate type into what folds see: upcast, unsealed, typed. Each event is decoded once, whoever asks for it, until its keys may be gone.
     pub async fn typed<A: Aggregate>(&self, events: &[&RawEvent]) -> Result<Vec<Recorded<A::Event>>, LoadError> {
-        let mut payloads = Vec::with_capacity(events.len());
-        for event in events {
+        let keyring = &self.inner.keyring;
+        let unsealing = keyring.unsealing();
+        let mut typed: Vec<Option<Recorded<A::Event>>> =
+            events.iter().map(|event| event.decoded.get(|unsealed| keyring.is_fresh(unsealed))).collect();
+        let mut payloads = Vec::new();
+        for (event, _) in events.iter().zip(&typed).filter(|(_, typed)| typed.is_none()) {
             let payload: Value = serde_json::from_str(&event.payload)
                 .map_err(|e| LoadError::Corrupt { event_type: event.event_type.clone(), reason: e.to_string() })?;
             payloads.push((event.place(), payload));
         }
-        self.inner.keyring.unseal(payloads.iter_mut().map(|p| (p.0, &mut p.1))).await?;
-        events
-            .iter()
-            .zip(payloads)
-            .map(|(raw, (_, payload))| {
-                let corrupt = |reason: String| LoadError::Corrupt { event_type: raw.event_type.clone(), reason };
-                // Metadata that cannot be read was written by a newer binary, as an event of an unknown version is.
-                let metadata: Metadata = serde_json::from_str(&raw.metadata).map_err(|_| unknown_metadata(raw))?;
-                Ok(Recorded {
-                    event: decode::<A>(raw.position, &raw.event_type, &raw.event_version, payload)?,
-                    position: raw.position,
-                    event_id: raw.event_id,
-                    stream: raw.aggregate_id.parse().map_err(|e: domain::ids::StreamIdError| corrupt(e.to_string()))?,
-                    version: raw.sequence,
-                    actor: metadata.actor,
-                    recorded_at: raw.recorded_at,
-                })
-            })
-            .collect()
+        if !payloads.is_empty() {
+            keyring.unseal(payloads.iter_mut().map(|p| (p.0, &mut p.1))).await?;
+        }
+        let mut payloads = payloads.into_iter().map(|(_, payload)| payload);
+        for (raw, slot) in events.iter().zip(&mut typed).filter(|(_, slot)| slot.is_none()) {
+            let recorded = recorded::<A>(raw, payloads.next().unwrap_or_default())?;
+            raw.decoded.keep(&recorded, unsealing);
+            *slot = Some(recorded);
+        }
+        Ok(typed.into_iter().flatten().collect())
     }
+}
+
+/// The event of a row whose payload is unsealed.
+fn recorded<A: Aggregate>(raw: &RawEvent, payload: Value) -> Result<Recorded<A::Event>, LoadError> {
+    let corrupt = |reason: String| LoadError::Corrupt { event_type: raw.event_type.clone(), reason };
+    // Metadata that cannot be read was written by a newer binary, as an event of an unknown version is.
+    let metadata: Metadata = serde_json::from_str(&raw.metadata).map_err(|_| unknown_metadata(raw))?;
+    Ok(Recorded {
+        event: decode::<A>(raw.position, &raw.event_type, &raw.event_version, payload)?,
+        position: raw.position,
+        event_id: raw.event_id,
+        stream: raw.aggregate_id.parse().map_err(|e: domain::ids::StreamIdError| corrupt(e.to_string()))?,
+        version: raw.sequence,
+        actor: metadata.actor,
+        recorded_at: raw.recorded_at,
+    })
 }
 
 /// The error for metadata that this binary does not understand.

@@ -7,6 +7,7 @@
 //!
 //! Values of the first version are bound to the tenant and the subject alone and have no `v`. They stay readable for ever; none is made any more.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use base64::Engine as _;
@@ -24,6 +25,7 @@ use uuid::Uuid;
 
 use crate::append::guards::scope_of;
 use crate::append::{AppendError, Key};
+use crate::event::Unsealed;
 use crate::hash::Hash;
 
 /// How long an unwrapped key may be used without asking the database again: the longest that another process may still read what was erased.
@@ -123,11 +125,13 @@ pub(crate) struct Keyring {
     pool: PgPool,
     /// `None`: erased.
     keys: quick_cache::sync::Cache<Name, (Option<[u8; 32]>, Instant)>,
+    /// How often all keys were forgotten.
+    forgotten: AtomicU64,
 }
 
 impl Keyring {
     pub(crate) fn new(master: MasterKey, pool: PgPool) -> Self {
-        Self { master, pool, keys: quick_cache::sync::Cache::new(10_000) }
+        Self { master, pool, keys: quick_cache::sync::Cache::new(10_000), forgotten: AtomicU64::new(0) }
     }
 
     pub(crate) fn master(&self) -> &MasterKey {
@@ -135,7 +139,18 @@ impl Keyring {
     }
 
     pub(crate) fn forget_all(&self) {
+        self.forgotten.fetch_add(1, Ordering::AcqRel);
         self.keys.clear();
+    }
+
+    /// What is unsealed from now on: taken before its keys are looked up.
+    pub(crate) fn unsealing(&self) -> Unsealed {
+        Unsealed { forgotten: self.forgotten.load(Ordering::Acquire), at: Instant::now() }
+    }
+
+    /// Whether what was unsealed may still be used.
+    pub(crate) fn is_fresh(&self, unsealed: Unsealed) -> bool {
+        unsealed.forgotten == self.forgotten.load(Ordering::Acquire) && unsealed.at.elapsed() < KEY_TTL
     }
 
     /// A keyed hash of a personal value, so that it can be compared among those it must differ from, and not read.

@@ -9,9 +9,8 @@ use access::token::TokenKey;
 use bus::Bus;
 use bus::feed::Feed;
 use bus::relay::{Relay, Status, hint};
-use bus::subscription::run;
 use commands::Executor;
-use commands::policy::Commands;
+use commands::policy::{Commands, Policies};
 use commands::timers::TimerPoller;
 use domain::identity::tenant::{ProvisionTenant, Slug, Tenant};
 use domain::text::DisplayName;
@@ -21,13 +20,11 @@ use outbound::erasure::ErasurePolicy;
 use outbound::policy::MailPolicy;
 use payments::provider::Provider;
 use projections::cursor::CursorKey;
-use projections::projector::Projector;
 use projections::rebuild::Purpose;
-use projections::{Progress, ReadModel, ReadSide, start_all};
+use projections::{Progress, Projection, Projections, ReadModel, ReadSide, projector};
 use sqlx::PgPool;
 use store::{DbRole, Store};
 use tokio::sync::watch;
-use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::{Env, eventually, id};
@@ -52,6 +49,9 @@ pub struct Node {
     pub dns: Arc<dyn TxtLookup>,
     /// Whether the policies that answer with commands run.
     reacting: AtomicBool,
+    /// The policies that run.
+    pub policies: Policies,
+    projections: Projections,
     projectors: PgPool,
     progress: Progress,
     cancel: CancellationToken,
@@ -75,11 +75,13 @@ impl Node {
         tokio::spawn(relay.run(cancel.clone()));
         let feed = Feed::start(store.clone(), bus.clone(), cancel.clone());
         let progress = Progress::default();
-        let (mut tasks, projectors) = (JoinSet::new(), env.database.pool(DbRole::Projector, 8));
-        start_all(&mut tasks, &store, &projectors, &feed, &progress, &cancel);
-        tasks.spawn(run(MailPolicy::runtime(&store), store.clone(), feed.clone(), cancel.clone()));
-        tasks.spawn(run(ErasurePolicy::runtime(&store, None), store.clone(), feed.clone(), cancel.clone()));
-        tasks.detach_all();
+        let projectors = env.database.pool(DbRole::Projector, 8);
+        let projections = projector::all(&store, &projectors, &feed, &progress, &cancel);
+        tokio::spawn(projections.clone().run());
+        let policies = commands::policy::none(&store, &feed, &cancel);
+        policies.add(MailPolicy::member(&store));
+        policies.add(ErasurePolicy::member(&store, None));
+        tokio::spawn(policies.clone().run());
         let reads = ReadSide::new(&env.database, progress.clone(), CursorKey([7; 32]));
         let dns = Arc::new(Dns::new(Some(([127, 0, 0, 1], 1).into())).expect("a resolver"));
         Self {
@@ -92,16 +94,17 @@ impl Node {
             payments: None,
             dns,
             reacting: AtomicBool::new(false),
+            policies,
+            projections,
             projectors,
             progress,
             cancel,
         }
     }
 
-    /// Starts the projector of one more read model.
+    /// Adds one more read model.
     pub fn project<M: ReadModel>(&self) {
-        let projector = Projector::<M>::new(self.store.clone(), self.projectors.clone(), self.progress.clone());
-        tokio::spawn(run(projector, self.store.clone(), self.feed.clone(), self.cancel.clone()));
+        self.projections.add(Projection::<M>::new(&self.store, &self.progress));
     }
 
     /// Makes the plans that come with Tenure.
@@ -113,9 +116,7 @@ impl Node {
     pub async fn react(&self) {
         self.ship_plans().await;
         macro_rules! all {
-            ($($reaction:expr,)*) => {
-                $(tokio::spawn(run(Commands::runtime($reaction, &self.executor), self.store.clone(), self.feed.clone(), self.cancel.clone()));)*
-            };
+            ($($reaction:expr,)*) => { $(self.policies.add(Commands::member($reaction, &self.executor));)* };
         }
         commands::for_each_reaction!(all);
         self.reacting.store(true, Ordering::Relaxed);

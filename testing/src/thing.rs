@@ -11,11 +11,12 @@ use api::routes::Refusals;
 use domain::aggregate::Upcaster;
 use domain::{Aggregate, Effect, EventKind, Issued, Personal, StreamId, SubjectId, TenantId};
 use projections::model::StreamKey;
+use projections::row::Doc;
+use projections::sql::Sql;
 use projections::{QueryError, Read, ReadModel};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use sqlx::PgPool;
-use sqlx::types::Json;
 use store::Recorded;
 use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
@@ -202,10 +203,8 @@ impl ReadModel for Things {
 }
 
 /// One thing.
-pub async fn by_id(read: &mut Read, id: Uuid) -> Result<Option<Row>, QueryError> {
-    let row: Option<Json<Row>> =
-        sqlx::query_scalar("select to_json(t) from read.things_v1 t where id = $1").bind(id).fetch_optional(read.connection()).await?;
-    Ok(row.map(|Json(row)| row))
+pub async fn by_id(read: &mut Read, id: Uuid) -> Result<Option<Doc<Row>>, QueryError> {
+    read.one(Sql::rows(Things::NAME).push(" and id = ").bind(id)).await
 }
 
 // What migrations/…_<noun>s.sql has.
@@ -243,7 +242,5 @@ api::commands! { Thing, "things", stream:
 async fn get_thing(query: Query, Id(id): Id, Params(p): Params<After>) -> Result<Shown, Problem> {
     query.require("thing:read")?;
     let sought = Sought::new(stream(id, &query.caller), &[Things::NAME], p.after);
-    query
-        .one::<Thing, _, _, _>(sought, |mut read| async move { by_id(&mut read, id).await.map(|row| (read, row)) }, |row| row.version)
-        .await
+    query.one::<Thing, _, _, _>(sought, |mut read| async move { by_id(&mut read, id).await.map(|row| (read, row)) }).await
 }

@@ -9,9 +9,10 @@ use commands::authorize::authorize;
 use domain::text::{SearchText, TokenText};
 use domain::{Aggregate, StreamId, TenantId};
 use projections::list::{Orders, Page, Paging};
+use projections::row::Doc;
 use projections::{QueryError, Read, View};
+use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use super::write::original;
@@ -106,7 +107,7 @@ impl Query {
     /// Opens read models of what belongs to the platform, and everybody may see.
     pub async fn open_system(&self, models: &[&'static str], after: Option<i64>) -> Result<Read, Problem> {
         self.check(after).await?;
-        Ok(self.app.reads.begin_for(self.caller.tenant, View::Tenant(TenantId::SYSTEM), models, after).await?)
+        Ok(self.app.reads.begin_for(self.caller.tenant, View::Tenant(TenantId::SYSTEM), models, after))
     }
 
     /// The same for all tenants, where the caller is the platform and names none.
@@ -120,7 +121,7 @@ impl Query {
 
     async fn begin(&self, view: View, models: &[&'static str], after: Option<i64>) -> Result<Read, Problem> {
         self.check(after).await?;
-        Ok(self.app.reads.begin(view, models, after).await?)
+        Ok(self.app.reads.begin(view, models, after))
     }
 
     /// Refuses a position that the log does not have: nobody can have been told of it, and waiting would not help.
@@ -144,11 +145,10 @@ impl Query {
     }
 
     /// Answers one row of `stream`. What the log has and the read model has not yet is waited for, as if the caller had sent `after`.
-    pub async fn one<A: Aggregate, T: Serialize, E: Into<Problem>, F: Fetching<T, E>>(
+    pub async fn one<A: Aggregate, T, E: Into<Problem>, F: Fetching<Doc<T>, E>>(
         self,
         sought: Sought,
         fetch: impl Fn(Read) -> F,
-        version: impl FnOnce(&T) -> i64,
     ) -> Result<Shown, Problem> {
         let (mut read, mut row) = fetch(self.sought(&sought).await?).await.map_err(Into::into)?;
         if row.is_none() {
@@ -159,8 +159,9 @@ impl Query {
         }
         let reflects = Reflects { parked: read.parked_of(sought.stream).await?, position: read.position };
         let row = row.ok_or_else(|| reflects.nothing())?;
-        let body = serde_json::to_vec(&row).map_err(|error| Problem::new(code::INTERNAL, error.to_string()))?;
-        let tag = EntityTag::of(version(&row), &body);
+        let version = row.version()?;
+        let body = row.into_text();
+        let tag = EntityTag::of(version, body.as_bytes());
         let unchanged = self.if_none_match.is_some_and(|known| known.names(&tag));
         Ok(Shown { body, tag, unchanged, reflects })
     }
@@ -298,7 +299,7 @@ pub(crate) fn unless_empty<T>(page: Page<T>, paging: &Paging) -> Option<Page<T>>
 
 /// One row.
 pub struct Shown {
-    body: Vec<u8>,
+    body: String,
     tag: EntityTag,
     unchanged: bool,
     reflects: Reflects,
@@ -324,14 +325,15 @@ fn ascii(query: &str) -> String {
 
 /// One page with where the next one begins.
 pub struct Listed<T> {
-    data: Vec<T>,
+    data: Vec<Doc<T>>,
     next: Option<String>,
     uri: Uri,
     reflects: Reflects,
 }
 
 /// The body of a list.
-#[derive(Serialize, ToSchema)]
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "it is only described")]
 pub struct ListBody<T> {
     /// The rows.
     data: Vec<T>,
@@ -340,7 +342,30 @@ pub struct ListBody<T> {
     next_cursor: Option<String>,
 }
 
-impl<T: Serialize> IntoResponse for Listed<T> {
+impl<T> Listed<T> {
+    /// The rows as they are, and where the next page begins.
+    fn body(&self) -> String {
+        let size: usize = self.data.iter().map(|row| row.text().len() + 1).sum();
+        let mut body = String::with_capacity(size + 256);
+        body.push_str("{\"data\":[");
+        for (n, row) in self.data.iter().enumerate() {
+            if n > 0 {
+                body.push(',');
+            }
+            body.push_str(row.text());
+        }
+        body.push_str("],\"next_cursor\":");
+        // A cursor is Base64.
+        match &self.next {
+            Some(cursor) => body.extend(["\"", cursor, "\""]),
+            None => body.push_str("null"),
+        }
+        body.push('}');
+        body
+    }
+}
+
+impl<T> IntoResponse for Listed<T> {
     fn into_response(self) -> Response {
         let link = self.next.as_ref().map(|cursor| {
             let others = self
@@ -352,7 +377,7 @@ impl<T: Serialize> IntoResponse for Listed<T> {
             let query: Vec<_> = others.map(str::to_owned).chain([format!("cursor={cursor}")]).collect();
             format!("<{}?{}>; rel=\"next\"", self.uri.path(), ascii(&query.join("&")))
         });
-        let mut response = axum::Json(ListBody { data: self.data, next_cursor: self.next }).into_response();
+        let mut response = ([(CONTENT_TYPE, "application/json")], self.body()).into_response();
         self.reflects.tell(response.headers_mut());
         if let Some(link) = link {
             set(response.headers_mut(), LINK, &link);

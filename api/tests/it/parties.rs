@@ -15,6 +15,7 @@ use axum::http::{Method, StatusCode};
 use chrono::TimeDelta;
 use domain::{Role, StreamId, TenantId};
 use projections::identity::tenant::Tenants;
+use projections::sql::Sql;
 use projections::{QueryError, ReadModel as _, View};
 use serde_json::json;
 use testing::http::{Client, PASSWORD};
@@ -237,7 +238,10 @@ async fn a_tenant_whose_queries_take_long_leaves_most_connections_to_others() {
     let node = Node::start(&env).await;
     let platform = Client::new(&env, &node);
     let (greedy, modest) = (platform.provision("greedy").await, platform.provision("modest").await);
-    let begin = async |tenant| node.reads.begin(View::Tenant(tenant), &[Tenants::NAME], None).await;
+    let begin = async |tenant| {
+        let mut read = node.reads.begin(View::Tenant(tenant), &[Tenants::NAME], None);
+        read.look().await.map(|()| read)
+    };
     let held = [begin(greedy).await.unwrap(), begin(greedy).await.unwrap(), begin(greedy).await.unwrap()];
     let crowd = futures::future::join_all((0..150).map(|_| begin(greedy)));
     let others = async {
@@ -260,7 +264,7 @@ async fn a_tenant_whose_queries_take_long_leaves_most_connections_to_others() {
     assert_eq!(platform.acting(greedy, Role::OrgAdmin).get("/v1/tickets").await.status, StatusCode::OK);
     // A statement that takes too long is ended.
     let mut read = begin(greedy).await.unwrap();
-    let slept = sqlx::query("select pg_sleep(30)").execute(read.connection()).await.map_err(QueryError::from);
+    let slept = read.one::<String>(&Sql::new("select pg_sleep(30)::text, null, null, null, null")).await;
     assert!(matches!(slept, Err(QueryError::Overloaded)), "{slept:?}");
 }
 

@@ -120,6 +120,7 @@ impl TryFrom<Row> for RawEvent {
             digest: hash(&row.digest)?,
             tenant_hash: hash(&row.tenant_hash)?,
             log_hash: hash(&row.log_hash)?,
+            decoded: store::Decoded::default(),
         })
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use bus::subscription::{HandlerError, run};
+use bus::subscription::HandlerError;
 use chrono::TimeDelta;
 use commands::policies::provisioning::Provisioning;
 use commands::policy::{self, Answer, Commands, Reaction};
@@ -86,8 +86,9 @@ async fn provisioning_killed_after_every_step_twice_at_each_ends_provisioned_onc
     for after in 0..=Provisioning::STEPS {
         for _ in 0..2 {
             let reached = Arc::new(AtomicBool::new(false));
-            let dying = Commands::runtime(Dying { after, reached: reached.clone() }, &node.executor);
-            let process = tokio::spawn(run(dying, node.store.clone(), node.feed.clone(), CancellationToken::new()));
+            let policies = policy::none(&node.store, &node.feed, &CancellationToken::new());
+            policies.add(Commands::member(Dying { after, reached: reached.clone() }, &node.executor));
+            let process = tokio::spawn(policies.run());
             eventually("it has come so far", || async { reached.load(Ordering::SeqCst).then_some(()) }).await;
             process.abort();
             let _ = process.await;

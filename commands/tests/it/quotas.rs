@@ -5,10 +5,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
-use bus::subscription::{HandlerError, run};
+use bus::subscription::HandlerError;
 use chrono::{DateTime, TimeDelta, Utc};
 use commands::policies::quotas::Quotas;
-use commands::policy::{Answer, Commands, Reaction};
+use commands::policy::{self, Answer, Commands, Reaction};
 use commands::usage::{Recorded, Recording};
 use commands::{CommandError, Executor, Request, quota};
 use domain::billing::meter::{Meter, Standing};
@@ -257,8 +257,9 @@ async fn a_jump_from_79_to_101_percent_gives_three_thresholds_once_each_within_a
     shop.record(Meter::Messages, "most", 790).await.unwrap();
     // It has opened the month, and dies before that is noted.
     let left = Arc::new(AtomicUsize::new(1));
-    let dying = Commands::runtime(Dying { left: left.clone() }, &shop.node.executor);
-    let process = tokio::spawn(run(dying, shop.node.store.clone(), shop.node.feed.clone(), CancellationToken::new()));
+    let policies = policy::none(&shop.node.store, &shop.node.feed, &CancellationToken::new());
+    policies.add(Commands::member(Dying { left: left.clone() }, &shop.node.executor));
+    let process = tokio::spawn(policies.run());
     eventually("the month is open", || async { (!shop.events("quota.period_opened").await.is_empty()).then_some(()) }).await;
     process.abort();
     let _ = process.await;

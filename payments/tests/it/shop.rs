@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use axum::http::StatusCode;
-use bus::subscription::run;
 use chrono::TimeDelta;
 use domain::billing::period::Billing;
 use domain::billing::subscription::{Details, LinkProvider, StartSubscription, Subscription};
@@ -17,7 +16,6 @@ use testing::http::{Answer, Client};
 use testing::node::Node;
 use testing::stripe::{Stripe, sign};
 use testing::{Env, eventually, id};
-use tokio_util::sync::{CancellationToken, DropGuard};
 
 pub(crate) const PAID: &str = include_str!("../recorded/event_invoice_payment_succeeded.json");
 pub(crate) const PAID_BASIL: &str = include_str!("../recorded/event_invoice_payment_succeeded_basil.json");
@@ -37,7 +35,6 @@ pub(crate) struct Shop {
     pub(crate) stripe: Stripe,
     pub(crate) tenant: TenantId,
     pub(crate) subscription: StreamId,
-    pub(crate) _policy: DropGuard,
 }
 
 impl Shop {
@@ -47,13 +44,11 @@ impl Shop {
         let stripe = Stripe::start().await;
         node.payments = Some(stripe.adapter());
         node.react().await;
-        let cancel = CancellationToken::new();
-        let policy = PaymentsPolicy::runtime(&node.store, node.payments.clone());
-        tokio::spawn(run(policy, node.store.clone(), node.feed.clone(), cancel.clone()));
+        node.policies.add(PaymentsPolicy::member(&node.store, node.payments.clone()));
         let client = Client::new(&env, &node);
         let tenant = node.provision("acme").await;
         let subscription = StreamId::new(tenant, id());
-        Self { env, node, client, stripe, tenant, subscription, _policy: cancel.drop_guard() }
+        Self { env, node, client, stripe, tenant, subscription }
     }
 
     /// One that has begun to pay: Stripe has its subscription and a payment method.

@@ -8,7 +8,6 @@ use domain::billing::money::UnitPrice;
 use domain::billing::subscription::{self, Pinned, Subscription};
 use domain::identity::tenant::{self, Tenant};
 use serde::{Deserialize, Serialize};
-use sqlx::types::Json;
 use store::load::LoadError;
 use store::{RawEvent, Recorded, Store};
 use utoipa::ToSchema;
@@ -16,6 +15,8 @@ use uuid::Uuid;
 
 use crate::model::{Partition, ReadModel, Source};
 use crate::query::{QueryError, Read};
+use crate::row::Doc;
+use crate::sql::Sql;
 
 /// The read model.
 pub struct InForce;
@@ -217,11 +218,8 @@ pub async fn of_tenant(
     without_plan: impl Fn(Meter) -> Option<i64>,
     now: DateTime<Utc>,
 ) -> Result<Vec<Row>, QueryError> {
-    let rows: Vec<Json<Row>> = sqlx::query_scalar("select to_json(t) from read.entitlements_v2 t where tenant_id = $1 order by meter")
-        .bind(tenant.0)
-        .fetch_all(read.connection())
-        .await?;
-    let mut rows: Vec<Row> = rows.into_iter().map(|Json(row)| row).collect();
+    let rows = read.all(Sql::rows(InForce::NAME).push(" and tenant_id = ").bind(tenant)).await?;
+    let mut rows: Vec<Row> = rows.iter().map(Doc::read).collect::<Result<_, _>>()?;
     for meter in Meter::ALL {
         let known = rows.iter().position(|row| row.meter == meter);
         let Some(limit) = without_plan(meter).filter(|_| known.is_none_or(|known| rows[known].hard_limit.is_none())) else { continue };

@@ -5,7 +5,6 @@ use domain::TenantId;
 use domain::billing::outlet::{Event, Outlet, WhatsApp};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use sqlx::types::Json;
 use store::Recorded;
 use utoipa::ToSchema;
 use uuid::Uuid;
@@ -14,6 +13,8 @@ use crate::cursor::CursorKey;
 use crate::list::{self, Column, Orders, Page, Paging};
 use crate::model::{ReadModel, StreamKey};
 use crate::query::{QueryError, Read};
+use crate::row::Doc;
+use crate::sql::Sql;
 
 /// The read model.
 pub struct Outlets;
@@ -78,10 +79,8 @@ pub const ORDERS: Orders = Orders {
 };
 
 /// One outlet, if there is such.
-pub async fn by_id(read: &mut Read, id: Uuid) -> Result<Option<Row>, QueryError> {
-    let row: Option<Json<Row>> =
-        sqlx::query_scalar("select to_json(t) from read.outlets_v1 t where id = $1").bind(id).fetch_optional(read.connection()).await?;
-    Ok(row.map(|Json(row)| row))
+pub async fn by_id(read: &mut Read, id: Uuid) -> Result<Option<Doc<Row>>, QueryError> {
+    read.one(Sql::rows(Outlets::NAME).push(" and id = ").bind(id)).await
 }
 
 /// One page of the outlets whose name or number contains a text.
@@ -89,7 +88,7 @@ pub async fn list(read: &mut Read, cursors: &CursorKey, q: Option<&str>, paging:
     let mut query = list::select(Outlets::NAME, paging);
     if let Some(q) = q {
         let pattern = list::containing(q);
-        query.push(" and (name ilike ").push_bind(pattern.clone()).push(" or phone ilike ").push_bind(pattern).push(")");
+        query.push(" and (name ilike ").bind(pattern.clone()).push(" or phone ilike ").bind(pattern).push(")");
     }
     list::page(read, cursors, query, &json!([Outlets::NAME, q]).to_string(), paging).await
 }

@@ -180,10 +180,10 @@ pub struct Filter {
 pub async fn list(read: &mut Read, cursors: &CursorKey, filter: Filter, paging: &Paging) -> Result<Page<Row>, QueryError> {
     let mut query = list::select(Payments::NAME, paging);
     if let Some(subscription) = filter.subscription {
-        query.push(" and subscription_id = ").push_bind(subscription);
+        query.push(" and subscription_id = ").bind(subscription);
     }
     if let Some(kind) = filter.kind {
-        query.push(" and kind = ").push_bind(kind.as_str());
+        query.push(" and kind = ").bind(kind.as_str());
     }
     list::page(read, cursors, query, &json!([Payments::NAME, filter]).to_string(), paging).await
 }

@@ -8,7 +8,6 @@ use domain::billing::period::Interval;
 use domain::billing::plan::{Event, Plan, Terms};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use sqlx::types::Json;
 use store::Recorded;
 use utoipa::ToSchema;
 use uuid::Uuid;
@@ -17,6 +16,8 @@ use crate::cursor::CursorKey;
 use crate::list::{self, Column, Orders, Page, Paging};
 use crate::model::{ReadModel, StreamKey};
 use crate::query::{QueryError, Read};
+use crate::row::Doc;
+use crate::sql::Sql;
 
 /// The read model.
 pub struct Plans;
@@ -127,10 +128,8 @@ pub const ORDERS: Orders = Orders {
 };
 
 /// One plan, if it exists.
-pub async fn by_id(read: &mut Read, id: Uuid) -> Result<Option<Row>, QueryError> {
-    let row: Option<Json<Row>> =
-        sqlx::query_scalar("select to_json(t) from read.plans_v1 t where id = $1").bind(id).fetch_optional(read.connection()).await?;
-    Ok(row.map(|Json(row)| row))
+pub async fn by_id(read: &mut Read, id: Uuid) -> Result<Option<Doc<Row>>, QueryError> {
+    read.one(Sql::rows(Plans::NAME).push(" and id = ").bind(id)).await
 }
 
 /// One page of the plans: those that can be subscribed to, or all.

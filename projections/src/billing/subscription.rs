@@ -8,7 +8,6 @@ use domain::billing::subscription::{Event, PauseReason, Pinned, Status, Subscrip
 use domain::{StreamId, TenantId};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use sqlx::types::Json;
 use store::Recorded;
 use utoipa::ToSchema;
 use uuid::Uuid;
@@ -17,6 +16,8 @@ use crate::cursor::CursorKey;
 use crate::list::{self, Column, Orders, Page, Paging};
 use crate::model::{ReadModel, StreamKey};
 use crate::query::{QueryError, Read};
+use crate::row::Doc;
+use crate::sql::Sql;
 
 /// The read model.
 pub struct Subscriptions;
@@ -257,23 +258,18 @@ pub const TRIALS: Orders =
     Orders { columns: &[Column { name: "trial_ends_at", sql: "trial_ends_at", kind: "timestamptz" }], tie: ("id", "uuid") };
 
 /// One subscription, if it exists and the view may see it.
-pub async fn by_id(read: &mut Read, stream: StreamId) -> Result<Option<Row>, QueryError> {
-    let row: Option<Json<Row>> = sqlx::query_scalar("select to_json(t) from read.subscriptions_v1 t where tenant_id = $1 and id = $2")
-        .bind(stream.tenant.0)
-        .bind(stream.id)
-        .fetch_optional(read.connection())
-        .await?;
-    Ok(row.map(|Json(row)| row))
+pub async fn by_id(read: &mut Read, stream: StreamId) -> Result<Option<Doc<Row>>, QueryError> {
+    read.one(Sql::rows(Subscriptions::NAME).push(" and tenant_id = ").bind(stream.tenant).push(" and id = ").bind(stream.id)).await
 }
 
 /// One page of the subscriptions that the view may see and the filter lets pass.
 pub async fn list(read: &mut Read, cursors: &CursorKey, filter: &Filter, paging: &Paging) -> Result<Page<Row>, QueryError> {
     let mut query = list::select(Subscriptions::NAME, paging);
     if let Some(status) = filter.status {
-        query.push(" and status = ").push_bind(status.as_str());
+        query.push(" and status = ").bind(status.as_str());
     }
     if let Some(plan) = &filter.plan {
-        query.push(" and plan = ").push_bind(plan);
+        query.push(" and plan = ").bind(plan);
     }
     list::page(read, cursors, query, &json!([Subscriptions::NAME, filter]).to_string(), paging).await
 }
@@ -288,7 +284,7 @@ pub async fn upcoming(
     let mut query = list::select(Subscriptions::NAME, paging);
     query.push(" and upcoming is not null");
     if let Some(before) = before {
-        query.push(" and upcoming_at < ").push_bind(before);
+        query.push(" and upcoming_at < ").bind(before);
     }
     list::page(read, cursors, query, &json!([Subscriptions::NAME, "upcoming", before]).to_string(), paging).await
 }
@@ -298,7 +294,7 @@ pub async fn trials(read: &mut Read, cursors: &CursorKey, before: Option<DateTim
     let mut query = list::select(Subscriptions::NAME, paging);
     query.push(" and status = 'trialing'");
     if let Some(before) = before {
-        query.push(" and trial_ends_at < ").push_bind(before);
+        query.push(" and trial_ends_at < ").bind(before);
     }
     list::page(read, cursors, query, &json!([Subscriptions::NAME, "trials", before]).to_string(), paging).await
 }

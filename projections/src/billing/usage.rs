@@ -324,15 +324,15 @@ pub async fn months(
     paging: &Paging,
 ) -> Result<Page<Row>, QueryError> {
     let mut query = list::select(Months::NAME, paging);
-    query.push(" and tenant_id = ").push_bind(tenant.0);
+    query.push(" and tenant_id = ").bind(tenant.0);
     if let Some(meter) = meter {
-        query.push(" and meter = ").push_bind(meter.as_str());
+        query.push(" and meter = ").bind(meter.as_str());
     }
     if let Some(from) = range.0 {
-        query.push(" and period >= ").push_bind(from.to_string());
+        query.push(" and period >= ").bind(from.to_string());
     }
     if let Some(to) = range.1 {
-        query.push(" and period <= ").push_bind(to.to_string());
+        query.push(" and period <= ").bind(to.to_string());
     }
     list::page(read, cursors, query, &json!([Months::NAME, tenant, meter, range]).to_string(), paging).await
 }
@@ -347,15 +347,15 @@ pub async fn days(
     paging: &Paging,
 ) -> Result<Page<Day>, QueryError> {
     let mut query = list::select(Days::NAME, paging);
-    query.push(" and tenant_id = ").push_bind(tenant.0);
+    query.push(" and tenant_id = ").bind(tenant.0);
     if let Some(meter) = meter {
-        query.push(" and meter = ").push_bind(meter.as_str());
+        query.push(" and meter = ").bind(meter.as_str());
     }
     if let Some(from) = range.0 {
-        query.push(" and day >= ").push_bind(from);
+        query.push(" and day >= ").bind(from);
     }
     if let Some(to) = range.1 {
-        query.push(" and day <= ").push_bind(to);
+        query.push(" and day <= ").bind(to);
     }
     list::page(read, cursors, query, &json!([Days::NAME, tenant, meter, range]).to_string(), paging).await
 }

@@ -218,24 +218,24 @@ pub const ORDERS: Orders = Orders { columns: &[Column { name: "position", sql: "
 pub async fn list(read: &mut Read, cursors: &CursorKey, filter: &Filter, paging: &Paging) -> Result<Page<Row>, QueryError> {
     let mut query = list::select(AccessRecords::NAME, paging);
     if let Some(actor) = &filter.actor {
-        query.push(" and actor = ").push_bind(actor);
+        query.push(" and actor = ").bind(actor);
     }
     match filter.action.as_deref() {
-        Some(action) if action.ends_with('.') => drop(query.push(" and starts_with(action, ").push_bind(action).push(")")),
-        Some(action) => drop(query.push(" and action = ").push_bind(action)),
+        Some(action) if action.ends_with('.') => drop(query.push(" and starts_with(action, ").bind(action).push(")")),
+        Some(action) => drop(query.push(" and action = ").bind(action)),
         None => {}
     }
     if let Some(target) = &filter.target {
-        query.push(" and target = ").push_bind(target);
+        query.push(" and target = ").bind(target);
     }
     if let Some(outcome) = filter.outcome {
-        query.push(" and outcome = ").push_bind(if outcome == Outcome::Done { "done" } else { "refused" });
+        query.push(" and outcome = ").bind(if outcome == Outcome::Done { "done" } else { "refused" });
     }
     if let Some(from) = filter.from {
-        query.push(" and occurred_at >= ").push_bind(from);
+        query.push(" and occurred_at >= ").bind(from);
     }
     if let Some(to) = filter.to {
-        query.push(" and occurred_at < ").push_bind(to);
+        query.push(" and occurred_at < ").bind(to);
     }
     list::page(read, cursors, query, &json!([AccessRecords::NAME, filter]).to_string(), paging).await
 }

@@ -7,7 +7,6 @@ use domain::identity::api_key::{ApiKey, Event, Kind};
 use domain::{TenantId, UserId};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use sqlx::types::Json;
 use store::Recorded;
 use utoipa::ToSchema;
 use uuid::Uuid;
@@ -16,6 +15,8 @@ use crate::cursor::CursorKey;
 use crate::list::{self, Column, Orders, Page, Paging};
 use crate::model::{ReadModel, StreamKey};
 use crate::query::{QueryError, Read};
+use crate::row::Doc;
+use crate::sql::Sql;
 
 /// The read model.
 pub struct ApiKeys;
@@ -98,22 +99,20 @@ pub const ORDERS: Orders =
     Orders { columns: &[Column { name: "created_at", sql: "created_at", kind: "timestamptz" }], tie: ("id", "uuid") };
 
 /// One key, if it exists, the view may see it, and it belongs to this person where only theirs are to be seen.
-pub async fn by_id(read: &mut Read, id: Uuid, only: Option<UserId>) -> Result<Option<Row>, QueryError> {
-    let row: Option<Json<Row>> = sqlx::query_scalar(
-        "select to_json(t) from read.api_keys_v1 t where id = $1 and ($2::uuid is null or (owner_id = $2 and kind = 'personal'))",
-    )
-    .bind(id)
-    .bind(only.map(|user| user.0))
-    .fetch_optional(read.connection())
-    .await?;
-    Ok(row.map(|Json(row)| row))
+pub async fn by_id(read: &mut Read, id: Uuid, only: Option<UserId>) -> Result<Option<Doc<Row>>, QueryError> {
+    let mut sql = Sql::rows(ApiKeys::NAME);
+    sql.push(" and id = ").bind(id);
+    if let Some(user) = only {
+        sql.push(" and kind = 'personal' and owner_id = ").bind(user);
+    }
+    read.one(&sql).await
 }
 
 /// One page of the keys that the view may see: of all, or the personal ones of one person.
 pub async fn list(read: &mut Read, cursors: &CursorKey, only: Option<UserId>, paging: &Paging) -> Result<Page<Row>, QueryError> {
     let mut query = list::select(ApiKeys::NAME, paging);
     if let Some(user) = only {
-        query.push(" and kind = 'personal' and owner_id = ").push_bind(user.0);
+        query.push(" and kind = 'personal' and owner_id = ").bind(user.0);
     }
     list::page(read, cursors, query, &json!([ApiKeys::NAME, only]).to_string(), paging).await
 }

@@ -78,6 +78,6 @@ pub const ORDERS: Orders =
 /// One page of a tenant's domains.
 pub async fn list(read: &mut Read, cursors: &CursorKey, tenant: TenantId, paging: &Paging) -> Result<Page<Row>, QueryError> {
     let mut query = list::select(Domains::NAME, paging);
-    query.push(" and tenant_id = ").push_bind(tenant.0);
+    query.push(" and tenant_id = ").bind(tenant.0);
     list::page(read, cursors, query, &json!([Domains::NAME, tenant]).to_string(), paging).await
 }

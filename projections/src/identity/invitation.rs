@@ -149,7 +149,7 @@ pub const ORDERS: Orders =
 pub async fn list(read: &mut Read, cursors: &CursorKey, answer: Option<Answer>, paging: &Paging) -> Result<Page<Row>, QueryError> {
     let mut query = list::select(Invitations::NAME, paging);
     if let Some(answer) = answer {
-        query.push(" and answer = ").push_bind(answer.as_str());
+        query.push(" and answer = ").bind(answer.as_str());
     }
     list::page(read, cursors, query, &json!([Invitations::NAME, answer]).to_string(), paging).await
 }

@@ -7,7 +7,6 @@ use domain::TenantId;
 use domain::identity::role::{Event, Role};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use sqlx::types::Json;
 use store::Recorded;
 use utoipa::ToSchema;
 use uuid::Uuid;
@@ -16,6 +15,8 @@ use crate::cursor::CursorKey;
 use crate::list::{self, Column, Orders, Page, Paging};
 use crate::model::{ReadModel, StreamKey};
 use crate::query::{QueryError, Read};
+use crate::row::Doc;
+use crate::sql::Sql;
 
 /// The read model.
 pub struct Roles;
@@ -77,10 +78,8 @@ impl ReadModel for Roles {
 pub const ORDERS: Orders = Orders { columns: &[Column { name: "name", sql: "lower(name)", kind: "text" }], tie: ("id", "uuid") };
 
 /// One role, if it exists and the view may see it.
-pub async fn by_id(read: &mut Read, id: Uuid) -> Result<Option<Row>, QueryError> {
-    let row: Option<Json<Row>> =
-        sqlx::query_scalar("select to_json(t) from read.roles_v1 t where id = $1").bind(id).fetch_optional(read.connection()).await?;
-    Ok(row.map(|Json(row)| row))
+pub async fn by_id(read: &mut Read, id: Uuid) -> Result<Option<Doc<Row>>, QueryError> {
+    read.one(Sql::rows(Roles::NAME).push(" and id = ").bind(id)).await
 }
 
 /// One page of the roles that the view may see.

@@ -5,7 +5,6 @@ use domain::TenantId;
 use domain::identity::tenant::{Event, Status, Tenant};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use sqlx::types::Json;
 use store::Recorded;
 use utoipa::ToSchema;
 use uuid::Uuid;
@@ -14,6 +13,8 @@ use crate::cursor::CursorKey;
 use crate::list::{self, Column, Orders, Page, Paging};
 use crate::model::{ReadModel, StreamKey};
 use crate::query::{QueryError, Read};
+use crate::row::Doc;
+use crate::sql::Sql;
 
 /// The read model.
 pub struct Tenants;
@@ -162,40 +163,36 @@ pub const ORDERS: Orders = Orders {
 };
 
 /// One tenant, if it exists and the view may see it.
-pub async fn by_id(read: &mut Read, id: Uuid) -> Result<Option<Row>, QueryError> {
-    let row: Option<Json<Row>> = sqlx::query_scalar("select to_json(t) from read.tenants_v1 t where tenant_id = $1 and id = $1")
-        .bind(id)
-        .fetch_optional(read.connection())
-        .await?;
-    Ok(row.map(|Json(row)| row))
+pub async fn by_id(read: &mut Read, id: Uuid) -> Result<Option<Doc<Row>>, QueryError> {
+    read.one(Sql::rows(Tenants::NAME).push(" and tenant_id = ").bind(id).push(" and id = ").bind(id)).await
 }
 
 /// One page of the tenants that the view may see and the filter lets pass.
 pub async fn list(read: &mut Read, cursors: &CursorKey, filter: &Filter, paging: &Paging) -> Result<Page<Row>, QueryError> {
     let mut query = list::select(Tenants::NAME, paging);
     match filter.status {
-        Some(status) => query.push(" and status = ").push_bind(status.as_str()),
+        Some(status) => query.push(" and status = ").bind(status.as_str()),
         None => query.push(" and status <> 'deleted'"),
     };
     if let Some(plan) = &filter.plan {
-        query.push(" and plan = ").push_bind(plan);
+        query.push(" and plan = ").bind(plan);
     }
     if let Some(q) = &filter.q {
         let pattern = list::containing(q);
-        query.push(" and (lower(name) like lower(").push_bind(pattern.clone()).push(") or slug like lower(").push_bind(pattern).push("))");
+        query.push(" and (lower(name) like lower(").bind(pattern.clone()).push(") or slug like lower(").bind(pattern).push("))");
     }
     if let Some(slug) = &filter.slug {
-        query.push(" and (slug = ").push_bind(slug).push(" or aliases @> array[").push_bind(slug).push("])");
+        query.push(" and (slug = ").bind(slug).push(" or aliases @> array[").bind(slug).push("])");
     }
     if let Some(domain) = &filter.domain {
         query.push(" and id in (select d.tenant_id from read.domains_v1 d where d.verified_at is not null and d.domain = lower(");
-        query.push_bind(domain).push("))");
+        query.bind(domain).push("))");
     }
     if let Some(from) = filter.created_from {
-        query.push(" and created_at >= ").push_bind(from);
+        query.push(" and created_at >= ").bind(from);
     }
     if let Some(to) = filter.created_to {
-        query.push(" and created_at < ").push_bind(to);
+        query.push(" and created_at < ").bind(to);
     }
     list::page(read, cursors, query, &json!([Tenants::NAME, filter]).to_string(), paging).await
 }

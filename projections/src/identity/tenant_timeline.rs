@@ -100,6 +100,6 @@ pub const ORDERS: Orders = Orders { columns: &[Column { name: "position", sql: "
 /// One page of a tenant's history.
 pub async fn list(read: &mut Read, cursors: &CursorKey, tenant: TenantId, paging: &Paging) -> Result<Page<Row>, QueryError> {
     let mut query = list::select(Timeline::NAME, paging);
-    query.push(" and tenant_id = ").push_bind(tenant.0);
+    query.push(" and tenant_id = ").bind(tenant.0);
     list::page(read, cursors, query, &json!([Timeline::NAME, tenant]).to_string(), paging).await
 }

@@ -5,7 +5,6 @@ use domain::identity::user::{Event, ProfileField, Status, User, fold_email};
 use domain::{Personal, Role, TenantId};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use sqlx::types::Json;
 use store::Recorded;
 use utoipa::ToSchema;
 use uuid::Uuid;
@@ -14,6 +13,8 @@ use crate::cursor::CursorKey;
 use crate::list::{self, Column, Orders, Page, Paging};
 use crate::model::{ReadModel, StreamKey};
 use crate::query::{QueryError, Read};
+use crate::row::Doc;
+use crate::sql::Sql;
 
 /// The read model.
 pub struct Users;
@@ -188,43 +189,40 @@ pub struct Filter {
 pub const ORDERS: Orders = Orders {
     columns: &[
         Column { name: "created_at", sql: "created_at", kind: "timestamptz" },
-        Column { name: "name", sql: "lower(coalesce(name, ''))", kind: "text" },
-        Column { name: "email", sql: "lower(coalesce(email, ''))", kind: "text" },
+        Column { name: "name", sql: "name_key", kind: "text" },
+        Column { name: "email", sql: "email_key", kind: "text" },
     ],
     tie: ("id", "uuid"),
 };
 
 /// One user, if they exist and the view may see them.
-pub async fn by_id(read: &mut Read, id: Uuid) -> Result<Option<Row>, QueryError> {
-    let row: Option<Json<Row>> =
-        sqlx::query_scalar("select to_json(t) from read.users_v1 t where id = $1").bind(id).fetch_optional(read.connection()).await?;
-    Ok(row.map(|Json(row)| row))
+pub async fn by_id(read: &mut Read, id: Uuid) -> Result<Option<Doc<Row>>, QueryError> {
+    read.one(Sql::rows(Users::NAME).push(" and id = ").bind(id)).await
 }
 
 /// One page of the users that the view may see and the filter lets pass.
 pub async fn list(read: &mut Read, cursors: &CursorKey, filter: &Filter, paging: &Paging) -> Result<Page<Row>, QueryError> {
     let mut query = list::select(Users::NAME, paging);
     match filter.status {
-        Some(status) => query.push(" and status = ").push_bind(status.as_str()),
+        Some(status) => query.push(" and status = ").bind(status.as_str()),
         None => query.push(" and status <> 'deleted'"),
     };
     if let Some(role) = filter.role {
-        query.push(" and role = ").push_bind(role.to_string());
+        query.push(" and role = ").bind(role.to_string());
     }
     if let Some(q) = &filter.q {
-        let pattern = list::containing(q);
-        query
-            .push(" and (lower(name) like lower(")
-            .push_bind(pattern.clone())
-            .push(") or lower(email) like lower(")
-            .push_bind(pattern)
-            .push("))");
+        query.search(
+            "few_users_like",
+            &list::containing(q),
+            " and id in (select read.users_like($value))",
+            " and (name_key like lower($value) or email_key like lower($value))",
+        );
     }
     list::page(read, cursors, query, &json!([Users::NAME, filter]).to_string(), paging).await
 }
 
 /// Somebody's user in one of the tenants where they have one.
-#[derive(Clone, Debug, PartialEq, Serialize, sqlx::FromRow, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Membership {
     /// The tenant.
     pub tenant_id: Uuid,
@@ -243,10 +241,11 @@ pub struct Membership {
 
 /// Where somebody with this address, shown to be theirs, has a user who can act. Only ever asked with an address that the caller has shown to be theirs.
 pub async fn memberships(read: &mut Read, email: &str) -> Result<Vec<Membership>, QueryError> {
-    let rows = sqlx::query_as(
-        "select u.tenant_id, t.name as tenant_name, t.slug as tenant_slug, u.id as user_id, u.role
+    let mut sql = Sql::new(
+        "select json_build_object('tenant_id', u.tenant_id, 'tenant_name', t.name, 'tenant_slug', t.slug, 'user_id', u.id, 'role', u.role)::text, null, null, null, null
          from read.users_v1 u left join read.tenants_v1 t on t.tenant_id = u.tenant_id and t.id = u.tenant_id
-         where lower(u.email) = $1 and u.email_verified and u.status = 'active' order by u.created_at, u.id limit 200",
+         where u.email_verified and u.status = 'active' and lower(u.email) = ",
     );
-    Ok(rows.bind(fold_email(email)).fetch_all(read.connection()).await?)
+    sql.bind(fold_email(email)).push(" order by u.created_at, u.id limit 200");
+    read.all(&sql).await?.iter().map(Doc::read).collect()
 }

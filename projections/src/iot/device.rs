@@ -7,7 +7,6 @@ use domain::TenantId;
 use domain::iot::device::{Device, Event, Status};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use sqlx::types::Json;
 use store::Recorded;
 use utoipa::ToSchema;
 use uuid::Uuid;
@@ -15,7 +14,9 @@ use uuid::Uuid;
 use crate::cursor::CursorKey;
 use crate::list::{self, Column, Orders, Page, Paging};
 use crate::model::{ReadModel, StreamKey};
-use crate::query::{QueryError, Read};
+use crate::query::{Found, QueryError, Read};
+use crate::row::Doc;
+use crate::sql::Sql;
 
 /// The read model.
 pub struct Devices;
@@ -165,34 +166,31 @@ pub const ORDERS: Orders = Orders {
     tie: ("id", "uuid"),
 };
 
-/// When devices were last heard of.
-async fn seen(read: &mut Read, devices: Vec<Row>, now: DateTime<Utc>) -> Result<Vec<SeenDevice>, QueryError> {
-    let (tenants, ids): (Vec<Uuid>, Vec<Uuid>) = devices.iter().map(|device| (device.tenant_id.0, device.id)).unzip();
-    let seen: Vec<(Uuid, Uuid, DateTime<Utc>)> = sqlx::query_as(
-        "select tenant_id, device_id, last_seen_at from ops.device_heartbeats where (tenant_id, device_id) in (select * from unnest($1::uuid[], $2::uuid[]))",
-    )
-    .bind(tenants)
-    .bind(ids)
-    .fetch_all(read.connection())
-    .await?;
-    let of = |device: &Row| seen.iter().find(|(tenant, id, _)| (*tenant, *id) == (device.tenant_id.0, device.id)).map(|(.., at)| *at);
-    let with = |device: Row| {
-        let last_seen_at = of(&device);
-        SeenDevice { online: last_seen_at.is_some_and(|at| now - at < ONLINE), last_seen_at, device }
-    };
-    Ok(devices.into_iter().map(with).collect())
+/// When a device was last heard of, beside its row.
+const SEEN: &str =
+    "(select to_json(h.last_seen_at)::text from ops.device_heartbeats h where h.tenant_id = t.tenant_id and h.device_id = t.id)";
+
+/// What is known of a device besides its row.
+#[derive(Serialize)]
+struct Beside {
+    last_seen_at: Option<DateTime<Utc>>,
+    online: bool,
+}
+
+fn seen(found: Found<Row>, now: DateTime<Utc>) -> Result<Doc<SeenDevice>, QueryError> {
+    let last_seen_at: Option<DateTime<Utc>> = found.beside.map(|at| serde_json::from_str(&at)).transpose()?;
+    found.row.with(&Beside { last_seen_at, online: last_seen_at.is_some_and(|at| now - at < ONLINE) })
 }
 
 /// One device, if there is such.
-pub async fn by_id(read: &mut Read, id: Uuid, now: DateTime<Utc>) -> Result<Option<SeenDevice>, QueryError> {
-    let row: Option<Json<Row>> =
-        sqlx::query_scalar("select to_json(t) from read.devices_v1 t where id = $1").bind(id).fetch_optional(read.connection()).await?;
-    Ok(seen(read, row.into_iter().map(|Json(row)| row).collect(), now).await?.pop())
+pub async fn by_id(read: &mut Read, id: Uuid, now: DateTime<Utc>) -> Result<Option<Doc<SeenDevice>>, QueryError> {
+    let mut sql = Sql::rows_beside(Devices::NAME, SEEN);
+    read.one_beside(sql.push(" and id = ").bind(id)).await?.map(|found| seen(found, now)).transpose()
 }
 
 /// Whether there is such a device.
 pub async fn exists(read: &mut Read, id: Uuid) -> Result<bool, QueryError> {
-    Ok(sqlx::query_scalar("select exists (select from read.devices_v1 where id = $1)").bind(id).fetch_one(read.connection()).await?)
+    Ok(read.one::<Row>(Sql::rows(Devices::NAME).push(" and id = ").bind(id)).await?.is_some())
 }
 
 /// One page of devices.
@@ -203,29 +201,30 @@ pub async fn list(
     now: DateTime<Utc>,
     paging: &Paging,
 ) -> Result<Page<SeenDevice>, QueryError> {
-    let mut query = list::select(Devices::NAME, paging);
+    let mut query = list::select_beside(Devices::NAME, paging, SEEN);
     match filter.status {
-        Some(status) => query.push(" and status = ").push_bind(status.as_str()),
+        Some(status) => query.push(" and status = ").bind(status.as_str()),
         None => query.push(" and status <> 'decommissioned'"),
     };
     for (column, text) in [("model", &filter.model), ("device_group", &filter.group)] {
         if let Some(text) = text {
-            query.push(format!(" and {column} = ")).push_bind(text.clone());
+            query.push(&format!(" and {column} = ")).bind(text);
         }
     }
     if let Some(tag) = &filter.tag {
-        query.push(" and tags @> array[").push_bind(tag.clone()).push("]::text[]");
+        query.search("few_devices_tagged", tag, " and id in (select read.devices_tagged($value))", " and tags @> array[$value]");
     }
     if let Some(q) = &filter.q {
-        query.push(" and serial ilike ").push_bind(list::containing(q));
+        let pattern = list::containing(q);
+        query.search("few_devices_like", &pattern, " and id in (select read.devices_like($value))", " and serial ilike $value");
     }
     if let Some(online) = filter.online {
         query.push(if online { " and" } else { " and not" });
         query.push(
             " exists (select from ops.device_heartbeats h where h.tenant_id = t.tenant_id and h.device_id = t.id and h.last_seen_at > ",
         );
-        query.push_bind(now - ONLINE).push(")");
+        query.bind(now - ONLINE).push(")");
     }
-    let page: Page<Row> = list::page(read, cursors, query, &json!([Devices::NAME, filter]).to_string(), paging).await?;
-    Ok(Page { rows: seen(read, page.rows, now).await?, next: page.next })
+    let (found, next) = list::page_beside(read, cursors, query, &json!([Devices::NAME, filter]).to_string(), paging).await?;
+    Ok(Page { rows: found.into_iter().map(|found| seen(found, now)).collect::<Result<_, _>>()?, next })
 }

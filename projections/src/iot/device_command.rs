@@ -137,9 +137,9 @@ pub async fn list(
     paging: &Paging,
 ) -> Result<Page<Row>, QueryError> {
     let mut query = list::select(Commands::NAME, paging);
-    query.push(" and device_id = ").push_bind(device);
+    query.push(" and device_id = ").bind(device);
     if let Some(status) = status {
-        query.push(" and status = ").push_bind(status.as_str());
+        query.push(" and status = ").bind(status.as_str());
     }
     list::page(read, cursors, query, &json!([Commands::NAME, device, status]).to_string(), paging).await
 }

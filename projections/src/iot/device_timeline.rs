@@ -82,6 +82,6 @@ pub const ORDERS: Orders = Orders { columns: &[Column { name: "position", sql: "
 /// One page of a device's history.
 pub async fn list(read: &mut Read, cursors: &CursorKey, stream: StreamId, paging: &Paging) -> Result<Page<Row>, QueryError> {
     let mut query = list::select(Timeline::NAME, paging);
-    query.push(" and tenant_id = ").push_bind(stream.tenant.0).push(" and device_id = ").push_bind(stream.id);
+    query.push(" and tenant_id = ").bind(stream.tenant.0).push(" and device_id = ").bind(stream.id);
     list::page(read, cursors, query, &json!([Timeline::NAME, stream.to_string()]).to_string(), paging).await
 }

@@ -5,13 +5,14 @@ use domain::TenantId;
 use domain::iot::device::{Device, Event};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use sqlx::types::Json;
 use store::Recorded;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
 use crate::model::{ReadModel, StreamKey};
 use crate::query::{QueryError, Read};
+use crate::row::Doc;
+use crate::sql::Sql;
 
 /// The read model.
 pub struct Twins;
@@ -101,10 +102,6 @@ impl ReadModel for Twins {
 }
 
 /// A device's twin, if there is such a device.
-pub async fn by_id(read: &mut Read, id: Uuid) -> Result<Option<Row>, QueryError> {
-    let row: Option<Json<Row>> = sqlx::query_scalar("select to_json(t) from read.device_twins_v2 t where id = $1")
-        .bind(id)
-        .fetch_optional(read.connection())
-        .await?;
-    Ok(row.map(|Json(row)| row))
+pub async fn by_id(read: &mut Read, id: Uuid) -> Result<Option<Doc<Row>>, QueryError> {
+    read.one(Sql::rows(Twins::NAME).push(" and id = ").bind(id)).await
 }

@@ -5,7 +5,6 @@ use domain::support::ticket::{Channel, Event, Priority, Relation, Status, Ticket
 use domain::{Actor, TenantId, UserId};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use sqlx::types::Json;
 use store::Recorded;
 use utoipa::ToSchema;
 use uuid::Uuid;
@@ -14,6 +13,8 @@ use crate::cursor::CursorKey;
 use crate::list::{self, Column, Orders, Page, Paging};
 use crate::model::{ReadModel, StreamKey};
 use crate::query::{QueryError, Read};
+use crate::row::Doc;
+use crate::sql::Sql;
 
 /// The read model.
 pub struct Tickets;
@@ -333,20 +334,33 @@ const fn orders(updated_at: &'static str) -> [Column; 4] {
         Column { name: "created_at", sql: "created_at", kind: "timestamptz" },
         Column { name: "updated_at", sql: updated_at, kind: "timestamptz" },
         Column { name: "number", sql: "number", kind: "bigint" },
-        Column { name: "priority", sql: "array_position(array['low', 'normal', 'high', 'urgent'], priority)", kind: "int" },
+        Column { name: "priority", sql: "priority_rank", kind: "int" },
     ]
 }
 
+/// The column `priority_rank` of a priority: the higher, the sooner it matters.
+fn rank(priority: Priority) -> u8 {
+    match priority {
+        Priority::Low => 1,
+        Priority::Normal => 2,
+        Priority::High => 3,
+        Priority::Urgent => 4,
+    }
+}
+
 /// One ticket, if it exists and the audience may see it.
-pub async fn by_id(read: &mut Read, audience: Audience, id: Uuid) -> Result<Option<Row>, QueryError> {
-    let row: Option<Json<Row>> =
-        sqlx::query_scalar("select to_json(t) from read.tickets_v1 t where id = $1 and requester_id = coalesce($2, requester_id)")
-            .bind(id)
-            .bind(audience.only().map(|user| user.0))
-            .fetch_optional(read.connection())
-            .await?;
+pub async fn by_id(read: &mut Read, audience: Audience, id: Uuid) -> Result<Option<Doc<Row>>, QueryError> {
+    let mut sql = Sql::rows(Tickets::NAME);
+    sql.push(" and id = ").bind(id);
+    if let Some(user) = audience.only() {
+        sql.push(" and requester_id = ").bind(user);
+    }
+    let row: Option<Doc<Row>> = read.one(&sql).await?;
     audience.tell_only_what_concerns(read, row.is_some());
-    Ok(row.map(|Json(row)| row.seen_by(audience)))
+    if audience.sees_internal() {
+        return Ok(row);
+    }
+    row.map(|row| Doc::of(&row.read()?.seen_by(audience))).transpose()
 }
 
 /// One page of the tickets that the audience may see and the filter lets pass. Reads the thread too.
@@ -359,42 +373,49 @@ pub async fn list(
 ) -> Result<Page<Row>, QueryError> {
     let mut query = list::select(Tickets::NAME, paging);
     if let Some(user) = audience.only() {
-        query.push(" and requester_id = ").push_bind(user.0);
+        query.push(" and requester_id = ").bind(user.0);
     }
     match filter.status {
-        Some(status) => query.push(" and status = ").push_bind(status.as_str()),
+        Some(status) => query.push(" and status = ").bind(status.as_str()),
         None => query.push(" and status <> 'deleted'"),
     };
     if let Some(priority) = filter.priority {
-        query.push(" and priority = ").push_bind(priority.as_str());
+        query.push(&format!(" and priority_rank = {}", rank(priority)));
     }
     if let Some(channel) = filter.channel {
-        query.push(" and channel = ").push_bind(channel.as_str());
+        query.push(" and channel = ").bind(channel.as_str());
     }
     match filter.assignee {
-        Some(Some(user)) => drop(query.push(" and assignee_id = ").push_bind(user.0)),
+        Some(Some(user)) => drop(query.push(" and assignee_id = ").bind(user.0)),
         Some(None) => drop(query.push(" and assignee_id is null")),
         None => {}
     }
     if let Some(user) = filter.requester {
-        query.push(" and requester_id = ").push_bind(user.0);
-    }
-    if let Some(tag) = &filter.tag {
-        query.push(" and tags @> array[").push_bind(tag).push("]");
+        query.push(" and requester_id = ").bind(user.0);
     }
     if let Some(number) = filter.number {
-        query.push(" and number = ").push_bind(number);
+        query.push(" and number = ").bind(number);
     }
     if let Some(q) = &filter.q {
-        query.push(" and id in (select read.tickets_saying(").push_bind(q).push(", ").push_bind(audience.sees_internal()).push("))");
+        let internal = audience.sees_internal();
+        query.search(
+            "few_tickets_saying",
+            q,
+            &format!(" and id in (select read.tickets_saying($value, {internal}))"),
+            &format!(" and read.ticket_says(id, subject, read.wanted($value), {internal})"),
+        );
+    }
+    if let Some(tag) = &filter.tag {
+        query.search("few_tickets_tagged", tag, " and id in (select read.tickets_tagged($value))", " and tags @> array[$value]");
     }
     if let Some(from) = filter.created_from {
-        query.push(" and created_at >= ").push_bind(from);
+        query.push(" and created_at >= ").bind(from);
     }
     if let Some(to) = filter.created_to {
-        query.push(" and created_at < ").push_bind(to);
+        query.push(" and created_at < ").bind(to);
     }
     let identity = json!([Tickets::NAME, filter, audience.only(), audience.sees_internal()]).to_string();
+    let page: Page<Row> = list::page(read, cursors, query, &identity, paging).await?;
     audience.tell_only_what_concerns(read, false);
-    Ok(list::page::<Row>(read, cursors, query, &identity, paging).await?.map(|row| row.seen_by(audience)))
+    if audience.sees_internal() { Ok(page) } else { page.map(|row| row.seen_by(audience)) }
 }

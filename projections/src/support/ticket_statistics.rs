@@ -140,10 +140,10 @@ pub async fn list(
 ) -> Result<Page<Row>, QueryError> {
     let mut query = list::select(Statistics::NAME, paging);
     if let Some(from) = from {
-        query.push(" and day >= ").push_bind(from);
+        query.push(" and day >= ").bind(from);
     }
     if let Some(to) = to {
-        query.push(" and day <= ").push_bind(to);
+        query.push(" and day <= ").bind(to);
     }
     if !audience.sees_internal() {
         // A day with nothing but internal comments is one on which nothing happened.
@@ -151,5 +151,5 @@ pub async fn list(
     }
     let identity = json!([Statistics::NAME, from, to, audience.sees_internal()]).to_string();
     let page = list::page::<Row>(read, cursors, query, &identity, paging).await?;
-    Ok(page.map(|row| if audience.sees_internal() { row } else { Row { internal_comments: None, ..row } }))
+    if audience.sees_internal() { Ok(page) } else { page.map(|row| Row { internal_comments: None, ..row }) }
 }

@@ -146,12 +146,12 @@ pub async fn list(
     paging: &Paging,
 ) -> Result<Page<Row>, QueryError> {
     let mut query = list::select(Thread::NAME, paging);
-    query.push(" and ticket_id = ").push_bind(ticket);
+    query.push(" and ticket_id = ").bind(ticket);
     if !audience.sees_internal() {
         query.push(" and visibility = 'public'");
     }
     if let Some(user) = audience.only() {
-        query.push(" and requester_id = ").push_bind(user.0);
+        query.push(" and requester_id = ").bind(user.0);
     }
     let identity = json!([Thread::NAME, ticket, audience.only(), audience.sees_internal()]).to_string();
     let page: Page<Row> = list::page(read, cursors, query, &identity, paging).await?;

@@ -1,11 +1,14 @@
 //! Read models against real servers.
 #![expect(clippy::unwrap_used, reason = "tests may")]
 
+mod group;
 mod parking;
 mod rebuild_under_load;
 
 use std::sync::Arc;
 
+use bus::feed::Feed;
+use bus::group::Together;
 use bus::subscription::{Handler as _, HandlerError};
 use commands::{Executor, Request};
 use domain::identity::tenant::{
@@ -18,14 +21,15 @@ use projections::cursor::CursorKey;
 use projections::identity::tenant::{self, Filter, Tenants};
 use projections::identity::tenant_timeline::Timeline;
 use projections::list::Paging;
-use projections::projector::Projector;
+use projections::projector::{self, Generations};
 use projections::rebuild::{Purpose, RebuildError, rebuild};
-use projections::{Progress, QueryError, ReadModel, View};
+use projections::{Progress, Projection, QueryError, ReadModel, View};
 use serde_json::json;
-use sqlx::Executor as _;
-use store::DbRole;
+use sqlx::{Executor as _, PgPool};
+use store::{DbRole, Store};
 use testing::node::{Node, system};
 use testing::{Env, eventually};
+use tokio_util::sync::CancellationToken;
 
 /// A history with everything in it that rows depend on.
 async fn history(node: &Node, rounds: usize) -> Vec<TenantId> {
@@ -53,6 +57,13 @@ async fn change(node: &Node, tenants: &[TenantId], rounds: usize) {
 
 fn paging(sort: &str, limit: u32, cursor: Option<&str>) -> Paging {
     Paging { sort: tenant::ORDERS.parse(Some(sort)).unwrap(), limit, cursor: cursor.map(str::to_owned) }
+}
+
+/// A group of one read model, which does what the test says.
+fn alone<M: ReadModel>(store: &Store, pool: &PgPool) -> Together<Generations> {
+    let group = projector::none(store, pool, &Feed::silent(), &CancellationToken::new());
+    group.add(Projection::<M>::new(store, &Progress::default()));
+    group.handler()
 }
 
 async fn assert_equals_a_rebuild<M: ReadModel>(env: &Env, node: &Node) {
@@ -85,16 +96,16 @@ async fn rows_fed_from_the_log_in_random_batches_and_twice_equal_a_rebuild() {
     env.owner.execute("update read.generations set position = 0, log_hash = decode(repeat('00', 32), 'hex'), epoch = 0; truncate read.tenants_v1_g1, read.tenant_timeline_v1_g1; update ops.leases set until = now()").await.unwrap();
     let pool = env.database.pool(DbRole::Projector, 2);
     let events: Vec<_> = store.read_from(0, 10_000).await.unwrap().into_iter().map(Arc::new).collect();
-    let mut projector = Projector::<Tenants>::new(store.clone(), pool.clone(), Progress::default());
+    let mut projector = alone::<Tenants>(&store, &pool);
     projector.begin().await.unwrap().unwrap();
     let (mut from, mut size) = (0, 1);
     while from < events.len() {
         let batch = &events[from..(from + size).min(events.len())];
         projector.handle(batch).await.unwrap();
-        assert!(matches!(projector.handle(batch).await, Err(HandlerError::Retry(_))), "the same batch again has no effect");
         from += batch.len();
         size = (size * 7 + 3) % 23 + 1;
     }
+    assert!(matches!(projector.handle(&events[..5]).await, Err(HandlerError::Retry(_))), "the same events again have no effect");
     let built = rebuild::<Tenants>(&store, &pool, Purpose::Verify, None, &|_, _| {}).await.unwrap();
     assert_eq!(built.differences, Some(0), "{:?}", built.samples);
 }
@@ -104,8 +115,8 @@ async fn a_projector_that_has_lost_its_lease_without_noticing_cannot_write() {
     let env = Env::new().await;
     let store = env.store().await;
     let pool = env.database.pool(DbRole::Projector, 2);
-    let mut first = Projector::<Tenants>::new(store.clone(), pool.clone(), Progress::default());
-    let mut second = Projector::<Tenants>::new(store.clone(), pool.clone(), Progress::default());
+    let mut first = alone::<Tenants>(&store, &pool);
+    let mut second = alone::<Tenants>(&store, &pool);
     first.begin().await.unwrap().unwrap();
     assert!(second.begin().await.unwrap().is_none(), "one at a time");
     let executor = Executor::new(store.clone());
@@ -139,11 +150,12 @@ async fn a_rebuild_under_live_writes_switches_without_a_wrong_or_missing_row_and
         async move {
             let (mut position, mut versions, mut asked) = (0, vec![0; tenants.len()], 0);
             loop {
-                let mut read = node.reads.begin(View::Platform, &[Tenants::NAME], None).await.expect("no query fails");
+                let mut read = node.reads.begin(View::Platform, &[Tenants::NAME], None);
+                read.look().await.expect("no query fails");
                 assert!(read.position >= position, "a query went backwards");
                 position = read.position;
                 for (tenant, version) in tenants.iter().zip(&mut versions) {
-                    let row = tenant::by_id(&mut read, tenant.0).await.expect("no query fails").expect("no row is missing");
+                    let row = tenant::by_id(&mut read, tenant.0).await.expect("no query fails").expect("no row is missing").read().unwrap();
                     assert!(row.version >= *version, "a row went back");
                     *version = row.version;
                 }
@@ -223,11 +235,11 @@ async fn a_query_right_after_a_command_always_sees_it() {
     for n in 0..100 {
         let name = format!("name {n}");
         let done = node.execute(tenant, RenameTenant { name: DisplayName::parse(&name).unwrap() }).await.unwrap();
-        let mut read = node.reads.begin(View::Tenant(tenant), &[Tenants::NAME], Some(done.position)).await.unwrap();
+        let mut read = node.reads.begin(View::Tenant(tenant), &[Tenants::NAME], Some(done.position));
+        assert_eq!(tenant::by_id(&mut read, tenant.0).await.unwrap().unwrap().read().unwrap().name, name);
         assert!(read.position >= done.position);
-        assert_eq!(tenant::by_id(&mut read, tenant.0).await.unwrap().unwrap().name, name);
     }
-    let beyond = node.reads.begin(View::Platform, &[Tenants::NAME], Some(1_000_000)).await;
+    let beyond = node.reads.begin(View::Platform, &[Tenants::NAME], Some(1_000_000)).look().await;
     assert!(matches!(beyond, Err(QueryError::Behind { wanted: 1_000_000, .. })));
 }
 
@@ -268,9 +280,9 @@ async fn every_page_of_every_sort_gives_each_tenant_exactly_once_also_while_more
     for name in tenant::ORDERS.names() {
         let (mut seen, mut cursor) = (Vec::new(), None);
         loop {
-            let mut read = node.reads.begin(View::Platform, &[Tenants::NAME], None).await.unwrap();
+            let mut read = node.reads.begin(View::Platform, &[Tenants::NAME], None);
             let page = tenant::list(&mut read, &key, &Filter::default(), &paging(&name, 5, cursor.as_deref())).await.unwrap();
-            seen.extend(page.rows.iter().map(|row| row.id));
+            seen.extend(page.rows.iter().map(|row| row.read().unwrap().id));
             node.provision(&format!(
                 "{}-{}",
                 name.trim_start_matches('-').replace('_', "-"),
@@ -300,7 +312,7 @@ async fn a_cursor_that_was_tampered_with_or_made_for_another_list_is_refused() {
     history(&node, 5).await;
     node.settled().await;
     let key = CursorKey([7; 32]);
-    let mut read = node.reads.begin(View::Platform, &[Tenants::NAME], None).await.unwrap();
+    let mut read = node.reads.begin(View::Platform, &[Tenants::NAME], None);
     let next = tenant::list(&mut read, &key, &Filter::default(), &paging("-created_at", 2, None)).await.unwrap().next.unwrap();
     let other = Filter { q: Some("x".into()), ..Filter::default() };
     let mut flipped = next.clone().into_bytes();

@@ -41,8 +41,8 @@ impl Shelf {
 
     /// What the read model has of a thing.
     async fn words(&self, stream: StreamId) -> Option<Vec<String>> {
-        let mut read = self.node.reads.begin(View::Tenant(self.tenant), &[Things::NAME], None).await.unwrap();
-        thing::by_id(&mut read, stream.id).await.unwrap().map(|row| row.words)
+        let mut read = self.node.reads.begin(View::Tenant(self.tenant), &[Things::NAME], None);
+        thing::by_id(&mut read, stream.id).await.unwrap().map(|row| row.read().unwrap().words)
     }
 
     async fn parked(&self) -> Vec<(String, i64, i64)> {
@@ -78,13 +78,15 @@ async fn a_fold_that_fails_for_one_stream_parks_that_partition_only_and_its_late
     assert_eq!(shelf.words(born_sick).await, None);
     assert_eq!(shelf.parked().await, [(sick.to_string(), at, 3), (born_sick.to_string(), at + 4, 1)]);
     // A query says so, to this tenant and to no other.
-    let mut read = shelf.node.reads.begin(View::Tenant(shelf.tenant), &[Things::NAME], None).await.unwrap();
+    let mut read = shelf.node.reads.begin(View::Tenant(shelf.tenant), &[Things::NAME], None);
+    read.look().await.unwrap();
     assert_eq!(
         (read.parked, read.parked_of(born_sick).await.unwrap(), read.parked_of(well).await.unwrap()),
         (Some(at), Some(at + 4), None)
     );
     let other = shelf.node.provision("other").await;
-    let read = shelf.node.reads.begin(View::Tenant(other), &[Things::NAME], None).await.unwrap();
+    let mut read = shelf.node.reads.begin(View::Tenant(other), &[Things::NAME], None);
+    read.look().await.unwrap();
     assert_eq!(read.parked, None);
     // A rebuild comes across the same.
     shelf.assert_equals_a_rebuild().await;

@@ -99,10 +99,11 @@ async fn ask(node: Arc<Node>, streams: Vec<StreamId>, stop: Arc<AtomicBool>) -> 
     let view = View::Tenant(streams[0].tenant);
     while !stop.load(Ordering::SeqCst) {
         let at = asked * 7907 % streams.len();
-        let mut read = node.reads.begin(view, &[Tickets::NAME, Thread::NAME], None).await.expect("no query fails");
+        let mut read = node.reads.begin(view, &[Tickets::NAME, Thread::NAME], None);
+        let row = ticket::by_id(&mut read, Audience::Agent, streams[at].id).await.expect("no query fails").expect("no row is missing");
+        let row = row.read().expect("a row");
         assert!(read.position >= position, "a query went backwards");
         position = read.position;
-        let row = ticket::by_id(&mut read, Audience::Agent, streams[at].id).await.expect("no query fails").expect("no row is missing");
         assert!(row.version >= versions[at], "a row went backwards");
         versions[at] = row.version;
         let filter = Filter { q: Some("broken".into()), ..Filter::default() };

@@ -33,13 +33,7 @@ crate::commands! { Outlet, "outlets", Caller::stream:
 async fn get_outlet(query: Query, Id(id): Id, Params(p): Params<After>) -> Result<Shown, Problem> {
     query.require("outlet:read")?;
     let sought = Sought::new(Caller::stream(id, &query.caller), &[Outlets::NAME], p.after);
-    query
-        .one::<Outlet, _, _, _>(
-            sought,
-            |mut read| async move { outlet::by_id(&mut read, id).await.map(|row| (read, row)) },
-            |row| row.version,
-        )
-        .await
+    query.one::<Outlet, _, _, _>(sought, |mut read| async move { outlet::by_id(&mut read, id).await.map(|row| (read, row)) }).await
 }
 
 /// Which outlets, in which order.

@@ -69,9 +69,7 @@ async fn revise_plan(State(app): State<App>, write: Write<Plan>, Id(id): Id, bod
 async fn get_plan(query: Query, Id(id): Id, Params(p): Params<After>) -> Result<Shown, Problem> {
     query.require("plan:read")?;
     let sought = Sought::new(stream(id, &query.caller), &[Plans::NAME], p.after);
-    query
-        .one::<Plan, _, _, _>(sought, |mut read| async move { plan::by_id(&mut read, id).await.map(|row| (read, row)) }, |row| row.version)
-        .await
+    query.one::<Plan, _, _, _>(sought, |mut read| async move { plan::by_id(&mut read, id).await.map(|row| (read, row)) }).await
 }
 
 /// Which plans, in which order.

@@ -72,11 +72,7 @@ async fn get_subscription(query: Query, Id(id): Id, Params(p): Params<After>) ->
     let stream = Caller::stream(id, &query.caller);
     let sought = Sought::new(stream, &[Subscriptions::NAME], p.after);
     query
-        .one::<Subscription, _, _, _>(
-            sought,
-            |mut read| async move { subscription::by_id(&mut read, stream).await.map(|row| (read, row)) },
-            |row| row.version,
-        )
+        .one::<Subscription, _, _, _>(sought, |mut read| async move { subscription::by_id(&mut read, stream).await.map(|row| (read, row)) })
         .await
 }
 

@@ -13,6 +13,7 @@ use domain::text::Permission;
 use domain::{StreamId, TenantId, UserId};
 use projections::identity::api_key::{self, ApiKeys};
 use projections::list::Page;
+use projections::row::Doc;
 use projections::{Read, ReadModel as _};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -150,10 +151,12 @@ fn only(query: &Query) -> Option<UserId> {
 }
 
 /// When keys were last used, beside them.
-async fn with_use(app: &App, tenant: TenantId, keys: Vec<api_key::Row>) -> Result<Vec<Listable>, Problem> {
+async fn with_use(app: &App, tenant: TenantId, keys: &[Doc<api_key::Row>]) -> Result<Vec<Doc<Listable>>, Problem> {
+    let keys = keys.iter().map(Doc::read).collect::<Result<Vec<_>, _>>()?;
     let ids: Vec<Uuid> = keys.iter().map(|key| key.id).collect();
     let used: HashMap<Uuid, DateTime<Utc>> = app.access.last_used(tenant, &ids).await?.into_iter().collect();
-    Ok(keys.into_iter().map(|key| Listable { last_used_at: used.get(&key.id).copied(), key }).collect())
+    let with_use = |key: api_key::Row| Doc::of(&Listable { last_used_at: used.get(&key.id).copied(), key });
+    Ok(keys.into_iter().map(with_use).collect::<Result<_, _>>()?)
 }
 
 /// One key: one's own, or any for those who manage them.
@@ -169,10 +172,10 @@ async fn get_api_key(app: State<App>, query: Query, Id(id): Id, Params(p): Param
     let app = &app;
     let fetch = |mut read: Read| async move {
         let row = api_key::by_id(&mut read, id, only).await?;
-        let row = with_use(app, tenant, row.into_iter().collect()).await?.pop();
+        let row = with_use(app, tenant, row.as_slice()).await?.pop();
         Ok::<_, Problem>((read, row))
     };
-    query.one::<ApiKey, _, _, _>(sought, fetch, |row| row.key.version).await
+    query.one::<ApiKey, _, _, _>(sought, fetch).await
 }
 
 /// Keys, and when they were last used: one's own, or all for those who manage them.
@@ -182,6 +185,6 @@ async fn list_api_keys(app: State<App>, query: Query, Params(p): Params<Listing>
     let paging = paging(&api_key::ORDERS, p.sort.as_deref(), p.limit, p.cursor)?;
     let mut read = query.open(&[ApiKeys::NAME], p.after).await?;
     let page = api_key::list(&mut read, query.cursors(), only(&query), &paging).await?;
-    let page = Page { rows: with_use(&app, query.caller.tenant, page.rows).await?, next: page.next };
+    let page = Page { rows: with_use(&app, query.caller.tenant, &page.rows).await?, next: page.next };
     Ok(query.page(&read, page))
 }

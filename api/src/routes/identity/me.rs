@@ -63,8 +63,8 @@ struct Me {
 async fn me(app: State<App>, caller: Caller) -> Result<axum::Json<Me>, Problem> {
     let user = match caller.own_user() {
         Ok(stream) => {
-            let mut read = app.reads.begin(View::Tenant(stream.tenant), &[Users::NAME], None).await?;
-            user::by_id(&mut read, stream.id).await?
+            let mut read = app.reads.begin(View::Tenant(stream.tenant), &[Users::NAME], None);
+            user::by_id(&mut read, stream.id).await?.map(|user| user.read()).transpose()?
         }
         Err(_) => None,
     };
@@ -142,7 +142,7 @@ async fn my_tenants(app: State<App>, caller: Caller) -> Result<axum::Json<Member
     let Some(email) = details.and_then(|user| user.proven_email().cloned()) else {
         return Ok(axum::Json(Memberships { data: vec![] }));
     };
-    let mut read = app.reads.begin_for(stream.tenant, View::Platform, &[Users::NAME, Tenants::NAME], None).await?;
+    let mut read = app.reads.begin_for(stream.tenant, View::Platform, &[Users::NAME, Tenants::NAME], None);
     Ok(axum::Json(Memberships { data: user::memberships(&mut read, &email).await? }))
 }
 

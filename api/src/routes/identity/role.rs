@@ -31,9 +31,7 @@ crate::commands! { Role, "roles", Caller::stream:
 async fn get_role(query: Query, Id(id): Id, Params(p): Params<After>) -> Result<Shown, Problem> {
     query.require("role:read")?;
     let sought = Sought::new(Caller::stream(id, &query.caller), &[Roles::NAME], p.after);
-    query
-        .one::<Role, _, _, _>(sought, |mut read| async move { role::by_id(&mut read, id).await.map(|row| (read, row)) }, |row| row.version)
-        .await
+    query.one::<Role, _, _, _>(sought, |mut read| async move { role::by_id(&mut read, id).await.map(|row| (read, row)) }).await
 }
 
 /// The roles that the tenant has defined, beside the built-in ones.

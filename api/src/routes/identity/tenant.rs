@@ -69,13 +69,7 @@ crate::commands! { Tenant, "tenants", stream:
 async fn get_tenant(query: Query, Id(id): Id, Params(p): Params<After>) -> Result<Shown, Problem> {
     query.require("tenant:read")?;
     let sought = Sought::new(StreamId::new(TenantId(id), id), &[Tenants::NAME], p.after);
-    query
-        .one::<Tenant, _, _, _>(
-            sought,
-            |mut read| async move { tenant::by_id(&mut read, id).await.map(|row| (read, row)) },
-            |row| row.version,
-        )
-        .await
+    query.one::<Tenant, _, _, _>(sought, |mut read| async move { tenant::by_id(&mut read, id).await.map(|row| (read, row)) }).await
 }
 
 /// Which tenants, in which order.

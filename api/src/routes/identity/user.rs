@@ -100,9 +100,7 @@ async fn set_password(app: State<App>, write: Write<User>, Id(id): Id, body: Bod
 async fn get_user(query: Query, Id(id): Id, Params(p): Params<After>) -> Result<Shown, Problem> {
     query.require("user:read")?;
     let sought = Sought::new(Caller::stream(id, &query.caller), &[Users::NAME], p.after);
-    query
-        .one::<User, _, _, _>(sought, |mut read| async move { user::by_id(&mut read, id).await.map(|row| (read, row)) }, |row| row.version)
-        .await
+    query.one::<User, _, _, _>(sought, |mut read| async move { user::by_id(&mut read, id).await.map(|row| (read, row)) }).await
 }
 
 /// Which users, in which order.

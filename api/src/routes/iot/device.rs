@@ -354,13 +354,7 @@ async fn get_device(State(app): State<App>, query: Query, Id(id): Id, Params(p):
     may_see(&query.caller, id)?;
     let now = app.executor.store().clock().now();
     let sought = Sought::new(Caller::stream(id, &query.caller), &[Devices::NAME], p.after);
-    query
-        .one::<Device, _, _, _>(
-            sought,
-            |mut read| async move { device::by_id(&mut read, id, now).await.map(|row| (read, row)) },
-            |row| row.device.version,
-        )
-        .await
+    query.one::<Device, _, _, _>(sought, |mut read| async move { device::by_id(&mut read, id, now).await.map(|row| (read, row)) }).await
 }
 
 /// How a device should be, how it is, and what is between. A device asks for its own.
@@ -372,13 +366,7 @@ async fn get_device(State(app): State<App>, query: Query, Id(id): Id, Params(p):
 async fn get_device_twin(query: Query, Id(id): Id, Params(p): Params<After>) -> Result<Shown, Problem> {
     may_see(&query.caller, id)?;
     let sought = Sought::new(Caller::stream(id, &query.caller), &[Twins::NAME], p.after);
-    query
-        .one::<Device, _, _, _>(
-            sought,
-            |mut read| async move { device_twin::by_id(&mut read, id).await.map(|row| (read, row)) },
-            |row| row.version,
-        )
-        .await
+    query.one::<Device, _, _, _>(sought, |mut read| async move { device_twin::by_id(&mut read, id).await.map(|row| (read, row)) }).await
 }
 
 /// Which devices, in which order.

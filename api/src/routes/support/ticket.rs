@@ -66,11 +66,7 @@ async fn get_ticket(query: Query, Id(id): Id, Params(p): Params<After>) -> Resul
     let audience = Audience::of(&query.caller.actor);
     let sought = Sought::new(Caller::stream(id, &query.caller), &[Tickets::NAME], p.after);
     query
-        .one::<Ticket, _, _, _>(
-            sought,
-            |mut read| async move { ticket::by_id(&mut read, audience, id).await.map(|row| (read, row)) },
-            |row| row.version,
-        )
+        .one::<Ticket, _, _, _>(sought, |mut read| async move { ticket::by_id(&mut read, audience, id).await.map(|row| (read, row)) })
         .await
 }
 
