@@ -1,7 +1,6 @@
 //! The REST interface of a real process, over real connections.
 
 use std::collections::HashMap;
-use std::process::Stdio;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -11,12 +10,12 @@ use async_nats::jetstream::consumer::pull::OrderedConfig;
 use chrono::TimeDelta;
 use domain::{Clock as _, Role, SystemClock, TenantId};
 use futures::StreamExt as _;
-use reqwest::Method;
 use serde_json::{Value, json};
 
+use crate::client::{Answer, Client};
 use crate::figures::{Figure, Run};
 use crate::load::{closed, open, pause};
-
+use crate::process::Process;
 use crate::site::Site;
 use crate::{metering, parties};
 
@@ -25,141 +24,51 @@ pub(crate) const CONNECTIONS: usize = 32;
 /// Commands per second while delays are measured.
 const STEADY: u32 = 500;
 
-/// A client of the process.
-#[derive(Clone)]
-pub(crate) struct Client {
-    http: reqwest::Client,
-    base: String,
-    token: String,
+/// What is asked to open a ticket.
+pub(crate) fn ticket() -> Value {
+    json!({"subject": "The invoice shows the wrong amount", "body": "Invoice 2041 says 99.00 USD, our plan is 29.00.", "tags": ["billing"]})
 }
 
-/// What an answer says of itself.
-pub(crate) struct Answer {
-    pub(crate) position: i64,
-    body: Value,
+/// Opens a ticket.
+pub(crate) async fn open_ticket(client: &Client) -> Answer {
+    client.post("/v1/tickets", &ticket()).await
 }
 
-impl Answer {
-    /// Of what was made.
-    pub(crate) fn id(&self) -> anyhow::Result<&str> {
-        self.body["id"].as_str().context("an id")
-    }
+/// A tenant, and the token of one of its agents.
+pub(crate) async fn agent(platform: &Client, key: &TokenKey, slug: &str) -> anyhow::Result<(TenantId, Client)> {
+    let made = platform.post("/v1/tenants", &json!({"slug": slug, "name": slug})).await;
+    let tenant: TenantId = made.id()?.parse()?;
+    let token = key.sign("agent", tenant, Role::SupportAgent, SystemClock.now(), TimeDelta::hours(2))?;
+    Ok((tenant, platform.acting(&token)))
 }
 
-impl Client {
-    async fn send(&self, method: Method, path: &str, body: Option<Value>) -> Answer {
-        let mut request = self.http.request(method, format!("{}{path}", self.base)).bearer_auth(&self.token);
-        if let Some(body) = body {
-            request = request.json(&body);
-        }
-        let response = request.send().await.expect("an answer");
-        let (status, position) = (response.status(), response.headers().get("tenure-position").cloned());
-        let text = response.bytes().await.expect("a body");
-        assert!(status.is_success(), "{path}: {status} {}", String::from_utf8_lossy(&text));
-        Answer {
-            position: position.and_then(|position| position.to_str().ok()?.parse().ok()).unwrap_or(0),
-            body: serde_json::from_slice(&text).unwrap_or_default(),
-        }
+/// Waits until a list shows a position.
+pub(crate) async fn shown(client: &Client, list: &str, position: i64) -> anyhow::Result<()> {
+    let caught_up = Instant::now() + Duration::from_secs(60);
+    while !client.shows(list, position).await? {
+        anyhow::ensure!(Instant::now() < caught_up, "the read model does not catch up");
     }
-
-    pub(crate) async fn get(&self, path: &str) -> Answer {
-        self.send(Method::GET, path, None).await
-    }
-
-    pub(crate) async fn post(&self, path: &str, body: Value) -> Answer {
-        self.send(Method::POST, path, Some(body)).await
-    }
-
-    /// A client with another token.
-    pub(crate) fn acting(&self, token: String) -> Self {
-        Self { token, ..self.clone() }
-    }
-
-    /// Reads the whole answer, whatever it is.
-    pub(crate) async fn try_get(&self, path: &str) {
-        if let Ok(answer) = self.http.get(format!("{}{path}", self.base)).bearer_auth(&self.token).send().await {
-            let _ = answer.bytes().await;
-        }
-    }
-
-    /// Whether a list reflects a position by now.
-    pub(crate) async fn shows(&self, list: &str, position: i64) -> anyhow::Result<bool> {
-        let answer = self.http.get(format!("{}{list}&after={position}", self.base)).bearer_auth(&self.token).send().await?;
-        Ok(answer.status().is_success())
-    }
-
-    async fn open_ticket(&self) -> Answer {
-        let body = json!({"subject": "The invoice shows the wrong amount", "body": "Invoice 2041 says 99.00 USD, our plan is 29.00.", "tags": ["billing"]});
-        self.post("/v1/tickets", body).await
-    }
-}
-
-/// The process, killed at the end.
-struct Process(tokio::process::Child);
-
-impl Process {
-    /// Its resident memory in bytes.
-    fn resident(&self) -> Option<f64> {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.0.id()?)).ok()?;
-        let kilobytes: f64 =
-            status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?.trim().trim_end_matches(" kB").trim().parse().ok()?;
-        Some(kilobytes * 1024.0)
-    }
-}
-
-/// The process with all its roles, and a client.
-async fn start(site: &Site, database: &str, key: &TokenKey, pem: &str) -> anyhow::Result<(Process, Client)> {
-    let program = std::env::current_exe()?.with_file_name("tenure");
-    anyhow::ensure!(program.exists(), "{} has to be built", program.display());
-    let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
-    let address = format!("127.0.0.1:{port}");
-    let child = tokio::process::Command::new(program)
-        .args(["serve", "--http", &address])
-        .env("DATABASE_URL", site.url(database, false))
-        .env("NATS_URL", site.remembered.nats_url())
-        .env("TENURE_BUS_PREFIX", database.replace('_', ""))
-        .env("TENURE_STORE_MASTER_KEY", &site.master_key)
-        .env("TENURE_API_TOKEN_KEY", pem)
-        .env("TENURE_BILLING_WITHOUT_PLAN", "unlimited")
-        .env("TENURE_LOG", "warn")
-        .stdin(Stdio::null())
-        .kill_on_drop(true)
-        .spawn()?;
-    let http = reqwest::Client::builder().pool_max_idle_per_host(256).build()?;
-    let token = key.sign("bench", TenantId::SYSTEM, Role::SuperAdmin, SystemClock.now(), TimeDelta::hours(1))?;
-    let client = Client { http, base: format!("http://{address}"), token };
-    let deadline = Instant::now() + Duration::from_secs(20);
-    while client.http.get(format!("{}/readyz", client.base)).send().await.map_or(true, |answer| !answer.status().is_success()) {
-        anyhow::ensure!(Instant::now() < deadline, "the process does not come up");
-        pause(Duration::from_millis(50)).await;
-    }
-    Ok((Process(child), client))
+    Ok(())
 }
 
 /// Measures the queries of one tenant beside heavy queries of another.
 pub(crate) async fn parties(site: &Site, run: &mut Run) -> anyhow::Result<()> {
     site.database("bench_parties").await?;
-    let pem = TokenKey::generate();
-    let key = TokenKey::from_pem(&pem)?;
-    let (_process, platform) = start(site, "bench_parties", &key, &pem).await?;
-    parties::measure(run, &platform, &key).await
+    let process = Process::start(site, "bench_parties", &["serve"]).await?;
+    parties::measure(run, &process.client, &process.key).await
 }
 
 /// All figures of the interface.
 pub(crate) async fn measure(site: &Site, run: &mut Run, reference: &Figure) -> anyhow::Result<()> {
     let database = site.database("bench_http").await?;
-    let pem = TokenKey::generate();
-    let key = TokenKey::from_pem(&pem)?;
-    let (process, platform) = start(site, "bench_http", &key, &pem).await?;
-    let made = platform.post("/v1/tenants", json!({"slug": "bench", "name": "Bench"})).await;
-    let tenant: TenantId = made.body["id"].as_str().context("an id")?.parse()?;
-    let token = key.sign("agent", tenant, Role::SupportAgent, SystemClock.now(), TimeDelta::hours(1))?;
-    let client = Client { token, ..platform.clone() };
+    let process = Process::start(site, "bench_http", &["serve"]).await?;
+    let (platform, key) = (process.client.clone(), &process.key);
+    let (tenant, client) = agent(&platform, key, "bench").await?;
 
     let on = client.clone();
     let (times, took) = closed(CONNECTIONS, LASTS, move |_, _| {
         let client = on.clone();
-        async move { drop(client.open_ticket().await) }
+        async move { drop(open_ticket(&client).await) }
     })
     .await;
     let posts = run.add(Figure::of("http.post_ticket.32", times, took).against(reference));
@@ -167,15 +76,12 @@ pub(crate) async fn measure(site: &Site, run: &mut Run, reference: &Figure) -> a
     let mut ids = Vec::new();
     let mut last = 0;
     for _ in 0..256 {
-        let opened = client.open_ticket().await;
+        let opened = open_ticket(&client).await;
         last = opened.position;
-        ids.push(opened.body["id"].as_str().context("an id")?.to_owned());
+        ids.push(opened.id()?);
     }
     // The read model may have fallen behind what was just written as fast as it can be.
-    let caught_up = Instant::now() + Duration::from_secs(60);
-    while !client.shows("/v1/tickets?limit=1", last).await? {
-        anyhow::ensure!(Instant::now() < caught_up, "the read model does not catch up");
-    }
+    shown(&client, "/v1/tickets?limit=1", last).await?;
     let ids = Arc::new(ids);
     let (on, of) = (client.clone(), ids.clone());
     let (times, took) = closed(CONNECTIONS, LASTS, move |caller, n| {
@@ -197,12 +103,12 @@ pub(crate) async fn measure(site: &Site, run: &mut Run, reference: &Figure) -> a
     let (times, took) = closed(CONNECTIONS, LASTS, move |_, _| {
         let client = on.clone();
         async move {
-            let opened = client.open_ticket().await;
-            let path = format!("/v1/tickets/{}", opened.body["id"].as_str().unwrap_or_default());
+            let opened = open_ticket(&client).await;
+            let path = format!("/v1/tickets/{}", opened.id().expect("an id"));
             client.get(&format!("{path}?after={}", opened.position)).await;
-            let tagged = client.post(&format!("{path}/tag"), json!({"tag": "seen"})).await;
+            let tagged = client.post(&format!("{path}/tag"), &json!({"tag": "seen"})).await;
             let shown = client.get(&format!("{path}?after={}", tagged.position)).await;
-            assert_eq!(shown.body["version"], 2, "one reads what one has written");
+            assert_eq!(shown.number("version"), Some(2), "one reads what one has written");
         }
     })
     .await;
@@ -210,13 +116,44 @@ pub(crate) async fn measure(site: &Site, run: &mut Run, reference: &Figure) -> a
 
     // Of one tenant, and below a limit that has to be looked at.
     let limit = json!({"meter": "api_calls", "limit": 1_000_000_000_000_i64});
-    platform.post(&format!("/v1/tenants/{tenant}/override-limit"), limit).await;
+    platform.post(&format!("/v1/tenants/{tenant}/override-limit"), &limit).await;
     let token = key.sign("admin", tenant, Role::OrgAdmin, SystemClock.now(), TimeDelta::hours(1))?;
-    metering::quotas(run, &Client { token, ..platform.clone() }, &posts, &gets).await;
+    metering::quotas(run, &platform.acting(&token), &posts, &gets).await;
     delays(site, run, &client, &ids, &database).await?;
+    commits(site, run, &client).await?;
     metering::lists(site, run, &platform, &database).await?;
-    let resident = process.resident().context("the process runs")?;
-    run.add(Figure::rate("memory.rss (MB)", resident / 1e6));
+    run.add(Figure::rate("memory.rss (MB)", process.resident()? / 1e6));
+    memory(run, &process).await
+}
+
+/// How often PostgreSQL commits while 1 000 tickets a second are opened.
+async fn commits(site: &Site, run: &mut Run, client: &Client) -> anyhow::Result<()> {
+    let before = site.commits("bench_http").await?;
+    let began = Instant::now();
+    let opened = open(1000, 2 * LASTS, |_| {
+        let client = client.clone();
+        async move { drop(open_ticket(&client).await) }
+    })
+    .await;
+    let took = began.elapsed().as_secs_f64();
+    #[expect(clippy::cast_precision_loss, reason = "a rate")]
+    let (commits, opened) = ((site.commits("bench_http").await? - before) as f64 / took, opened.len() as f64 / took);
+    run.add(Figure::rate("commits.posts", opened));
+    run.add(Figure { ratio: Some(commits / opened), ..Figure::rate("commits.postgresql", commits) });
+    Ok(())
+}
+
+/// What a connection that waits for its next request takes of the process's memory.
+async fn memory(run: &mut Run, process: &Process) -> anyhow::Result<()> {
+    const WAITING: u32 = 4000;
+    let before = process.resident()?;
+    let mut waiting = Vec::new();
+    for _ in 0..WAITING {
+        let client = process.client.alone();
+        client.get("/livez").await;
+        waiting.push(client);
+    }
+    run.add(Figure::rate("memory.idle_connection (KB)", (process.resident()? - before) / f64::from(WAITING) / 1000.0));
     Ok(())
 }
 
@@ -246,7 +183,7 @@ async fn delays(site: &Site, run: &mut Run, client: &Client, ids: &Arc<Vec<Strin
     let answers = open(STEADY, 2 * LASTS, |n| {
         let (client, id) = (client.clone(), ids[n % ids.len()].clone());
         async move {
-            let commented = client.post(&format!("/v1/tickets/{id}/comments"), json!({"body": "And now?"})).await;
+            let commented = client.post(&format!("/v1/tickets/{id}/comments"), &json!({"body": "And now?"})).await;
             let answered = Instant::now();
             client.get(&format!("/v1/tickets/{id}?after={}", commented.position)).await;
             (commented.position, answered, answered.elapsed())

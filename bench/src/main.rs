@@ -2,11 +2,17 @@
 
 mod append;
 mod bulk;
+mod client;
 mod figures;
+mod growth;
 mod http;
+mod lists;
 mod load;
 mod metering;
+mod models;
 mod parties;
+mod peers;
+mod process;
 mod site;
 
 use std::time::Instant;
@@ -20,6 +26,9 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
+    if let [Some("projector"), Some(more)] = [1, 2].map(|n| std::env::args().nth(n)).each_ref().map(Option::as_deref) {
+        return models::project(more.parse()?).await;
+    }
     let began = Instant::now();
     let site = Site::start().await?;
     let mut run = Run { machine: machine(&site).await?, figures: vec![] };
@@ -37,6 +46,14 @@ async fn main() -> anyhow::Result<()> {
     }
     if wanted("parties") {
         http::parties(&site, &mut run).await?;
+    }
+    // These take minutes, or need Node.js: only when they are asked for.
+    match only.as_deref() {
+        Some("peers") => peers::measure(&site, &mut run).await?,
+        Some("models") => models::measure(&site, &mut run).await?,
+        Some("lists") => lists::measure(&site, &mut run).await?,
+        Some("growth") => growth::measure(&site, &mut run).await?,
+        Some(_) | None => {}
     }
     if wanted("bulk") {
         bulk::measure(&site, &mut run).await?;

@@ -8,8 +8,9 @@ use sqlx::Connection as _;
 use store::Store;
 
 use crate::append::tenant;
+use crate::client::Client;
 use crate::figures::{Figure, Run};
-use crate::http::{CONNECTIONS, Client, LASTS};
+use crate::http::{CONNECTIONS, LASTS};
 use crate::load::closed;
 use crate::site::Site;
 
@@ -23,7 +24,7 @@ pub(crate) async fn quotas(run: &mut Run, client: &Client, posts: &Figure, gets:
     let on = client.clone();
     let (times, took) = closed(CONNECTIONS, LASTS, move |caller, n| {
         let client = on.clone();
-        async move { drop(client.post("/v1/quota/usage/api_calls", json!({"id": format!("{caller}-{n}")})).await) }
+        async move { drop(client.post("/v1/quota/usage/api_calls", &json!({"id": format!("{caller}-{n}")})).await) }
     })
     .await;
     let singles = run.add(Figure::of("http.record_usage.32", times, took).against(posts));
@@ -33,7 +34,7 @@ pub(crate) async fn quotas(run: &mut Run, client: &Client, posts: &Figure, gets:
         let client = on.clone();
         async move {
             let items: Vec<Value> = (0..BATCH).map(|k| json!({"id": format!("batch-{caller}-{n}-{k}")})).collect();
-            drop(client.post("/v1/quota/usage/api_calls", json!({"items": items})).await);
+            drop(client.post("/v1/quota/usage/api_calls", &json!({"items": items})).await);
         }
     })
     .await;

@@ -6,10 +6,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use access::token::TokenKey;
 use chrono::TimeDelta;
 use domain::{Clock as _, Role, SystemClock, TenantId};
+use hyper::Method;
 use serde_json::json;
 
+use crate::client::Client;
 use crate::figures::{Figure, Run};
-use crate::http::{Client, LASTS};
+use crate::http::LASTS;
 use crate::load::closed;
 
 /// Devices of each tenant; those of the heavy one fill pages of the most bytes.
@@ -20,16 +22,16 @@ const HEAVY: usize = 24;
 /// The queries of a tenant alone, and beside those of another one; the ratio is of their 99th percentiles.
 pub(crate) async fn measure(run: &mut Run, platform: &Client, key: &TokenKey) -> anyhow::Result<()> {
     let [heavy, light] = ["heavy", "light"].map(|slug| async move {
-        let made = platform.post("/v1/tenants", json!({"slug": slug, "name": slug})).await;
+        let made = platform.post("/v1/tenants", &json!({"slug": slug, "name": slug})).await;
         let tenant: TenantId = made.id()?.parse()?;
-        anyhow::Ok(platform.acting(key.sign("admin", tenant, Role::OrgAdmin, SystemClock.now(), TimeDelta::hours(1))?))
+        anyhow::Ok(platform.acting(&key.sign("admin", tenant, Role::OrgAdmin, SystemClock.now(), TimeDelta::hours(1))?))
     });
     let (heavy, light) = (heavy.await?, light.await?);
     let mut last = 0;
     for n in 0..DEVICES {
         let metadata = vec![1e15; 3000];
-        heavy.post("/v1/devices", json!({"serial": format!("h{n}"), "model": "m", "metadata": {"x": metadata}})).await;
-        last = light.post("/v1/devices", json!({"serial": format!("l{n}"), "model": "m"})).await.position;
+        heavy.post("/v1/devices", &json!({"serial": format!("h{n}"), "model": "m", "metadata": {"x": metadata}})).await;
+        last = light.post("/v1/devices", &json!({"serial": format!("l{n}"), "model": "m"})).await.position;
     }
     while !light.shows("/v1/devices?limit=1", last).await? {}
     let query = || {
@@ -47,7 +49,7 @@ pub(crate) async fn measure(run: &mut Run, platform: &Client, key: &TokenKey) ->
             let (heavy, stop) = (heavy.clone(), stop.clone());
             tokio::spawn(async move {
                 while !stop.load(Ordering::Relaxed) {
-                    heavy.try_get("/v1/devices?limit=200").await;
+                    let _ = heavy.try_send(Method::GET, "/v1/devices?limit=200", None).await;
                 }
             })
         })

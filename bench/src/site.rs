@@ -49,6 +49,11 @@ impl Site {
         Database::new(&self.url(name, true))?.migrate().await?;
         let mut owner = PgConnection::connect(&self.url(name, true)).await?;
         owner.execute("update log_head set installation_id = gen_random_uuid()").await?;
+        self.existing(name)
+    }
+
+    /// One that is there.
+    pub(crate) fn existing(&self, name: &str) -> anyhow::Result<Database> {
         Ok(Database::new(&self.url(name, false))?)
     }
 
@@ -71,6 +76,13 @@ impl Site {
         eprintln!();
         connection.execute("select pg_stat_statements_reset()").await?;
         Ok(())
+    }
+
+    /// How many transactions of a database were committed until now.
+    pub(crate) async fn commits(&self, database: &str) -> anyhow::Result<i64> {
+        let mut connection = PgConnection::connect(&self.remembered.owner_url()).await?;
+        let commits = sqlx::query_scalar("select pg_stat_get_db_xact_commit(oid) from pg_database where datname = $1");
+        Ok(commits.bind(database).fetch_one(&mut connection).await?)
     }
 
     pub(crate) async fn store(&self, database: &Database) -> anyhow::Result<Store> {
