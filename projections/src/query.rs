@@ -168,11 +168,13 @@ impl Read {
     /// The same with what was selected beside the row.
     pub(crate) async fn one_beside<T: Serialize + DeserializeOwned>(&mut self, sql: &Sql) -> Result<Option<Found<T>>, QueryError> {
         let Parts { text, values, .. } = sql.parts();
-        // A key needs no statistics, so the plan may be made once. The outer side of a left join is read first, so the tenant is set before the row is looked for. Without a tenant no row
-        // would be found.
+        // Row-level security knows no tenant yet when the statement is planned; the condition tells the planner which key to use.
+        let tenants = if self.tenant().is_some() { " and t.tenant_id = $2" } else { "" };
+        // The plan of a look-up by key is always the same, so it may be made once. The outer side of a left join is read first, so the tenant is set before the row is looked for. Without a
+        // tenant no row would be found.
         let text = format!(
             "select e.reached, e.parked, e.diverged, t.* from read.enter($2, $3) e
-             left join lateral ({text}) t (doc, columns, sorted_by, tied_by, beside) on not e.diverged and ($4::bigint is null or e.reached >= $4)"
+             left join lateral ({text}{tenants}) t (doc, columns, sorted_by, tied_by, beside) on not e.diverged and ($4::bigint is null or e.reached >= $4)"
         );
         let mut given = PgArguments::default();
         given
@@ -293,9 +295,9 @@ impl Read {
         );
         first.bind_as(format!("{{{}}}", self.models.join(",")), "text[]").push(") and p.partition in (");
         first.bind(stream.to_string()).push(", ").bind(stream.tenant.to_string()).push(") having count(*) > 0");
-        let (seen, first) = ((self.position, self.parked), self.one::<i64>(&first).await?);
+        let (seen, first) = ((self.position, self.parked), self.all::<i64>(&first).await?);
         (self.position, self.parked) = seen;
-        first.map(|position| position.read()).transpose()
+        first.first().map(Doc::read).transpose()
     }
 }
 

@@ -264,7 +264,7 @@ async fn a_tenant_whose_queries_take_long_leaves_most_connections_to_others() {
     assert_eq!(platform.acting(greedy, Role::OrgAdmin).get("/v1/tickets").await.status, StatusCode::OK);
     // A statement that takes too long is ended.
     let mut read = begin(greedy).await.unwrap();
-    let slept = read.one::<String>(&Sql::new("select pg_sleep(30)::text, null, null, null, null")).await;
+    let slept = read.all::<String>(&Sql::new("select pg_sleep(30)::text, null, null, null, null")).await;
     assert!(matches!(slept, Err(QueryError::Overloaded)), "{slept:?}");
 }
 

@@ -112,7 +112,10 @@ async fn read_models_policies_and_deliveries_ahead_of_the_log_stop_visibly_and_a
          update ops.policies set position = position + 100, log_hash = decode(repeat('01', 32), 'hex') where name = 'quotas';
          insert into ops.deliveries (id, tenant_id, kind, subject_id, template, intent, position, event_id, next_attempt_at, created_at)
          select gen_random_uuid(), tenant_id, 'mail', gen_random_uuid(), 'invitation', gen_random_uuid(), 4, gen_random_uuid(), now(), now() from tenant_heads limit 1;
-         insert into read.tickets_v1_g1 select (jsonb_populate_record(t, jsonb_build_object('id', gen_random_uuid()))).* from read.tickets_v1_g1 t limit 1",
+         insert into read.tickets_v1_g1
+           (tenant_id, id, version, number, subject, status, priority, channel, requester_id, tags, followers, links, attachments, public_comments, internal_comments, created_at, updated_at, public_updated_at, doc)
+         select tenant_id, gen_random_uuid(), version, number, subject, status, priority, channel, requester_id, tags, followers, links, attachments, public_comments, internal_comments, created_at, updated_at,
+           public_updated_at, doc from read.tickets_v1_g1 limit 1",
     )
     .execute(&owner)
     .await
