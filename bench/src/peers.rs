@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use chrono::Utc;
+use domain::{Clock as _, SystemClock};
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::{Child, Command};
 
@@ -31,7 +31,7 @@ struct Peer {
 /// A token as the peer verifies it: JSON Web Token with HMAC-SHA-256.
 fn token(secret: &str) -> anyhow::Result<String> {
     let claims = serde_json::json!({
-        "sub": "01900000-0000-7000-8000-000000000002", "tenant": "01900000-0000-7000-8000-000000000001", "exp": Utc::now().timestamp() + 7200,
+        "sub": "01900000-0000-7000-8000-000000000002", "tenant": "01900000-0000-7000-8000-000000000001", "exp": SystemClock.now().timestamp() + 7200,
     });
     let key = jsonwebtoken::EncodingKey::from_secret(secret.as_bytes());
     Ok(jsonwebtoken::encode(&jsonwebtoken::Header::default(), &claims, &key)?)

@@ -10,7 +10,7 @@ use store::load::LoadError;
 use store::{Erases, RawEvent, Store};
 use uuid::Uuid;
 
-use crate::kept::Rows;
+use crate::kept::{Known, Rows};
 use crate::model::{ReadModel, Source as _};
 
 /// Why a batch was not folded.
@@ -174,8 +174,9 @@ async fn fold_rows<M: ReadModel>(
     let (mut before, mut unknown) = (HashMap::with_capacity(keys.len()), Vec::new());
     for key in keys {
         match rows.get(&key) {
-            Some(row) => drop(before.insert(key, row)),
-            None => unknown.push(key),
+            Known::Row(row) => drop(before.insert(key, Some(row))),
+            Known::Nothing => drop(before.insert(key, None)),
+            Known::Unknown => unknown.push(key),
         }
     }
     load::<M>(connection, table, unknown, &mut before).await?;
@@ -253,11 +254,11 @@ async fn upsert(connection: &mut PgConnection, table: &str, rows: &[String]) -> 
     let Some(row) = rows.first() else { return Ok(()) };
     let row: Value = serde_json::from_str(row)?;
     let columns: Vec<&str> = columns(&row).collect();
-    let set: String = columns.iter().map(|c| format!("{c} = excluded.{c}, ")).collect();
+    let set = columns.iter().map(|c| format!("{c} = excluded.{c}")).collect::<Vec<_>>().join(", ");
     let columns = columns.join(", ");
     let sql = format!(
         "insert into read.{table} ({columns}, doc) select {columns}, d.text from unnest($1::text[]) d (text), json_populate_record(null::read.{table}, d.text::json) r
-         on conflict on constraint {table}_pkey do update set {set}doc = excluded.doc"
+         on conflict on constraint {table}_pkey do update set {set}, doc = excluded.doc"
     );
     sqlx::query(&sql).bind(rows).execute(connection).await?;
     Ok(())

@@ -72,6 +72,16 @@ impl<M: ReadModel> Kept<M> {
     }
 }
 
+/// What is known of the row of a key.
+pub(crate) enum Known<R> {
+    /// It is this one.
+    Row(R),
+    /// There is none.
+    Nothing,
+    /// It has to be read.
+    Unknown,
+}
+
 /// What a transaction knows of the rows: what was remembered before, and what it has itself read or written.
 pub(crate) struct Rows<M: ReadModel> {
     kept: Option<Arc<Remembered<M>>>,
@@ -86,12 +96,13 @@ impl<M: ReadModel> Default for Rows<M> {
 }
 
 impl<M: ReadModel> Rows<M> {
-    /// The row of a key, as far as it is known; `Some(None)`: there is none.
-    pub(crate) fn get(&self, key: &M::Key) -> Option<Option<M::Row>> {
-        if let Some(seen) = self.seen.get(key) {
-            return Some(seen.as_ref().map(|(row, _)| row.clone()));
+    /// What is known of the row of a key.
+    pub(crate) fn get(&self, key: &M::Key) -> Known<M::Row> {
+        match self.seen.get(key) {
+            Some(Some((row, _))) => Known::Row(row.clone()),
+            Some(None) => Known::Nothing,
+            None => self.kept.as_ref().and_then(|kept| kept.get(key)).map_or(Known::Unknown, |(row, _)| Known::Row(row)),
         }
-        self.kept.as_ref()?.get(key).map(|(row, _)| Some(row))
     }
 
     /// Notes the row that a key has now, and its length as JSON.

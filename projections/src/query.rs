@@ -358,10 +358,8 @@ impl ReadSide {
 
 /// Whether a connection has ended: SQLSTATE 57P01 to 57P03, or nothing answers.
 fn is_gone(error: &sqlx::Error) -> bool {
-    match error {
-        sqlx::Error::Database(error) => error.code().is_some_and(|code| code.starts_with("57P")),
-        error => matches!(error, sqlx::Error::Io(_)),
-    }
+    let code = error.as_database_error().and_then(sqlx::error::DatabaseError::code);
+    matches!(error, sqlx::Error::Io(_)) || code.is_some_and(|code| code.starts_with("57P"))
 }
 
 /// Until this process's projectors have come to a position, or for a moment: another process may keep some of the read models.

@@ -50,7 +50,7 @@ impl<V: Value + ?Sized> Value for &V {
     }
 }
 
-/// A statement that selects rows: see [`crate::query::Read::ask`]. All values go beside its text, as one array of texts.
+/// A statement that selects rows, for [`crate::Read`]. All values go beside its text, as one array of texts.
 #[derive(Clone, Debug, Default)]
 pub struct Sql {
     text: String,

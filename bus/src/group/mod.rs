@@ -310,9 +310,9 @@ impl<C: Checkpoints> Shared<C> {
         let (from, to) = (first.position - 1, Head { position: last.position, log_hash: last.log_hash });
         let mut left = Vec::new();
         let concerned = members.iter().filter(|placed| events.iter().any(|event| placed.member.concerns(event)));
-        let prepared = concerned.cloned().map(|placed| async {
+        let prepared = concerned.map(|placed| async move {
             let prepared = pace.prepare(placed.member.clone().prepare(events, pace.failed())).await;
-            (placed, prepared)
+            (placed.clone(), prepared)
         });
         let mut works = Vec::new();
         for (placed, prepared) in join_all(prepared).await {
@@ -453,12 +453,12 @@ impl<C: Checkpoints> Handler for Together<C> {
 
     async fn begin(&mut self) -> Result<Option<Head>, HandlerError> {
         let shared = self.shared.clone();
-        let held = shared.share.renew(shared.checkpoints.pool(), &shared.names()).await.map_err(retry)?;
-        let names: Vec<&'static str> = held.keys().copied().collect();
+        let kept = shared.share.renew(shared.checkpoints.pool(), &shared.names()).await.map_err(retry)?;
+        let names: Vec<&'static str> = kept.keys().copied().collect();
         let stands = shared.stands(&names).await?;
         let (free, joining): (Vec<&'static str>, Vec<&'static str>) = {
             let mut places = shared.places.lock();
-            places.held = held;
+            places.held = kept;
             let Places { alone, joining, .. } = &*places;
             let free = names.into_iter().filter(|name| !alone.contains(name) && !joining.contains(name)).collect();
             (free, joining.iter().copied().collect())
