@@ -3,10 +3,10 @@
 //! All members of a group that are caught up stand at one place. A page of events is one transaction for all of them: one statement moves all their checkpoints, then those
 //! members write that the page concerns. So what a page costs depends on what has to be written, hardly on how many members there are.
 //!
-//! A member that fails, is behind, or whose checkpoint somebody else has locked leaves the group and goes on alone (see [`alone`]); the others repeat the page without it. It joins again when
+//! A member that fails, is behind, or whose checkpoint somebody else has locked leaves the group and goes on alone (`alone`); the others repeat the page without it. It joins again when
 //! it has come to where the group is. A member that always fails delays no other.
 //!
-//! Several processes share the members of a kind (see [`share`]). Each checkpoint is fenced by its own position and by the epoch of its own lease: whoever has lost a lease
+//! Several processes share the members of a kind (`share`). Each checkpoint is fenced by its own position and by the epoch of its own lease: whoever has lost a lease
 //! without noticing moves nothing.
 
 mod alone;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use bus::feed::Feed;
 use domain::{StreamId, SubjectId, TenantId};
@@ -18,6 +18,10 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 const MANY: usize = 60;
+/// Some of them cannot fold what is poison until they are cured.
+const SICK: usize = 5;
+
+static CURED: AtomicBool = AtomicBool::new(false);
 
 /// Their names.
 const NAMES: [&str; MANY] = [
@@ -43,7 +47,18 @@ impl<const N: usize> ReadModel for Many<N> {
     }
 
     fn apply(key: &StreamKey, row: Option<Row>, event: &Recorded<Event>) -> Option<Row> {
-        Things::apply(key, row, event)
+        let mut row = match &event.event {
+            Event::Made { number, words } => {
+                Row { tenant_id: key.tenant_id, id: key.id, version: 0, number: *number, subject_id: words.subject(), words: vec![] }
+            }
+            Event::Said { .. } | Event::Forgotten { .. } => row?,
+        };
+        if let Event::Made { words, .. } | Event::Said { words } = &event.event {
+            let poisonous = N < SICK && !CURED.load(Ordering::SeqCst) && words.known().is_some_and(|words| words == "poison");
+            assert!(!poisonous, "cannot fold this");
+            row.words.extend(words.known().cloned());
+        }
+        Some(Row { version: event.version, ..row })
     }
 
     fn erased(row: Row) -> Row {
@@ -73,7 +88,7 @@ async fn migrate(owner: &PgPool) {
 /// A process that keeps all of them.
 fn process(env: &Env, node: &Node, feed: &Feed) -> (Projections, JoinHandle<()>, CancellationToken) {
     let (cancel, progress) = (CancellationToken::new(), Progress::default());
-    let group = projector::none(&node.store, &env.database.pool(DbRole::Projector, 4), feed, &cancel);
+    let group = projector::none(&node.store, &env.database.pool(DbRole::Projector, 8), feed, &cancel);
     macro_rules! add {
         ($($n:literal)*) => { $(group.add(Projection::<Many<$n>>::new(&node.store, &progress));)* };
     }
@@ -81,17 +96,17 @@ fn process(env: &Env, node: &Node, feed: &Feed) -> (Projections, JoinHandle<()>,
     (group.clone(), tokio::spawn(group.run()), cancel)
 }
 
-async fn positions(env: &Env) -> Vec<(String, i64)> {
-    sqlx::query_as("select name, position from read.generations where state = 'serving' and name like 'm__\\_v1' order by name")
+async fn positions(env: &Env) -> Vec<i64> {
+    sqlx::query_scalar("select position from read.generations where state = 'serving' and name like 'm__\\_v1'")
         .fetch_all(&env.owner)
         .await
         .unwrap()
 }
 
-async fn reached(env: &Env, node: &Node, but: &[&str]) {
+async fn reached(env: &Env, node: &Node) {
     eventually("all have come to the log's end", || async {
         let head = node.store.head().await.unwrap().position;
-        positions(env).await.iter().all(|(name, position)| *position == head || but.contains(&name.as_str())).then_some(())
+        positions(env).await.iter().all(|position| *position == head).then_some(())
     })
     .await;
 }
@@ -130,18 +145,17 @@ async fn sixty_more_read_models_shared_by_two_processes_that_are_killed_again_an
     migrate(&env.owner).await;
     let node = Arc::new(Node::start(&env).await);
     let tenant = node.provision("acme").await;
-    let poison = format!("poison {}", id());
     let mut processes = vec![process(&env, &node, &node.feed), process(&env, &node, &node.feed)];
     eventually("both keep some", || async { (owners(&env).await.len() == 2).then_some(()) }).await;
     let writing = tokio::spawn({
-        let (node, poison) = (node.clone(), poison.clone());
+        let node = node.clone();
         async move {
             let mut things = Vec::new();
             for n in 0..200 {
                 things.push(make(&node, tenant, &format!("thing {n}")).await);
                 say(&node, things[n / 2 * 2], "more").await;
                 if n == 50 {
-                    say(&node, things[3], &poison).await;
+                    say(&node, things[3], "poison").await;
                 }
                 if n % 40 == 31 {
                     node.execute_on::<Thing>(things[n - 10], Forget {}).await.unwrap();
@@ -157,19 +171,23 @@ async fn sixty_more_read_models_shared_by_two_processes_that_are_killed_again_an
         processes.push(process(&env, &node, if n % 2 == 0 { &node.feed } else { &silent }));
     }
     let things = writing.await.unwrap();
-    reached(&env, &node, &[]).await;
+    reached(&env, &node).await;
     let parked = parking::parked(&pool).await.unwrap();
-    assert_eq!(parked.iter().filter(|parked| parked.name.starts_with('m')).count(), MANY, "each has parked the one that cannot be folded");
+    assert_eq!(
+        parked.iter().filter(|parked| parked.name.starts_with('m')).count(),
+        SICK,
+        "each of them has parked the one that cannot be folded"
+    );
     assert!(parked.iter().all(|parked| parked.partition == things[3].to_string()), "{parked:?}");
-    thing::cure(&poison);
+    CURED.store(true, Ordering::SeqCst);
     macro_rules! verify {
         ($($n:literal)*) => {
-            $(
+            $(if $n < SICK {
                 parking::retry::<Many<$n>>(&node.store, &pool, &things[3].to_string()).await.unwrap();
-            )*
+            })*
             // What the projectors remember of these rows is not true any more.
             say(&node, things[3], "after").await;
-            reached(&env, &node, &[]).await;
+            reached(&env, &node).await;
             $(
                 let built = rebuild::<Many<$n>>(&node.store, &pool, Purpose::Verify, None, &|_, _| {}).await.unwrap();
                 assert_eq!(built.differences, Some(0), "{}: {:?}", NAMES[$n], built.samples);
@@ -192,7 +210,7 @@ async fn a_page_of_events_is_one_transaction_however_many_read_models_there_are(
     eventually("all go together", || async {
         // Those that are meant for another process, or were behind, have joined after a while.
         say(&node, thing, "more").await;
-        reached(&env, &node, &[]).await;
+        reached(&env, &node).await;
         let transactions: i64 =
             sqlx::query_scalar("select count(distinct xmin::text) from read.generations where state = 'serving' and name like 'm__\\_v1'")
                 .fetch_one(&env.owner)
@@ -238,7 +256,7 @@ async fn a_read_model_that_always_fails_delays_no_other_and_goes_on_when_it_is_m
     group.add(Projection::<Broken>::new(&node.store, &Progress::default()));
     let tenant = node.provision("acme").await;
     let first = make(&node, tenant, "one").await;
-    reached(&env, &node, &[]).await;
+    reached(&env, &node).await;
     eventually("it has failed", || async { (ASKED.load(Ordering::SeqCst) > 0).then_some(()) }).await;
     let position = async || -> i64 {
         sqlx::query_scalar("select position from read.generations where name = 'broken_v1'").fetch_one(&env.owner).await.unwrap()
@@ -246,7 +264,7 @@ async fn a_read_model_that_always_fails_delays_no_other_and_goes_on_when_it_is_m
     let (stuck, asked) = (position().await, ASKED.load(Ordering::SeqCst));
     for n in 0..50 {
         say(&node, first, &n.to_string()).await;
-        reached(&env, &node, &[]).await;
+        reached(&env, &node).await;
     }
     assert_eq!(position().await, stuck, "it stays where it is");
     assert!(ASKED.load(Ordering::SeqCst) - asked < 25, "it is tried now and then, and not with every page");
@@ -270,17 +288,17 @@ async fn two_processes_share_the_read_models_and_one_keeps_all_when_the_other_en
     eventually("both keep some", || async { (owners(&env).await.len() == 2).then_some(()) }).await;
     let tenant = node.provision("acme").await;
     make(&node, tenant, "one").await;
-    reached(&env, &node, &[]).await;
+    reached(&env, &node).await;
     first.2.cancel();
     first.1.await.unwrap();
     eventually("the other keeps all", || async { (owners(&env).await.len() == 1).then_some(()) }).await;
     make(&node, tenant, "two").await;
-    reached(&env, &node, &[]).await;
+    reached(&env, &node).await;
     let third = process(&env, &node, &node.feed);
     eventually("both keep some", || async { (owners(&env).await.len() == 2).then_some(()) }).await;
     kill(&env, second).await;
     make(&node, tenant, "three").await;
-    reached(&env, &node, &[]).await;
+    reached(&env, &node).await;
     third.2.cancel();
 }
 
