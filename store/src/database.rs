@@ -86,6 +86,8 @@ impl Database {
                 ("idle_in_transaction_session_timeout", "60s"),
                 ("lock_timeout", lock_timeout),
                 ("statement_timeout", statement_timeout),
+                // Look-ups by key have one plan; PostgreSQL would make it anew each time, which takes longer than the look-up. Lists are planned each time, see `read.ask`.
+                ("plan_cache_mode", if reads { "force_generic_plan" } else { "auto" }),
                 // A page is read by a cursor, and to its end.
                 ("cursor_tuple_fraction", "1.0"),
             ]))

@@ -332,3 +332,25 @@ async fn a_cursor_that_was_tampered_with_or_made_for_another_list_is_refused() {
         );
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_words_of_a_plain_text_are_those_that_every_text_is_searched_by() {
+    let env = Env::new().await;
+    let texts = [
+        "Invoice INV-2041 says 99.00 USD",
+        "",
+        " ~\x7f\t\n'quoted' \\ \"x\"",
+        "caf\u{e9} \u{6f22}\u{5b57} and more",
+        "a_b@c.example/d?e=f",
+        "\u{fb01}ne",
+    ];
+    let same: Vec<bool> = sqlx::query_scalar(
+        "select read.words(t, s) = array_to_tsvector(array_append(read.grams(read.plain(s), true), t::text)) || to_tsvector('simple', read.spaced(read.plain(s)))
+         from unnest($1::text[]) s, (select gen_random_uuid() as t) tenant",
+    )
+    .bind(texts.as_slice())
+    .fetch_all(&env.owner)
+    .await
+    .unwrap();
+    assert_eq!(same, [true; 6]);
+}
