@@ -40,7 +40,7 @@ impl Answer {
         Ok(self.json()["id"].as_str().context("an id")?.to_owned())
     }
 
-    /// What the body says after `"name":` up to the next comma or brace, without parsing all of it.
+    /// The number at `"name":` in the body, found without parsing all of the JSON.
     pub(crate) fn number(&self, name: &str) -> Option<i64> {
         let body = std::str::from_utf8(&self.body).ok()?;
         let rest = body.split_once(&format!("\"{name}\":"))?.1;

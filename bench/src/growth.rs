@@ -29,7 +29,7 @@ const PER_TICKET: i64 = 10;
 /// Rows of one COPY.
 const ROWS: i64 = 200_000;
 
-/// Where the chains of a log end.
+/// Last hashes of the log and of its tenants.
 struct Chains {
     log: Head,
     tenants: Vec<(TenantId, Hash)>,

@@ -24,7 +24,7 @@ pub(crate) const CONNECTIONS: usize = 32;
 /// Commands per second while delays are measured.
 const STEADY: u32 = 500;
 
-/// What is asked to open a ticket.
+/// Body of a request that opens a ticket.
 pub(crate) fn ticket() -> Value {
     json!({"subject": "The invoice shows the wrong amount", "body": "Invoice 2041 says 99.00 USD, our plan is 29.00.", "tags": ["billing"]})
 }
@@ -143,7 +143,7 @@ async fn commits(site: &Site, run: &mut Run, client: &Client) -> anyhow::Result<
     Ok(())
 }
 
-/// What a connection that waits for its next request takes of the process's memory.
+/// Memory of the process per idle connection.
 async fn memory(run: &mut Run, process: &Process) -> anyhow::Result<()> {
     const WAITING: u32 = 4000;
     let before = process.resident()?;

@@ -21,7 +21,7 @@ pub(crate) struct Process {
     pub(crate) key: TokenKey,
 }
 
-/// An address that nobody listens on.
+/// A free local address.
 pub(crate) fn free_address() -> anyhow::Result<String> {
     Ok(std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string())
 }
@@ -59,7 +59,7 @@ impl Process {
         Ok(Self { child, client, key })
     }
 
-    /// Where a process finds its database, its bus and its key.
+    /// Environment variables of a process: database, bus and keys.
     pub(crate) fn environment(site: &Site, database: &str) -> [(&'static str, String); 4] {
         [
             ("DATABASE_URL", site.url(database, false)),

@@ -19,7 +19,7 @@ use store::{Head, RawEvent, Store};
 use tokio::sync::{broadcast, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::{Bus, BusError, envelope};
+use crate::{Bus, BusError, envelope, subscription};
 
 /// Events that a slow handler may lag behind before it has to read the log.
 const BUFFER: usize = 4096;
@@ -144,7 +144,7 @@ impl Feed {
         let mut messages = consumer.messages().await.map_err(BusError::from_error)?;
         let mut began = tokio::time::Instant::now();
         loop {
-            tokio::time::sleep_until(began + GATHER).await;
+            subscription::gather(began, GATHER).await;
             if let Ok((batch, stop)) = tokio::time::timeout(SILENCE, gather(&mut messages, confirmed)).await {
                 began = tokio::time::Instant::now();
                 if let Some(last) = batch.last() {

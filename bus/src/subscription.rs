@@ -106,7 +106,8 @@ pub async fn run<H: Handler>(mut handler: H, store: Store, feed: Feed, cancel: C
     handler.release().await;
 }
 
-fn retry(error: impl std::fmt::Display) -> HandlerError {
+/// An error after which the handler is tried again.
+pub fn retry(error: impl std::fmt::Display) -> HandlerError {
     HandlerError::Retry(error.to_string())
 }
 
@@ -137,7 +138,7 @@ async fn session<H: Handler>(handler: &mut H, store: &Store, feed: &Feed, pause:
             behind = page.len() == BATCH;
             page.into_iter().map(Arc::new).collect()
         } else {
-            gather(began).await;
+            gather(began, GATHER).await;
             match next(&mut events, checkpoint, patience).await {
                 Next::Events(batch) => {
                     patience = SILENCE;
@@ -172,9 +173,9 @@ async fn session<H: Handler>(handler: &mut H, store: &Store, feed: &Feed, pause:
     }
 }
 
-/// Lets events gather after a batch that has just begun.
-async fn gather(began: tokio::time::Instant) {
-    tokio::time::sleep_until(began + GATHER).await;
+/// Lets events gather until the last batch has begun so long ago. Returns at once if it has.
+pub(crate) async fn gather(began: tokio::time::Instant, interval: Duration) {
+    tokio::time::sleep_until(began + interval).await;
 }
 
 enum Next {

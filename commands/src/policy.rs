@@ -7,11 +7,11 @@
 use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bus::feed::Feed;
-use bus::group::{Checkpoints, Group, Member, Mover, Stand, Turn, Wait, Work};
+use bus::group::{Advanced, Checkpoint, CheckpointMove, Checkpoints, Group, Member, Wait, Work};
 use bus::subscription::HandlerError;
+pub use bus::subscription::retry;
 use domain::aggregate::Ask as _;
 use domain::{Actor, Aggregate, StreamId};
 use futures::future::BoxFuture;
@@ -61,60 +61,51 @@ pub fn none(store: &Store, feed: &Feed, cancel: &CancellationToken) -> Policies 
 
 impl Checkpoints for PolicyCheckpoints {
     const KIND: &'static str = "policy";
-    const LEASE: Duration = Duration::from_secs(10);
 
     fn pool(&self) -> &PgPool {
         &self.pool
     }
 
-    async fn read(&self, names: &[&str]) -> Result<Vec<(String, Stand)>, sqlx::Error> {
-        let stands: Vec<(String, i64, [u8; 32])> = sqlx::query_as("select name, position, log_hash from ops.policies where name = any($1)")
-            .bind(names)
-            .fetch_all(&self.pool)
-            .await?;
-        let stand = |position, hash| Stand { head: Head { position, log_hash: Hash(hash) }, generation: 0 };
-        Ok(stands.into_iter().map(|(name, position, hash)| (name, stand(position, hash))).collect())
+    async fn read(&self, names: &[&str]) -> Result<Vec<(String, Checkpoint)>, sqlx::Error> {
+        let checkpoints: Vec<(String, i64, [u8; 32])> =
+            sqlx::query_as("select name, position, log_hash from ops.policies where name = any($1)")
+                .bind(names)
+                .fetch_all(&self.pool)
+                .await?;
+        let checkpoint = |position, hash| Checkpoint { head: Head { position, log_hash: Hash(hash) }, generation: 0 };
+        Ok(checkpoints.into_iter().map(|(name, position, hash)| (name, checkpoint(position, hash))).collect())
     }
 
     async fn advance(
         &self,
         connection: &mut PgConnection,
-        movers: &[Mover],
+        wanted: &[CheckpointMove],
         from: i64,
         to: Head,
         wait: Wait,
-    ) -> Result<Vec<(String, Turn)>, sqlx::Error> {
+    ) -> Result<Vec<(String, Advanced)>, sqlx::Error> {
         // Nobody else locks one for longer than a moment, so none is left out for that.
-        let patience = match wait {
-            Wait::Forever => "0".to_owned(),
-            Wait::No(patience) => format!("{}ms", patience.as_millis()),
-        };
         let moved: Vec<(String, String)> = sqlx::query_as(
             "update ops.policies p set position = $4, log_hash = $5, epoch = m.epoch
                from unnest($1::text[], $2::bigint[]) m (name, epoch)
               where p.name = m.name and p.position = $3 and p.epoch <= m.epoch
              returning p.name, set_config('statement_timeout', $6, true)",
         )
-        .bind(movers.iter().map(|mover| mover.name).collect::<Vec<_>>())
-        .bind(movers.iter().map(|mover| mover.epoch).collect::<Vec<_>>())
+        .bind(wanted.iter().map(|m| m.name).collect::<Vec<_>>())
+        .bind(wanted.iter().map(|m| m.epoch).collect::<Vec<_>>())
         .bind(from)
         .bind(to.position)
         .bind(to.log_hash.0)
-        .bind(patience)
+        .bind(wait.statement_timeout())
         .fetch_all(connection)
         .await?;
-        Ok(moved.into_iter().map(|(name, _)| (name, Turn::default())).collect())
+        Ok(moved.into_iter().map(|(name, _)| (name, Advanced::default())).collect())
     }
 
     async fn note(&self, names: &[&str], fault: Option<&str>) -> Result<(), sqlx::Error> {
         let noted = sqlx::query("update ops.policies set fault = $2 where name = any($1) and fault is distinct from $2");
         noted.bind(names).bind(fault).execute(&self.pool).await.map(drop)
     }
-}
-
-/// A failure that may pass.
-pub fn retry(error: impl std::fmt::Display) -> HandlerError {
-    HandlerError::Retry(error.to_string())
 }
 
 /// A failure to read events, as the runtime is told of it.
@@ -157,7 +148,7 @@ impl<P: Policy> Member for Answering<P> {
 }
 
 impl<P: Policy> Work for Answered<P> {
-    fn write<'c>(&'c mut self, connection: &'c mut PgConnection, _: &'c Turn) -> BoxFuture<'c, Result<(), HandlerError>> {
+    fn write<'c>(&'c mut self, connection: &'c mut PgConnection, _: &'c Advanced) -> BoxFuture<'c, Result<(), HandlerError>> {
         Box::pin(async move { self.policy.0.write(&self.decided, connection).await.map_err(retry) })
     }
 }

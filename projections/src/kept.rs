@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use bus::group::Turn;
+use bus::group::Advanced;
 use parking_lot::Mutex;
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
@@ -32,7 +32,7 @@ type Remembered<M> = Cache<<M as ReadModel>::Key, (<M as ReadModel>::Row, usize)
 /// The rows of one read model that are remembered.
 pub(crate) struct Kept<M: ReadModel> {
     rows: Arc<Remembered<M>>,
-    of: Mutex<Turn>,
+    of: Mutex<Advanced>,
 }
 
 impl<M: ReadModel> Default for Kept<M> {
@@ -47,12 +47,12 @@ impl<M: ReadModel> Kept<M> {
         self.rows.clear();
     }
 
-    /// Forgets what does not belong to this turn's rows.
-    pub(crate) fn belongs_to(&self, turn: &Turn) {
+    /// Forgets everything unless it belongs to this generation, revision and epoch.
+    pub(crate) fn belongs_to(&self, advanced: &Advanced) {
         let mut of = self.of.lock();
-        if (of.generation, of.revision, of.epoch) != (turn.generation, turn.revision, turn.epoch) {
+        if (of.generation, of.revision, of.epoch) != (advanced.generation, advanced.revision, advanced.epoch) {
             self.forget();
-            of.clone_from(turn);
+            of.clone_from(advanced);
         }
     }
 

@@ -5,10 +5,9 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bus::feed::Feed;
-use bus::group::{Checkpoints, Group, Member, Mover, Stand, Turn, Wait, Work};
+use bus::group::{Advanced, Checkpoint, CheckpointMove, Checkpoints, Group, Member, Wait, Work};
 use bus::subscription::HandlerError;
 use futures::future::BoxFuture;
 use metrics::Gauge;
@@ -59,50 +58,46 @@ pub struct Generations {
 
 impl Checkpoints for Generations {
     const KIND: &'static str = "projection";
-    const LEASE: Duration = Duration::from_secs(10);
 
     fn pool(&self) -> &PgPool {
         &self.pool
     }
 
-    async fn read(&self, names: &[&str]) -> Result<Vec<(String, Stand)>, sqlx::Error> {
-        let stands: Vec<(String, i32, i64, [u8; 32])> =
+    async fn read(&self, names: &[&str]) -> Result<Vec<(String, Checkpoint)>, sqlx::Error> {
+        let checkpoints: Vec<(String, i32, i64, [u8; 32])> =
             sqlx::query_as("select name, generation, position, log_hash from read.generations where name = any($1) and state = 'serving'")
                 .bind(names)
                 .fetch_all(&self.pool)
                 .await?;
-        let stand = |generation, position, hash| Stand { head: Head { position, log_hash: Hash(hash) }, generation };
-        Ok(stands.into_iter().map(|(name, generation, position, hash)| (name, stand(generation, position, hash))).collect())
+        let checkpoint = |generation, position, hash| Checkpoint { head: Head { position, log_hash: Hash(hash) }, generation };
+        Ok(checkpoints.into_iter().map(|(name, generation, position, hash)| (name, checkpoint(generation, position, hash))).collect())
     }
 
     async fn advance(
         &self,
         connection: &mut PgConnection,
-        movers: &[Mover],
+        wanted: &[CheckpointMove],
         from: i64,
         to: Head,
         wait: Wait,
-    ) -> Result<Vec<(String, Turn)>, sqlx::Error> {
+    ) -> Result<Vec<(String, Advanced)>, sqlx::Error> {
         let moved: Vec<(String, i64, bool)> =
             sqlx::query_as("select model, revision, holds from read.advance($1, $2, $3, $4, $5, $6, $7, $8)")
-                .bind(movers.iter().map(|mover| mover.name).collect::<Vec<_>>())
-                .bind(movers.iter().map(|mover| mover.generation).collect::<Vec<_>>())
-                .bind(movers.iter().map(|mover| mover.epoch).collect::<Vec<_>>())
+                .bind(wanted.iter().map(|m| m.name).collect::<Vec<_>>())
+                .bind(wanted.iter().map(|m| m.generation).collect::<Vec<_>>())
+                .bind(wanted.iter().map(|m| m.epoch).collect::<Vec<_>>())
                 .bind(from)
                 .bind(to.position)
                 .bind(to.log_hash.0)
                 .bind(wait == Wait::Forever)
-                .bind(match wait {
-                    Wait::Forever => "0".to_owned(),
-                    Wait::No(patience) => format!("{}ms", patience.as_millis()),
-                })
+                .bind(wait.statement_timeout())
                 .fetch_all(connection)
                 .await?;
-        let turn = |(name, revision, holds): (String, i64, bool)| {
-            let Mover { generation, epoch, .. } = *movers.iter().find(|mover| mover.name == name)?;
-            Some((name, Turn { generation, revision, epoch, holds }))
+        let advanced = |(name, revision, holds): (String, i64, bool)| {
+            let CheckpointMove { generation, epoch, .. } = *wanted.iter().find(|m| m.name == name)?;
+            Some((name, Advanced { generation, revision, epoch, holds }))
         };
-        Ok(moved.into_iter().filter_map(turn).collect())
+        Ok(moved.into_iter().filter_map(advanced).collect())
     }
 
     async fn note(&self, names: &[&str], fault: Option<&str>) -> Result<(), sqlx::Error> {
@@ -195,14 +190,14 @@ struct Page<'a, M: ReadModel> {
 }
 
 impl<M: ReadModel> Work for Page<'_, M> {
-    fn write<'c>(&'c mut self, connection: &'c mut PgConnection, turn: &'c Turn) -> BoxFuture<'c, Result<(), HandlerError>> {
+    fn write<'c>(&'c mut self, connection: &'c mut PgConnection, advanced: &'c Advanced) -> BoxFuture<'c, Result<(), HandlerError>> {
         Box::pin(async move {
             let Projection { store, kept, .. } = &*self.projection;
-            kept.belongs_to(turn);
+            kept.belongs_to(advanced);
             // Folded one by one, what was folded may be taken back.
             self.rows = if self.one_by_one { Rows::default() } else { kept.rows() };
             let events: Vec<&RawEvent> = self.events.iter().map(Arc::as_ref).collect();
-            let generation = Generation { number: turn.generation, serving: true, holds: turn.holds };
+            let generation = Generation { number: advanced.generation, serving: true, holds: advanced.holds };
             advance::<M>(store, connection, generation, &events, self.one_by_one, &mut self.rows).await?;
             Ok(())
         })

@@ -176,13 +176,7 @@ impl Read {
             "select e.reached, e.parked, e.diverged, t.* from read.enter($2, $3) e
              left join lateral ({text}{tenants}) t (doc, columns, sorted_by, tied_by, beside) on not e.diverged and ($4::bigint is null or e.reached >= $4)"
         );
-        let mut given = PgArguments::default();
-        given
-            .add(values)
-            .and_then(|()| given.add(self.tenant()))
-            .and_then(|()| given.add(&self.models))
-            .and_then(|()| given.add(self.after))
-            .map_err(sqlx::Error::Encode)?;
+        let given = self.given(values).map_err(sqlx::Error::Encode)?;
         let answer = self.answer(&text, &given).await?.into_iter().next();
         answer.filter(|answer| answer.doc.is_some() || answer.columns.is_some()).map(Found::of).transpose()
     }
@@ -202,13 +196,9 @@ impl Read {
         let Parts { text, values, few } = sql.parts();
         let (probe, probed, few) = few.map_or((None, None, None), |(probe, probed, few)| (Some(probe), Some(probed), Some(few)));
         let bounded = |bound: usize| i64::try_from(bound).unwrap_or(i64::MAX);
-        let mut given = PgArguments::default();
+        let mut given = self.given(values).map_err(sqlx::Error::Encode)?;
         given
-            .add(values)
-            .and_then(|()| given.add(self.tenant()))
-            .and_then(|()| given.add(&self.models))
-            .and_then(|()| given.add(self.after))
-            .and_then(|()| given.add(&*text))
+            .add(&*text)
             .and_then(|()| given.add(bounded(most)))
             .and_then(|()| given.add(bounded(bytes)))
             .and_then(|()| given.add(probe))
@@ -222,6 +212,16 @@ impl Read {
             answers.pop();
         }
         Ok((answers.into_iter().map(Found::of).collect::<Result<_, QueryError>>()?, more))
+    }
+
+    /// The first four parameters of every statement: values, tenant, read models, minimum position.
+    fn given(&self, values: &[String]) -> Result<PgArguments, sqlx::error::BoxDynError> {
+        let mut given = PgArguments::default();
+        given.add(values)?;
+        given.add(self.tenant())?;
+        given.add(&self.models)?;
+        given.add(self.after)?;
+        Ok(given)
     }
 
     fn tenant(&self) -> Option<Uuid> {

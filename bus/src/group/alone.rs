@@ -1,4 +1,4 @@
-//! A member that goes on by itself until it can be with the others again.
+//! A member that runs alone until it can rejoin its group.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -7,22 +7,23 @@ use std::time::Instant;
 use store::{Head, RawEvent};
 use tokio_util::sync::CancellationToken;
 
-use crate::group::{Checkpoints, Member, NEAR, Pace, Shared, retry};
-use crate::subscription::{Handler, HandlerError};
+use crate::group::page::Mode;
+use crate::group::{Checkpoints, Member, NEAR, Shared};
+use crate::subscription::{Handler, HandlerError, retry};
 
 pub(super) struct Alone<C> {
     shared: Arc<Shared<C>>,
     member: Arc<dyn Member>,
-    /// It does not join before this: it might fail in the same way again.
+    /// Position that it must pass before it rejoins: the page that it failed at.
     until: i64,
-    /// Nor before this.
+    /// Earliest time at which it rejoins.
     not_before: Instant,
-    /// How often the next page has failed for a reason that lies in what it says.
+    /// Attempts at the next page that ended with [`HandlerError::Poison`].
     failed: u32,
     generation: i32,
     /// Whether the log has confirmed its checkpoint.
     confirmed: bool,
-    /// Ends the runtime that drives it.
+    /// Ends the task that runs this handler.
     done: CancellationToken,
     joins: bool,
 }
@@ -33,12 +34,12 @@ impl<C: Checkpoints> Alone<C> {
         Self { shared, member, until, not_before, failed: 0, generation: 0, confirmed: false, done, joins: false }
     }
 
-    /// Cancelled when it is alone no longer.
-    pub(super) fn until_it_joins(&self) -> CancellationToken {
+    /// Cancelled when the member rejoins, or another process has its lease.
+    pub(super) fn done(&self) -> CancellationToken {
         self.done.clone()
     }
 
-    /// Whether the group is not far.
+    /// Whether the member may rejoin.
     fn may_join(&self, position: i64) -> bool {
         let group = self.shared.position.load(Ordering::Acquire);
         self.confirmed
@@ -62,19 +63,18 @@ impl<C: Checkpoints> Handler for Alone<C> {
     async fn begin(&mut self) -> Result<Option<Head>, HandlerError> {
         let name = self.member.name();
         if !self.shared.places.lock().held.contains_key(name) {
-            // Another process has it.
             self.end(false);
             return Ok(None);
         }
-        let stands = self.shared.stands(&[name]).await?;
-        let Some(stand) = stands.get(name) else { return Ok(None) };
-        if self.may_join(stand.head.position) {
+        let checkpoints = self.shared.checkpoints(&[name]).await?;
+        let Some(checkpoint) = checkpoints.get(name) else { return Ok(None) };
+        if self.may_join(checkpoint.head.position) {
             self.end(true);
             return Ok(None);
         }
-        self.generation = stand.generation;
-        self.member.moved(stand.head.position);
-        Ok(Some(stand.head))
+        self.generation = checkpoint.generation;
+        self.member.moved(checkpoint.head.position);
+        Ok(Some(checkpoint.head))
     }
 
     async fn note(&mut self, fault: Option<&str>) -> Result<(), HandlerError> {
@@ -89,9 +89,9 @@ impl<C: Checkpoints> Handler for Alone<C> {
         let Some(placed) = self.shared.placed(name, self.generation) else {
             return Err(HandlerError::Retry("another process has it".into()));
         };
-        let mut handled =
-            self.shared.page(vec![placed], events, Pace::Alone { failed: self.failed }).await.inspect_err(|_| self.member.forget())?;
-        if let Some((_, error)) = handled.left.pop() {
+        let mut outcome =
+            self.shared.page(vec![placed], events, Mode::Alone { failed: self.failed }).await.inspect_err(|_| self.member.forget())?;
+        if let Some((_, error)) = outcome.left.pop() {
             self.member.forget();
             let error = error
                 .unwrap_or_else(|| HandlerError::Retry(format!("{name} is no longer at {} in this process's hands", first.position - 1)));
