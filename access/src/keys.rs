@@ -10,7 +10,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD as BASE64;
 use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::{Value, json};
-use store::Store;
+use store::{Store, database};
 use tokio::sync::RwLock;
 
 use crate::token::{Claims, TokenError, TokenKey, kid};
@@ -135,7 +135,7 @@ impl SigningKeys {
             .wrap(USE, &[key.kid()], pem.as_bytes())
             .ok_or_else(|| AccessError::Internal("a key could not be encrypted".into()))?;
         let until = now + lead + ACCESS_TTL + TimeDelta::minutes(1);
-        let mut tx = self.store.pool().begin().await?;
+        let mut tx = database::begin(self.store.pool()).await?;
         // One at a time: of many who find that there is none, one makes it.
         sqlx::query("select pg_advisory_xact_lock(hashtext('tenure signing keys'))").execute(&mut *tx).await?;
         if first {

@@ -7,6 +7,7 @@ use domain::TenantId;
 use rand::Rng as _;
 use serde::{Deserialize, Serialize};
 use sqlx::{FromRow, PgConnection, PgPool};
+use store::database;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
@@ -223,7 +224,7 @@ pub(crate) async fn record(
         Attempt::Refused(why) => (State::Dead, Some("refused"), Some(why)),
         Attempt::Dropped(why) => (State::Dropped, None, Some(why)),
     };
-    let mut tx = pool.begin().await?;
+    let mut tx = database::begin(pool).await?;
     let recorded = sqlx::query(
         "update ops.deliveries set state = $3, attempts = attempts + $4, next_attempt_at = $5, ended_at = $6, reason = $7, leased_by = null, leased_until = null
          where id = $1 and leased_by = $2 and state = 'pending' and tenant_id = $8",

@@ -13,7 +13,7 @@ use domain::identity::tenant::{self, Tenant};
 use domain::{StreamId, TenantId};
 use outbound::queue::{self, NewDelivery};
 use sqlx::PgConnection;
-use store::{RawEvent, Recorded, Store};
+use store::{RawEvent, Recorded, Store, database};
 use uuid::Uuid;
 
 use crate::channel::{Intent, KIND};
@@ -153,7 +153,7 @@ pub async fn introduce(store: &Store, subscription: StreamId) -> Result<(), sqlx
         event: None,
         at: store.clock().now(),
     };
-    let mut tx = store.pool().begin().await?;
+    let mut tx = database::begin(store.pool()).await?;
     queue::add(&mut tx, &[introduction]).await?;
     tx.commit().await
 }

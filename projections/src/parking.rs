@@ -9,7 +9,7 @@ use std::collections::HashSet;
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 use sqlx::{Connection as _, FromRow, PgConnection, PgPool};
-use store::{RawEvent, Store};
+use store::{RawEvent, Store, database};
 use uuid::Uuid;
 
 use crate::fold::{FoldError, fold};
@@ -218,7 +218,7 @@ async fn lock<M: ReadModel>(connection: &mut PgConnection) -> Result<Generation,
 pub async fn retry<M: ReadModel>(store: &Store, pool: &PgPool, partition: &str) -> Result<Retried, ParkingError> {
     let mut retried = Retried { partition: partition.to_owned(), folded: 0, stuck: None };
     loop {
-        let mut tx = pool.begin().await?;
+        let mut tx = database::begin(pool).await?;
         let generation = lock::<M>(&mut tx).await?;
         let left = drain::<M>(store, &mut tx, generation, &mut retried).await?;
         tx.commit().await?;
@@ -241,7 +241,7 @@ pub(crate) async fn retry_all<M: ReadModel>(store: &Store, pool: &PgPool, genera
     for partition in partitions {
         let mut retried = Retried { partition, folded: 0, stuck: None };
         loop {
-            let mut tx = pool.begin().await?;
+            let mut tx = database::begin(pool).await?;
             let left = drain::<M>(store, &mut tx, generation, &mut retried).await?;
             tx.commit().await?;
             if left != Drained::More {
@@ -378,7 +378,7 @@ pub async fn discard<M: ReadModel>(
     reason: &str,
 ) -> Result<Discarded, ParkingError> {
     let event = store.at(position).await?.map(|event| event.event_id);
-    let mut tx = pool.begin().await?;
+    let mut tx = database::begin(pool).await?;
     let generation = lock::<M>(&mut tx).await?;
     let discarded: Option<Discarded> = sqlx::query_as(
         "insert into read.discarded (name, position, partition, tenant_id, failure, reason, discarded_at, event_id)

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use serde_json::Value;
 use sqlx::{Connection as _, PgConnection, PgPool};
-use store::{Disagreement, Hash, Head, RawEvent, Store, lease};
+use store::{Disagreement, Hash, Head, RawEvent, Store, database, lease};
 
 use crate::fold::FoldError;
 use crate::fold::table;
@@ -231,7 +231,7 @@ impl<M: ReadModel> Build<'_, M> {
 
     /// Folds one page in a transaction of its own, but not past `end`.
     async fn catch_up(&mut self, end: i64) -> Result<(), RebuildError> {
-        let mut tx = self.pool.begin().await?;
+        let mut tx = database::begin(self.pool).await?;
         let reached = self.page(&mut tx, end).await?;
         tx.commit().await?;
         self.position = reached;
@@ -277,7 +277,7 @@ impl<M: ReadModel> Build<'_, M> {
     /// Brings both generations to one position and compares their rows there, while the serving one goes on: how many differ, and the keys of some.
     async fn compare(&mut self) -> Result<(i64, Vec<Value>), RebuildError> {
         self.follow().await?;
-        let mut held = self.pool.begin().await?;
+        let mut held = database::begin(self.pool).await?;
         // While this is locked the projector waits, so this part must be short.
         let (serving, end): (i32, i64) =
             sqlx::query_as("select generation, position from read.generations where name = $1 and state = 'serving' for update")
@@ -287,7 +287,7 @@ impl<M: ReadModel> Build<'_, M> {
         while self.position < end {
             self.catch_up(end).await?;
         }
-        let mut snapshot = self.pool.begin_with("begin isolation level repeatable read read only").await?;
+        let mut snapshot = database::snapshot(self.pool).await?;
         let keys: Vec<String> = sqlx::query_scalar(
             "select a.attname::text from pg_index i join pg_attribute a on a.attrelid = i.indrelid and a.attnum = any(i.indkey)
              where i.indisprimary and i.indrelid = format('read.%I', $1)::regclass",
@@ -341,7 +341,7 @@ impl<M: ReadModel> Build<'_, M> {
 
     /// Catches up on what is missing while the serving generation stands still, and serves.
     async fn switch(&mut self, patience: Duration) -> Result<i64, RebuildError> {
-        let mut tx = self.pool.begin().await?;
+        let mut tx = database::begin(self.pool).await?;
         sqlx::query(&format!("set local lock_timeout = {}", patience.as_millis())).execute(&mut *tx).await?;
         let (old, mut end): (i32, i64) =
             sqlx::query_as("select generation, position from read.generations where name = $1 and state = 'serving' for update")

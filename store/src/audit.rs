@@ -5,10 +5,11 @@ use std::collections::{BTreeMap, HashMap};
 use domain::{Aggregate, Effect, StreamId, TenantId};
 use futures::future::BoxFuture;
 use serde::Serialize;
-use sqlx::{Connection as _, PgConnection};
+use sqlx::PgConnection;
 use uuid::Uuid;
 
 use crate::append::guards::Guards;
+use crate::database::snapshot;
 use crate::event::RawEvent;
 use crate::hash::{Hash, log_link, tenant_link};
 use crate::load::LoadError;
@@ -224,8 +225,7 @@ fn differences(folded: impl Iterator<Item = (String, String)>, stored: impl Iter
 impl Store {
     /// Checks the whole log and its guards in one read-only snapshot, and reports everything that is wrong. `progress` hears the position reached now and then.
     pub async fn audit(&self, progress: &mut (dyn FnMut(i64) + Send)) -> Result<Report, sqlx::Error> {
-        let mut connection = self.inner.pool.acquire().await?;
-        let mut tx = connection.begin_with("begin isolation level repeatable read, read only").await?;
+        let mut tx = snapshot(&self.inner.pool).await?;
         let (position, log_hash): (i64, [u8; 32]) = sqlx::query_as("select position, log_hash from log_head").fetch_one(&mut *tx).await?;
         let stored = Head { position, log_hash: Hash(log_hash) };
         let mut audit = Audit {

@@ -4,7 +4,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use sqlx::{Connection, PgConnection, PgPool};
+use sqlx::{Connection, PgConnection, PgPool, Postgres, Transaction};
 
 /// Which rights a connection acts with. Services log in as a member of these roles and never as the owner of the tables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -119,4 +119,24 @@ impl Database {
         migrator.set_ignore_missing(true).run(&mut connection).await?;
         Ok(connection.close().await?)
     }
+}
+
+/// Begins a transaction that a caller may stop waiting for.
+///
+/// [`PgPool::begin`] must not be used: if its future is dropped while `BEGIN` is on its way, sqlx returns the connection to the pool with an open transaction that nothing ends.
+/// Later statements on that connection are never committed, and their locks are held for ever (sqlx issues 2054 and 4393). Here a task of its own waits for the answer, so that
+/// the transaction is always known, and rolled back when nobody takes it.
+pub async fn begin(pool: &PgPool) -> Result<Transaction<'static, Postgres>, sqlx::Error> {
+    begin_with(pool, None).await
+}
+
+/// Begins a read-only transaction that sees one state of the database, like [`begin`].
+pub async fn snapshot(pool: &PgPool) -> Result<Transaction<'static, Postgres>, sqlx::Error> {
+    begin_with(pool, Some("begin isolation level repeatable read, read only")).await
+}
+
+async fn begin_with(pool: &PgPool, statement: Option<&'static str>) -> Result<Transaction<'static, Postgres>, sqlx::Error> {
+    let connection = pool.acquire().await?;
+    // The task ends early only if the runtime does.
+    tokio::spawn(Transaction::begin(connection, statement.map(Into::into))).await.map_err(|_| sqlx::Error::WorkerCrashed)?
 }

@@ -27,7 +27,7 @@ use store::{DbRole, Store};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::{Env, eventually, id};
+use crate::{Env, eventually_else, id};
 
 /// All roles of one process; they end when it is dropped.
 pub struct Node {
@@ -167,14 +167,19 @@ impl Node {
 
     /// Waits until the relay, all read models and the policies have come as far as the log, which the policies may have made longer meanwhile.
     pub async fn settled(&self) {
-        eventually("everything is at the log's end", || async {
-            let head = self.store.head().await.expect("the log").position;
-            let relayed = matches!(*self.relay.borrow(), Status::Running { position } if position >= head);
-            let read = self.reads.statuses().await.ok()?.iter().all(|model| model.position >= head);
+        eventually_else(|| async {
+            let head = self.store.head().await.map_err(|error| error.to_string())?.position;
+            let relayed = self.relay.borrow().clone();
+            if !matches!(relayed, Status::Running { position } if position >= head) {
+                return Err(format!("the relay has not reached {head}: {relayed:?}"));
+            }
             let runs = |name: &str| ["mail", "erasure"].contains(&name) || (self.reacting.load(Ordering::Relaxed) && name != "payments");
-            let policies = commands::policy::statuses(&self.store).await.ok()?;
-            let answered = policies.iter().filter(|policy| runs(&policy.name)).all(|policy| policy.position >= head);
-            (relayed && read && answered).then_some(())
+            let models = self.reads.statuses().await.map_err(|error| error.to_string())?;
+            let policies = commands::policy::statuses(&self.store).await.map_err(|error| error.to_string())?;
+            let models = models.into_iter().map(|model| (model.name, model.position));
+            let policies = policies.into_iter().filter(|policy| runs(&policy.name)).map(|policy| (policy.name, policy.position));
+            let behind: Vec<(String, i64)> = models.chain(policies).filter(|(_, position)| *position < head).collect();
+            if behind.is_empty() { Ok(()) } else { Err(format!("these have not reached {head}: {behind:?}")) }
         })
         .await;
     }

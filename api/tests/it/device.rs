@@ -254,7 +254,7 @@ async fn devices_are_found_by_every_filter_and_are_online_for_two_minutes_after_
     let shown = house.admin.get(&one).await.json;
     assert_eq!((&shown["online"], &shown["metadata"]["room"]), (&json!(true), &json!("3.14")));
     // Somebody else's heartbeats are nobody's business, also for whoever reads past our queries.
-    let mut reader = house.env.database.pool(store::DbRole::Reader, 1).begin().await.unwrap();
+    let mut reader = store::database::begin(&house.env.database.pool(store::DbRole::Reader, 1)).await.unwrap();
     let seen = async |tx: &mut sqlx::PgConnection, tenant: TenantId| -> i64 {
         sqlx::query(&format!("set local app.current_tenant_id = '{tenant}'")).execute(&mut *tx).await.unwrap();
         sqlx::query_scalar("select count(*) from ops.device_heartbeats").fetch_one(tx).await.unwrap()

@@ -215,7 +215,7 @@ async fn past_its_bounds_the_interface_answers_503_with_retry_after_and_loses_no
     let node = Node::start(&env).await;
     let client = Client::with_limits(&env, &node, Limits { concurrent_requests: 2, ..Limits::default() });
     // Nothing is written while this is held, so requests pile up.
-    let mut blocker = env.owner.begin().await.unwrap();
+    let mut blocker = store::database::begin(&env.owner).await.unwrap();
     sqlx::query("select 1 from log_head for update").execute(&mut *blocker).await.unwrap();
     let tasks: Vec<_> = (0..20)
         .map(|n| {

@@ -90,7 +90,7 @@ impl<C: Checkpoints> Shared<C> {
             if members.is_empty() {
                 return Ok(Outcome { moved: members, left });
             }
-            let mut tx = self.checkpoints.pool().begin().await.map_err(retry)?;
+            let mut tx = store::database::begin(self.checkpoints.pool()).await.map_err(retry)?;
             let wanted: Vec<CheckpointMove> = members.iter().map(|placed| placed.to_move).collect();
             let advanced: BTreeMap<String, Advanced> =
                 self.checkpoints.advance(&mut tx, &wanted, from, to, mode.wait()).await.map_err(retry)?.into_iter().collect();

@@ -97,7 +97,7 @@ async fn a_shutdown_finishes_what_was_accepted() {
     let process = site.serve(ALL);
     process.ready("ok").await;
     let pool = sqlx::PgPool::connect(&site.servers.remembered.owner_url()).await.unwrap();
-    let mut blocker = pool.begin().await.unwrap();
+    let mut blocker = store::database::begin(&pool).await.unwrap();
     sqlx::query("select 1 from log_head for update").execute(&mut *blocker).await.unwrap();
     let (base, token) = (process.base.clone(), process.token.clone());
     let waiting = tokio::spawn(async move {

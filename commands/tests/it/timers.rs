@@ -81,7 +81,7 @@ async fn a_poller_that_hangs_while_it_holds_timers_does_not_stall_the_log() {
     let executor = changed(&env).await;
     env.clock.advance(TimeDelta::days(30));
     // A poller in the middle of taking what is due, for as long as it likes.
-    let mut hung = env.owner.begin().await.unwrap();
+    let mut hung = store::database::begin(&env.owner).await.unwrap();
     sqlx::query("insert into ops.timer_leases select aggregate_type, aggregate_id, name, due_at, gen_random_uuid(), now() + interval '1 hour' from timers").execute(&mut *hung).await.unwrap();
     let tenant: String = sqlx::query_scalar("select aggregate_id from timers order by 1 limit 1").fetch_one(&env.owner).await.unwrap();
     let since = std::time::Instant::now();

@@ -163,6 +163,7 @@ fn continues(hash: &str, position: i64, message: &Message) -> anyhow::Result<boo
 }
 
 /// What is done with events, and the checkpoint, in one transaction.
+#[expect(clippy::disallowed_methods, reason = "nothing here stops waiting for it")]
 async fn handle(database: &PgPool, events: &[(i64, &Message)]) -> anyhow::Result<()> {
     let mut tx = database.begin().await?;
     for (position, message) in events {

@@ -350,7 +350,7 @@ async fn a_worker_killed_between_send_and_record_sends_the_same_message_again_an
     office.until_all(State::Delivered, 3).await;
     office.invite(3).await;
     // Killed while it records: it has sent, and everybody waits for the row.
-    let mut blocker = office.env.owner.begin().await.unwrap();
+    let mut blocker = store::database::begin(&office.env.owner).await.unwrap();
     sqlx::query("lock table ops.delivery_attempts in exclusive mode").execute(&mut *blocker).await.unwrap();
     let worker = office.worker();
     let killed = tokio::spawn(async move { worker.deliver_due().await });
@@ -490,7 +490,7 @@ async fn what_waits_for_a_tenant_keeps_nothing_from_another_one_with_the_same_id
         event: None,
         at: domain::Clock::now(&env.clock),
     };
-    let mut tx = store.pool().begin().await.unwrap();
+    let mut tx = store::database::begin(store.pool()).await.unwrap();
     queue::add(&mut tx, &[delivery(first, 0), delivery(second, 0)]).await.unwrap();
     tx.commit().await.unwrap();
     let worker = Worker::new(store.clone(), vec![std::sync::Arc::new(Picky(first.0))]);
@@ -546,7 +546,7 @@ async fn files_of_mails_are_for_their_owner_alone_and_go_with_the_person_also_wh
     let left: Vec<String> = there().into_iter().map(|(name, _)| name).collect();
     assert!(left.len() == 1 && left[0].starts_with(&format!("{}_{}_", tenant, users[1].id)), "{left:?}");
     // What the policy of mails decides late is not queued any more.
-    let mut tx = node.store.pool().begin().await.unwrap();
+    let mut tx = store::database::begin(node.store.pool()).await.unwrap();
     let late = queue::NewDelivery {
         id: id(),
         tenant,

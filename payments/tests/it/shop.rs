@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use testing::http::{Answer, Client};
 use testing::node::Node;
 use testing::stripe::{Stripe, sign};
-use testing::{Env, eventually, id};
+use testing::{Env, eventually_else, id};
 
 pub(crate) const PAID: &str = include_str!("../recorded/event_invoice_payment_succeeded.json");
 pub(crate) const PAID_BASIL: &str = include_str!("../recorded/event_invoice_payment_succeeded_basil.json");
@@ -99,7 +99,7 @@ impl Shop {
     /// Until Stripe has been told everything, and nothing follows from that any more.
     pub(crate) async fn told(&self) {
         let worker = self.worker();
-        eventually("everything has been told", || async {
+        eventually_else(|| async {
             self.node.settled().await;
             let head = self.node.store.head().await.unwrap().position;
             let policies = commands::policy::statuses(&self.node.store).await.unwrap();
@@ -113,7 +113,10 @@ impl Shop {
                 self.env.clock.advance(TimeDelta::minutes(1));
             }
             let same = self.node.store.head().await.unwrap().position == head;
-            (decided && attempted == 0 && pending == 0 && same).then_some(())
+            if decided && attempted == 0 && pending == 0 && same {
+                return Ok(());
+            }
+            Err(format!("not everything is told at {head}: attempted {attempted}, pending {pending}, same end {same}, {policies:?}"))
         })
         .await;
     }

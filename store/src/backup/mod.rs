@@ -16,13 +16,13 @@ use futures::TryStreamExt as _;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use sha2::{Digest as _, Sha256};
-use sqlx::{Connection as _, PgConnection};
+use sqlx::PgConnection;
 use uuid::Uuid;
 
 use crate::event::RawEvent;
 use crate::hash::{Hash, log_link, tenant_link};
 use crate::read::{Filter, page};
-use crate::{Head, Store};
+use crate::{Head, Store, database};
 
 pub use import::Import;
 
@@ -358,8 +358,7 @@ impl Store {
                 break;
             }
         }
-        let mut connection = self.inner.pool.acquire().await?;
-        let mut snapshot = connection.begin_with("begin isolation level repeatable read, read only").await?;
+        let mut snapshot = database::snapshot(&self.inner.pool).await?;
         loop {
             let events = page(&mut snapshot, writer.progress.head.position, i64::from(PAGE), &Filter::default()).await?;
             if events.is_empty() {

@@ -3,6 +3,7 @@
 
 mod append;
 mod catalogue;
+mod database;
 mod kit;
 mod load;
 mod memory;

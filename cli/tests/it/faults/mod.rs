@@ -76,7 +76,7 @@ async fn while_the_disk_of_nats_is_full_commands_and_queries_go_on_and_the_strea
 #[tokio::test(flavor = "multi_thread")]
 async fn queries_that_hang_exhaust_their_own_connections_only_and_answer_503() {
     let mut chaos = Chaos::start().await;
-    let mut blocker = chaos.owner.begin().await.unwrap();
+    let mut blocker = store::database::begin(&chaos.owner).await.unwrap();
     sqlx::query("lock table read.generations in access exclusive mode").execute(&mut *blocker).await.unwrap();
     let asked = futures::future::join_all((0..40).map(|_| chaos.apis[0].get("/v1/tenants"))).await;
     assert!(asked.iter().all(|answer| answer.status() == StatusCode::SERVICE_UNAVAILABLE), "{asked:?}");
