@@ -9,7 +9,7 @@ use cqrs_es::{Aggregate as _, DomainEvent as _};
 use domain::identity::tenant::{ProvisionTenant, Slug, Tenant};
 use domain::support::ticket::{Channel, Event, Priority, Ticket, Visibility};
 use domain::text::DisplayName;
-use domain::{Actor, Aggregate as _, Personal, Precondition, StreamId, TenantId, UserId};
+use domain::{Actor, Aggregate as _, Claim, Effect, Personal, Precondition, Scope, StreamId, TenantId, UserId};
 use store::{Append, Expected, Key, Metadata, NewEvent, Store, StreamAppend};
 use uuid::Uuid;
 
@@ -144,9 +144,12 @@ pub(crate) async fn tenant(store: &Store, slug: &str) -> anyhow::Result<TenantId
 
 /// Appends with everything that a command's append has: key, gate, version, chains, sealing.
 pub(crate) async fn append(store: &Store, tenant: TenantId, stream: StreamAppend) {
+    append_when(store, tenant, stream, vec![Precondition::GateOpen]).await;
+}
+
+async fn append_when(store: &Store, tenant: TenantId, stream: StreamAppend, preconditions: Vec<Precondition>) {
     let key = Key { tenant, scope: "bench".into(), key: store.fresh_id().to_string(), fingerprint: [7; 32] };
-    let request =
-        Append { tenant, streams: vec![stream], preconditions: vec![Precondition::GateOpen], keys: vec![key], metadata: metadata(store) };
+    let request = Append { tenant, streams: vec![stream], preconditions, keys: vec![key], metadata: metadata(store) };
     store.append(request).await.expect("an append");
 }
 
@@ -168,6 +171,8 @@ pub(crate) async fn measure(site: &Site, run: &mut Run, references: &HashMap<usi
         run.add(Figure::of(&format!("append.new_stream.{callers}"), times, took).against(&references[&callers.min(32)]));
         site.statements("new streams").await?;
     }
+    guarded(&store, tenant, &requesters, run, references).await?;
+    two_processes([store.clone(), site.store(&site.existing("bench_append")?).await?], run, references).await?;
     // Streams of ten events each.
     let mut ids = Vec::new();
     for requester in requesters.iter() {
@@ -201,6 +206,52 @@ pub(crate) async fn measure(site: &Site, run: &mut Run, references: &HashMap<usi
         site.statements("existing streams").await?;
     }
     fairness(&store, run).await
+}
+
+/// New streams that take a claim and set a timer each, and name another stream.
+async fn guarded(
+    store: &Store,
+    tenant: TenantId,
+    requesters: &Arc<Vec<UserId>>,
+    run: &mut Run,
+    references: &HashMap<usize, Figure>,
+) -> anyhow::Result<()> {
+    const NAME: Claim = Claim { namespace: "bench_name", scope: Scope::Tenant, personal: false };
+    let other = stream(store, tenant, store.fresh_id(), 0, vec![opened(requesters[0])])?;
+    let exists = Precondition::StreamExists { aggregate: Ticket::TYPE, stream: other.stream };
+    append(store, tenant, other).await;
+    let (on, requesters) = (store.clone(), requesters.clone());
+    let (times, took) = closed(32, LASTS, move |caller, _| {
+        let (store, requester, exists) = (on.clone(), requesters[caller], exists.clone());
+        async move {
+            let id = store.fresh_id();
+            let mut new = stream(&store, tenant, id, 0, vec![opened(requester)]).expect("JSON");
+            new.events[0].effects.extend([
+                Effect::TakeClaim { claim: NAME, label: "name".into(), value: Some(id.to_string()) },
+                Effect::SetTimer { name: "bench".into(), due: store.clock().now() + chrono::TimeDelta::days(1) },
+            ]);
+            append_when(&store, tenant, new, vec![Precondition::GateOpen, exists]).await;
+        }
+    })
+    .await;
+    run.add(Figure::of("append.guarded.32", times, took).against(&references[&32]));
+    Ok(())
+}
+
+/// New streams through two processes, 16 callers each, every one for a tenant of its own.
+async fn two_processes(stores: [Store; 2], run: &mut Run, references: &HashMap<usize, Figure>) -> anyhow::Result<()> {
+    let tenants = [tenant(&stores[0], "left").await?, tenant(&stores[1], "right").await?];
+    let requesters: Arc<Vec<UserId>> = Arc::new((0..32).map(|_| UserId(stores[0].fresh_id())).collect());
+    let (times, took) = closed(32, LASTS, move |caller, _| {
+        let (store, tenant, requester) = (stores[caller % 2].clone(), tenants[caller % 2], requesters[caller]);
+        async move {
+            let new = stream(&store, tenant, store.fresh_id(), 0, vec![opened(requester)]).expect("JSON");
+            append(&store, tenant, new).await;
+        }
+    })
+    .await;
+    run.add(Figure::of("append.two_processes.32", times, took).against(&references[&32]));
+    Ok(())
 }
 
 /// A small tenant's appends, alone and beside one with a hundred times its load.

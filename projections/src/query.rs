@@ -33,7 +33,7 @@ const OF_ONE_TENANT: usize = 3;
 /// A query that takes longer than this is a long one.
 const LONG: Duration = Duration::from_millis(15);
 /// Queries that wait for a connection, of all tenants and of one.
-const WAITING: (usize, usize) = (1024, 128);
+const WAITING: (usize, usize) = (1024, 512);
 /// The longest that a query waits for a connection.
 const TURN: Duration = Duration::from_secs(2);
 

@@ -1,6 +1,6 @@
 //! What an append reads and writes besides events, as it stands during one batch: read once, changed in memory request by request, written once.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::hash::Hash as StdHash;
 use std::sync::Arc;
 
@@ -12,10 +12,40 @@ use uuid::Uuid;
 use crate::Ceilings;
 use crate::hash::Hash;
 
+/// A row of a guard table, as far as it is known.
+#[derive(Clone, Debug, PartialEq)]
+enum Row<V> {
+    /// Nobody has read it.
+    Unread,
+    Absent,
+    Present(V),
+}
+
+impl<V> Row<V> {
+    fn of(value: Option<V>) -> Self {
+        value.map_or(Self::Absent, Self::Present)
+    }
+
+    fn value(&self) -> Option<&V> {
+        match self {
+            Self::Present(value) => Some(value),
+            Self::Unread | Self::Absent => None,
+        }
+    }
+}
+
 /// Rows of one guard table: what they were, what they are, and how to take back what the current request did.
 pub(crate) struct Table<K, V> {
-    rows: HashMap<K, (Option<V>, Option<V>)>,
-    undo: Vec<(K, Option<V>)>,
+    rows: HashMap<K, (Row<V>, Row<V>)>,
+    undo: Vec<(K, Row<V>)>,
+}
+
+/// A row that a batch changes.
+pub(crate) struct Change<'a, K, V> {
+    pub(crate) key: &'a K,
+    /// Whether there may be a row now that has to go.
+    pub(crate) replaces: bool,
+    pub(crate) after: Option<&'a V>,
 }
 
 impl<K, V> Default for Table<K, V> {
@@ -31,26 +61,29 @@ impl<K: Clone + Eq + StdHash, V: Clone + PartialEq> Table<K, V> {
 
     /// A row as it stands; `None`: it is known that there is none.
     pub(crate) fn put(&mut self, key: K, value: Option<V>) {
-        self.rows.insert(key, (value.clone(), value));
+        let row = Row::of(value);
+        self.rows.insert(key, (row.clone(), row));
     }
 
     /// Whether it is known what stands there.
     pub(crate) fn knows(&self, key: &K) -> bool {
-        self.rows.contains_key(key)
+        self.rows.get(key).is_some_and(|row| row.1 != Row::Unread)
     }
 
     /// What is known now, also of rows that are not there.
     pub(crate) fn known(&self) -> impl Iterator<Item = (&K, Option<&V>)> {
-        self.rows.iter().map(|(key, row)| (key, row.1.as_ref()))
+        self.rows.iter().filter(|(_, row)| row.1 != Row::Unread).map(|(key, row)| (key, row.1.value()))
     }
 
+    /// The value that is known to be there.
     pub(crate) fn get(&self, key: &K) -> Option<&V> {
-        self.rows.get(key).and_then(|row| row.1.as_ref())
+        self.rows.get(key).and_then(|row| row.1.value())
     }
 
+    /// Changes a row, whether it was read or not.
     pub(crate) fn set(&mut self, key: K, value: Option<V>) {
-        let row = self.rows.entry(key.clone()).or_default();
-        self.undo.push((key, std::mem::replace(&mut row.1, value)));
+        let row = self.rows.entry(key.clone()).or_insert((Row::Unread, Row::Unread));
+        self.undo.push((key, std::mem::replace(&mut row.1, Row::of(value))));
     }
 
     fn keep(&mut self) {
@@ -58,24 +91,27 @@ impl<K: Clone + Eq + StdHash, V: Clone + PartialEq> Table<K, V> {
     }
 
     fn rollback(&mut self) {
-        while let Some((key, value)) = self.undo.pop() {
-            self.rows.entry(key).or_default().1 = value;
+        while let Some((key, row)) = self.undo.pop() {
+            if let Some(now) = self.rows.get_mut(&key) {
+                now.1 = row;
+            }
         }
     }
 
     /// What is there now.
     pub(crate) fn rows(&self) -> impl Iterator<Item = (&K, &V)> {
-        self.rows.iter().filter_map(|(key, row)| row.1.as_ref().map(|value| (key, value)))
+        self.rows.iter().filter_map(|(key, row)| row.1.value().map(|value| (key, value)))
     }
 
     /// Removes what `gone` says.
     pub(crate) fn remove(&mut self, gone: impl Fn(&K, &V) -> bool) {
-        self.rows.retain(|key, row| row.1.as_ref().is_none_or(|value| !gone(key, value)));
+        self.rows.retain(|key, row| row.1.value().is_none_or(|value| !gone(key, value)));
     }
 
-    /// What is not as it was: (key, before, after).
-    pub(crate) fn changes(&self) -> impl Iterator<Item = (&K, Option<&V>, Option<&V>)> {
-        self.rows.iter().filter(|(_, (before, after))| before != after).map(|(key, (before, after))| (key, before.as_ref(), after.as_ref()))
+    /// What is not as it was.
+    pub(crate) fn changes(&self) -> impl Iterator<Item = Change<'_, K, V>> {
+        let changed = self.rows.iter().filter(|(_, (before, after))| before != after);
+        changed.map(|(key, (before, after))| Change { key, replaces: *before != Row::Absent, after: after.value() })
     }
 }
 
@@ -84,6 +120,9 @@ const DELETED: &str = "deleted";
 
 /// (aggregate type, stream).
 pub(crate) type StreamKey = (&'static str, StreamId);
+
+/// (aggregate type, stream, name).
+pub(crate) type TimerKey = (&'static str, StreamId, String);
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct ClaimKey {
@@ -98,6 +137,12 @@ pub(crate) struct Holder {
     pub(crate) stream: StreamId,
     pub(crate) namespace: &'static str,
     pub(crate) label: String,
+}
+
+impl Holder {
+    pub(crate) fn of(aggregate: &str, stream: StreamId, claim: &Claim, label: &str) -> Self {
+        Self { aggregate: aggregate.to_owned(), stream, namespace: claim.namespace, label: label.to_owned() }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -117,12 +162,14 @@ pub(crate) struct TenantHead {
 #[derive(Default)]
 pub(crate) struct Guards {
     pub(crate) versions: Table<StreamKey, i64>,
+    /// Streams that have events, also where their versions are not known.
+    pub(crate) existing: HashSet<StreamKey>,
     pub(crate) tenants: Table<TenantId, TenantHead>,
     pub(crate) claims: Table<ClaimKey, Holder>,
     pub(crate) held: Table<Holder, ClaimKey>,
     pub(crate) counters: Table<(TenantId, CounterName), Counter>,
     pub(crate) allocations: Table<(TenantId, &'static str), i64>,
-    pub(crate) timers: Table<(&'static str, StreamId, String), DateTime<Utc>>,
+    pub(crate) timers: Table<TimerKey, DateTime<Utc>>,
     pub(crate) erased: Table<(TenantId, domain::SubjectId), ()>,
     pub(crate) ended: Table<TenantId, ()>,
     /// Where counters end for which nothing in the log says so; an audit, which folds what was accepted, knows of none.
@@ -191,7 +238,8 @@ impl Guards {
                 if actual == *version { Ok(()) } else { Err(Refusal::StreamMoved { aggregate: (*aggregate).to_owned(), id: stream.id }) }
             }
             Precondition::StreamExists { aggregate, stream } => {
-                let exists = self.versions.get(&(aggregate, *stream)).is_some_and(|version| *version > 0);
+                let key = (*aggregate, *stream);
+                let exists = self.existing.contains(&key) || self.versions.get(&key).is_some_and(|version| *version > 0);
                 if exists { Ok(()) } else { Err(Refusal::NoSuchStream { aggregate: (*aggregate).to_owned(), id: stream.id }) }
             }
             Precondition::ClaimFree { claim, value } => match self.claims.get(&claim_key(claim, tenant, value)) {
@@ -230,12 +278,7 @@ impl Guards {
     /// Applies one effect of an event of `stream`; for an allocation answers the number drawn.
     pub(crate) fn apply(&mut self, aggregate: &'static str, stream: StreamId, effect: &Effect) -> Result<Option<i64>, Refusal> {
         let tenant = stream.tenant;
-        let holder = |claim: &Claim, label: &str| Holder {
-            aggregate: aggregate.to_owned(),
-            stream,
-            namespace: claim.namespace,
-            label: label.to_owned(),
-        };
+        let holder = |claim: &Claim, label: &str| Holder::of(aggregate, stream, claim, label);
         match effect {
             Effect::TakeClaim { value: None, .. } => {}
             Effect::TakeClaim { claim, label, value: Some(value) } => {
@@ -256,8 +299,8 @@ impl Guards {
                 let me = holder(claim, label);
                 if let Some(key) = self.held.get(&me).cloned() {
                     self.claims.set(key, None);
-                    self.held.set(me, None);
                 }
+                self.held.set(me, None);
             }
             // What is gone is counted no more.
             Effect::Count { .. } if self.tenants.get(&tenant).and_then(|head| head.gate.as_deref()) == Some(DELETED) => {}
@@ -303,48 +346,49 @@ impl Guards {
 
     /// The changed guards as the document that `append_batch` takes; `None` when nothing changed.
     pub(crate) fn document(&self) -> Option<Value> {
-        let claims_gone: Vec<_> = self
-            .claims
+        // A claim goes by its holder, since not every value that goes was read.
+        let holders_gone: Vec<_> = self
+            .held
             .changes()
-            .filter(|c| c.1.is_some())
-            .map(|(k, ..)| json!({"scope": k.scope, "namespace": k.namespace, "value": k.value}))
+            .filter(|change| change.replaces)
+            .map(|Change { key: h, .. }| json!({"aggregate_type": h.aggregate, "aggregate_id": h.stream.to_string(), "namespace": h.namespace, "label": h.label}))
             .collect();
         let claims: Vec<_> = self
             .claims
             .changes()
-            .filter_map(|(k, _, holder)| holder.map(|h| json!({"scope": k.scope, "namespace": k.namespace, "value": k.value, "tenant_id": h.stream.tenant, "aggregate_type": h.aggregate, "aggregate_id": h.stream.to_string(), "label": h.label})))
+            .filter_map(|Change { key: k, after, .. }| after.map(|h| json!({"scope": k.scope, "namespace": k.namespace, "value": k.value, "tenant_id": h.stream.tenant, "aggregate_type": h.aggregate, "aggregate_id": h.stream.to_string(), "label": h.label})))
             .collect();
         let counters: Vec<_> = self
             .counters
             .changes()
-            .filter_map(|(k, _, c)| {
-                c.map(|c| json!({"tenant_id": k.0, "name": k.1.to_string(), "value": c.value, "floor": c.floor, "ceiling": c.ceiling}))
+            .filter_map(|Change { key: k, after, .. }| {
+                after.map(|c| json!({"tenant_id": k.0, "name": k.1.to_string(), "value": c.value, "floor": c.floor, "ceiling": c.ceiling}))
             })
             .collect();
         let allocations: Vec<_> = self
             .allocations
             .changes()
-            .filter_map(|(k, _, last)| last.map(|last| json!({"tenant_id": k.0, "name": k.1, "last": last})))
+            .filter_map(|Change { key: k, after, .. }| after.map(|last| json!({"tenant_id": k.0, "name": k.1, "last": last})))
             .collect();
-        let timer = |(aggregate, stream, name): &(&str, StreamId, String)| json!({"aggregate_type": aggregate, "aggregate_id": stream.to_string(), "name": name, "tenant_id": stream.tenant});
-        let timers_gone: Vec<_> = self.timers.changes().filter(|c| c.1.is_some()).map(|(k, ..)| timer(k)).collect();
+        let timer = |(aggregate, stream, name): &TimerKey| json!({"aggregate_type": aggregate, "aggregate_id": stream.to_string(), "name": name, "tenant_id": stream.tenant});
+        let timers_gone: Vec<_> = self.timers.changes().filter(|change| change.replaces).map(|change| timer(change.key)).collect();
         let timers: Vec<_> = self
             .timers
             .changes()
-            .filter_map(|(k, _, due)| {
-                due.map(|due| {
-                    let mut row = timer(k);
+            .filter_map(|Change { key, after, .. }| {
+                after.map(|due| {
+                    let mut row = timer(key);
                     row["due_at"] = json!(due);
                     row
                 })
             })
             .collect();
-        let erased: Vec<_> = self.erased.changes().map(|(k, ..)| json!({"tenant_id": k.0, "subject_id": k.1})).collect();
-        let ended: Vec<_> = self.ended.changes().map(|(k, ..)| json!(k)).collect();
+        let erased: Vec<_> = self.erased.changes().map(|change| json!({"tenant_id": change.key.0, "subject_id": change.key.1})).collect();
+        let ended: Vec<_> = self.ended.changes().map(|change| json!(change.key)).collect();
         let nothing =
-            [&claims_gone, &claims, &counters, &allocations, &timers_gone, &timers, &erased, &ended].iter().all(|list| list.is_empty());
+            [&holders_gone, &claims, &counters, &allocations, &timers_gone, &timers, &erased, &ended].iter().all(|list| list.is_empty());
         (!nothing).then(|| {
-            json!({"claims_gone": claims_gone, "claims": claims, "counters": counters, "allocations": allocations, "timers_gone": timers_gone, "timers": timers, "erased": erased, "ended": ended})
+            json!({"holders_gone": holders_gone, "claims": claims, "counters": counters, "allocations": allocations, "timers_gone": timers_gone, "timers": timers, "erased": erased, "ended": ended})
         })
     }
 }

@@ -1,18 +1,20 @@
 //! Deciding without asking: upon what this process's last batch left behind, and upon what the requests themselves assume.
 //!
 //! As long as no other process appends, the log's head and the rows of guards are what the last batch made them, and the next one can be decided while that one is still
-//! being written. The versions of streams, and that keys are new, are assumed, and checked by `append_assuming` under the head's lock. Whatever cannot be known in this
-//! way is left to the careful path, which reads first.
+//! being written. What the last batches did not touch is assumed as the request needs it: streams at their versions, keys new, claims free, timers set, a tenant's first event.
+//! `append_assuming` checks all of it under the head's lock, and writes nothing if one assumption is wrong; then the batch takes the careful path, which reads first, and so does
+//! from the start whatever cannot be assumed: tenants and counters that are not remembered, the end of a tenant, the erasure of a person.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::hash::Hash;
 use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
-use domain::{CounterName, Effect, Precondition, TenantId};
+use domain::{CounterName, Effect, Precondition, StreamId, TenantId};
+use serde_json::{Value, json};
 
 use super::decide::{Plan, Snapshot, decide_next};
-use super::guards::{Counter, Guards, StreamKey, Table, TenantHead};
+use super::guards::{ClaimKey, Counter, Guards, Holder, StreamKey, Table, TenantHead, TimerKey, claim_key};
 use super::queue::{BATCH_BYTES, BATCH_ROWS};
 use super::{Expected, Prepared};
 use crate::{Ceilings, Head};
@@ -27,6 +29,8 @@ pub(super) struct Memory {
     tenants: HashMap<TenantId, Option<TenantHead>>,
     counters: HashMap<(TenantId, CounterName), Option<Counter>>,
     allocations: HashMap<(TenantId, &'static str), Option<i64>>,
+    claims: HashMap<ClaimKey, Option<Holder>>,
+    held: HashMap<Holder, Option<ClaimKey>>,
 }
 
 impl Memory {
@@ -44,58 +48,202 @@ impl Memory {
     /// Takes over what a plan leaves behind when it is written.
     pub(super) fn learn(&mut self, plan: &Plan) {
         let guards = &plan.guards;
-        if guards.ended.rows().next().is_some() || self.tenants.len() + self.counters.len() + self.allocations.len() > MOST {
+        let rows = self.tenants.len() + self.counters.len() + self.allocations.len() + self.claims.len() + self.held.len();
+        if guards.ended.rows().next().is_some() || rows > MOST {
             self.forget();
         }
         self.head = Some(plan.after);
         self.tenants.extend(guards.tenants.known().map(|(tenant, head)| (*tenant, head.cloned())));
         self.counters.extend(guards.counters.known().map(|(key, counter)| (*key, counter.cloned())));
         self.allocations.extend(guards.allocations.known().map(|(key, last)| (*key, last.copied())));
+        self.claims.extend(guards.claims.known().map(|(key, holder)| (key.clone(), holder.cloned())));
+        self.held.extend(guards.held.known().map(|(holder, key)| (holder.clone(), key.cloned())));
     }
 
-    /// Puts everything that a request is decided upon into the guards; false when something is not known.
+    /// Puts everything that a request is decided upon into the guards; false when something can neither be remembered nor assumed.
     fn supply(&self, request: &Prepared, draft: &mut Draft) -> bool {
-        let guards = &mut draft.snapshot.guards;
-        let assumed = &mut draft.assumed;
-        let mut assume = |key: StreamKey, version: i64, guards: &mut Guards| {
-            if !guards.versions.knows(&key) {
-                guards.versions.put(key, (version > 0).then_some(version));
-                assumed.push((key, version));
-            }
-        };
-        let preconditions = request.preconditions.iter().all(|precondition| match precondition {
-            Precondition::GateOpen | Precondition::TenantLives => true,
-            Precondition::CounterWithin { counter, .. } => supply_row(&self.counters, &mut guards.counters, (request.tenant, *counter)),
-            Precondition::StreamAt { aggregate, stream, version } => {
-                assume((aggregate, *stream), *version, guards);
+        let mut supply = Supply { memory: self, guards: &mut draft.snapshot.guards, assumed: &mut draft.assumed };
+        // All versions first: what holds for a new stream holds for everything in the request.
+        request.streams.iter().all(|part| match part.expected {
+            Expected::Exact(version) => {
+                supply.version((part.aggregate, part.stream), version);
                 true
             }
-            Precondition::StreamExists { .. }
-            | Precondition::ClaimFree { .. }
-            | Precondition::ClaimHeld { .. }
-            | Precondition::TimerSet { .. } => false,
-        });
-        preconditions
-            && supply_row(&self.tenants, &mut guards.tenants, request.tenant)
+            Expected::Any => false,
+        }) && supply.tenant(request.tenant, request)
+            && request.streams.iter().all(|part| supply.tenant(part.stream.tenant, request))
+            && request.preconditions.iter().all(|precondition| supply.precondition(request.tenant, precondition))
             && request.streams.iter().all(|part| {
-                let tenant = part.stream.tenant;
-                let Expected::Exact(version) = part.expected else { return false };
-                assume((part.aggregate, part.stream), version, guards);
-                supply_row(&self.tenants, &mut guards.tenants, tenant)
-                    && part.events.iter().flat_map(|event| &event.effects).all(|effect| match effect {
-                        Effect::Count { counter, .. } | Effect::Bound { counter, .. } => {
-                            counter.ceilings().all(|counter| supply_row(&self.counters, &mut guards.counters, (tenant, counter)))
-                        }
-                        Effect::Allocate { sequence, .. } => supply_row(&self.allocations, &mut guards.allocations, (tenant, *sequence)),
-                        Effect::TakeClaim { .. }
-                        | Effect::ReleaseClaim { .. }
-                        | Effect::SetTimer { .. }
-                        | Effect::CancelTimer { .. }
-                        | Effect::Gate(_)
-                        | Effect::Erase(_)
-                        | Effect::EndTenant => false,
-                    })
+                part.events.iter().flat_map(|event| &event.effects).all(|effect| supply.effect(part.aggregate, part.stream, effect))
             })
+    }
+}
+
+/// What must be so when a batch is written, although nobody has read it.
+#[derive(Default)]
+pub(super) struct Assumed {
+    /// Streams at these versions.
+    pub(super) versions: Vec<(StreamKey, i64)>,
+    /// Streams that have events.
+    existing: Vec<StreamKey>,
+    /// Tenants without events.
+    new_tenants: HashSet<TenantId>,
+    /// Claims that nobody holds.
+    free: Vec<ClaimKey>,
+    /// Timers that are due at these times.
+    timers: Vec<(TimerKey, DateTime<Utc>)>,
+}
+
+impl Assumed {
+    /// What `append_assuming` checks besides versions; `None` for nothing.
+    pub(super) fn document(&self) -> Option<Value> {
+        let nothing = self.existing.is_empty() && self.new_tenants.is_empty() && self.free.is_empty() && self.timers.is_empty();
+        (!nothing).then(|| {
+            json!({
+                "existing": self.existing.iter().map(|(aggregate, stream)| json!({"aggregate_type": aggregate, "aggregate_id": stream.to_string()})).collect::<Vec<_>>(),
+                "new_tenants": self.new_tenants,
+                "free": self.free.iter().map(|c| json!({"scope": c.scope, "namespace": c.namespace, "value": c.value})).collect::<Vec<_>>(),
+                "timers": self.timers.iter().map(|((aggregate, stream, name), due)| json!({"aggregate_type": aggregate, "aggregate_id": stream.to_string(), "name": name, "due_at": due})).collect::<Vec<_>>(),
+            })
+        })
+    }
+}
+
+/// Fills the guards of a draft with what a request is decided upon. Each method answers whether that is possible.
+struct Supply<'a> {
+    memory: &'a Memory,
+    guards: &'a mut Guards,
+    assumed: &'a mut Assumed,
+}
+
+impl Supply<'_> {
+    fn version(&mut self, key: StreamKey, version: i64) {
+        if !self.guards.versions.knows(&key) {
+            self.guards.versions.put(key, (version > 0).then_some(version));
+            self.assumed.versions.push((key, version));
+        }
+    }
+
+    /// The head of a tenant. One that is not remembered, and whose gate the request opens with the first event of a stream, is taken for a new one.
+    fn tenant(&mut self, tenant: TenantId, request: &Prepared) -> bool {
+        if supply_row(&self.memory.tenants, &mut self.guards.tenants, tenant) {
+            return true;
+        }
+        let begins = request.streams.iter().any(|part| {
+            part.stream.tenant == tenant
+                && part.expected == Expected::Exact(0)
+                && part.events.iter().flat_map(|event| &event.effects).any(|effect| matches!(effect, Effect::Gate(_)))
+        });
+        if begins {
+            self.guards.tenants.put(tenant, None);
+            self.assumed.new_tenants.insert(tenant);
+        }
+        begins
+    }
+
+    fn precondition(&mut self, tenant: TenantId, precondition: &Precondition) -> bool {
+        match precondition {
+            Precondition::GateOpen | Precondition::TenantLives => true,
+            Precondition::CounterWithin { counter, .. } => self.counter(tenant, *counter),
+            Precondition::StreamAt { aggregate, stream, version } => {
+                self.version((aggregate, *stream), *version);
+                true
+            }
+            Precondition::StreamExists { aggregate, stream } => {
+                let key = (*aggregate, *stream);
+                if !self.guards.versions.knows(&key) && self.guards.existing.insert(key) {
+                    self.assumed.existing.push(key);
+                }
+                true
+            }
+            Precondition::ClaimFree { claim, value } => {
+                self.claim(claim_key(claim, tenant, value));
+                true
+            }
+            // Who holds it is not said, and would have to be known if the holder were in the same batch.
+            Precondition::ClaimHeld { claim, value } => self.remembered_claim(&claim_key(claim, tenant, value)),
+            Precondition::TimerSet { aggregate, stream, name, due } => {
+                let key = (*aggregate, *stream, name.clone());
+                if !self.guards.timers.knows(&key) {
+                    self.guards.timers.load(key.clone(), *due);
+                    self.assumed.timers.push((key, *due));
+                }
+                true
+            }
+        }
+    }
+
+    fn effect(&mut self, aggregate: &'static str, stream: StreamId, effect: &Effect) -> bool {
+        let tenant = stream.tenant;
+        match effect {
+            Effect::Count { counter, .. } | Effect::Bound { counter, .. } => {
+                counter.ceilings().all(|counter| self.counter(tenant, counter))
+            }
+            Effect::Allocate { sequence, .. } => {
+                let key = (tenant, *sequence);
+                supply_row(&self.memory.allocations, &mut self.guards.allocations, key)
+                    || self.is_new(tenant) && absent(&mut self.guards.allocations, key)
+            }
+            Effect::TakeClaim { claim, label, value } => {
+                if let Some(value) = value {
+                    self.claim(claim_key(claim, tenant, value));
+                    self.holder(aggregate, Holder::of(aggregate, stream, claim, label));
+                }
+                true
+            }
+            Effect::ReleaseClaim { claim, label } => {
+                self.holder(aggregate, Holder::of(aggregate, stream, claim, label));
+                true
+            }
+            // Timers are set and cancelled whatever they were; what a gate was, the tenant's head says.
+            Effect::SetTimer { .. } | Effect::CancelTimer { .. } | Effect::Gate(_) => true,
+            Effect::Erase(_) | Effect::EndTenant => false,
+        }
+    }
+
+    fn is_new(&self, tenant: TenantId) -> bool {
+        self.assumed.new_tenants.contains(&tenant)
+    }
+
+    fn counter(&mut self, tenant: TenantId, counter: CounterName) -> bool {
+        let key = (tenant, counter);
+        supply_row(&self.memory.counters, &mut self.guards.counters, key) || self.is_new(tenant) && absent(&mut self.guards.counters, key)
+    }
+
+    /// A claim that is not remembered is taken for free.
+    fn claim(&mut self, key: ClaimKey) {
+        if !self.remembered_claim(&key) {
+            self.guards.claims.put(key.clone(), None);
+            self.assumed.free.push(key);
+        }
+    }
+
+    /// A claim and its holder are known together, so that whoever gives up a value that is known to be held makes it free.
+    fn remembered_claim(&mut self, key: &ClaimKey) -> bool {
+        if self.guards.claims.knows(key) {
+            return true;
+        }
+        let Some(holder) = self.memory.claims.get(key) else { return false };
+        self.guards.claims.put(key.clone(), holder.clone());
+        if let Some(holder) = holder {
+            self.guards.held.put(holder.clone(), Some(key.clone()));
+        }
+        true
+    }
+
+    /// What a holder holds. If nobody remembers, it stays unread, and is released whatever it is: see [`Guards::document`].
+    fn holder(&mut self, aggregate: &'static str, holder: Holder) {
+        if self.guards.held.knows(&holder) {
+            return;
+        }
+        let stream = (aggregate, holder.stream);
+        let is_new = self.guards.versions.knows(&stream) && self.guards.versions.get(&stream).is_none();
+        match self.memory.held.get(&holder) {
+            Some(Some(key)) => _ = self.remembered_claim(key),
+            Some(None) => self.guards.held.put(holder, None),
+            None if is_new => self.guards.held.put(holder, None),
+            None => {}
+        }
     }
 }
 
@@ -108,12 +256,18 @@ fn supply_row<K: Copy + Eq + Hash, V: Clone + PartialEq>(remembered: &HashMap<K,
     true
 }
 
+/// Notes that a row is not there.
+fn absent<K: Clone + Eq + Hash, V: Clone + PartialEq>(table: &mut Table<K, V>, key: K) -> bool {
+    table.put(key, None);
+    true
+}
+
 /// The next batch, decided request by request as they come.
 pub(super) struct Draft {
     pub(super) batch: Vec<Prepared>,
     pub(super) now: DateTime<Utc>,
-    /// What must be so when it is written: streams at these versions.
-    pub(super) assumed: Vec<(StreamKey, i64)>,
+    /// What must be so when it is written.
+    assumed: Assumed,
     plan: Plan,
     snapshot: Snapshot,
     bytes: usize,
@@ -124,7 +278,7 @@ impl Draft {
     pub(super) fn after(memory: &Memory, now: DateTime<Utc>, ceilings: Arc<Ceilings>) -> Option<Self> {
         let head = memory.head?;
         let snapshot = Snapshot { head, guards: Guards::with(ceilings), keys: HashMap::new() };
-        Some(Self { batch: Vec::new(), now, assumed: Vec::new(), plan: Plan::after(head), snapshot, bytes: 0 })
+        Some(Self { batch: Vec::new(), now, assumed: Assumed::default(), plan: Plan::after(head), snapshot, bytes: 0 })
     }
 
     /// Decides one more request, or gives it back because that takes reading.
@@ -148,7 +302,7 @@ impl Draft {
     }
 
     /// The requests, what they came to, and what is checked before it is written: also what was assumed for a request that was given back, since others may have been decided upon it.
-    pub(super) fn finish(mut self) -> (Vec<Prepared>, Plan, Vec<(StreamKey, i64)>) {
+    pub(super) fn finish(mut self) -> (Vec<Prepared>, Plan, Assumed) {
         self.plan.guards = self.snapshot.guards;
         (self.batch, self.plan, self.assumed)
     }

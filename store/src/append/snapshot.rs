@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use super::Prepared;
 use super::decide::{KeyRecord, Snapshot, streams_of};
-use super::guards::{ClaimKey, Counter, Guards, Holder, TenantHead, claim_key, scope_of};
+use super::guards::{ClaimKey, Counter, Guards, Holder, TenantHead, TimerKey, claim_key, scope_of};
 use crate::hash::Hash;
 use crate::{Ceilings, Head};
 
@@ -66,7 +66,7 @@ struct Wanted {
     labels: HashSet<Holder>,
     counters: HashSet<(TenantId, CounterName)>,
     allocations: HashSet<(TenantId, &'static str)>,
-    timers: HashSet<(&'static str, StreamId, String)>,
+    timers: HashSet<TimerKey>,
     /// The static form of every name, for rows that come back.
     names: HashMap<String, &'static str>,
 }
@@ -114,14 +114,14 @@ impl Wanted {
         match effect {
             Effect::TakeClaim { claim, label, value } => {
                 self.name(claim.namespace);
-                self.labels.insert(Holder { aggregate: aggregate.to_owned(), stream, namespace: claim.namespace, label: label.clone() });
+                self.labels.insert(Holder::of(aggregate, stream, claim, label));
                 if let Some(value) = value {
                     self.claims.insert(ClaimKey { scope: scope_of(claim, tenant), namespace: claim.namespace, value: value.clone() });
                 }
             }
             Effect::ReleaseClaim { claim, label } => {
                 self.name(claim.namespace);
-                self.labels.insert(Holder { aggregate: aggregate.to_owned(), stream, namespace: claim.namespace, label: label.clone() });
+                self.labels.insert(Holder::of(aggregate, stream, claim, label));
             }
             Effect::Count { counter, .. } | Effect::Bound { counter, .. } => {
                 for counter in counter.ceilings() {
@@ -160,6 +160,9 @@ impl Wanted {
 
     /// Puts the rows that came back into the guards, and that the others are not there.
     fn load(&self, rows: GuardRows, guards: &mut Guards) {
+        self.claims.iter().for_each(|key| guards.claims.put(key.clone(), None));
+        self.labels.iter().for_each(|key| guards.held.put(key.clone(), None));
+        self.timers.iter().for_each(|key| guards.timers.put(key.clone(), None));
         self.counters.iter().for_each(|key| guards.counters.put(*key, None));
         self.allocations.iter().for_each(|key| guards.allocations.put(*key, None));
         let known = |name: &str| self.names.get(name).copied();

@@ -7,7 +7,7 @@ use sqlx::types::Json;
 use sqlx::{PgConnection, Postgres};
 
 use super::decide::Plan;
-use super::guards::StreamKey;
+use super::memory::Assumed;
 
 /// What `append_assuming` answers.
 pub(super) enum Verdict {
@@ -38,15 +38,16 @@ pub(super) async fn write(connection: &mut PgConnection, plan: &Plan, now: DateT
 pub(super) async fn assuming(
     connection: &mut PgConnection,
     plan: &Plan,
-    assumed: &[(StreamKey, i64)],
+    assumed: &Assumed,
     now: DateTime<Utc>,
 ) -> Result<Verdict, sqlx::Error> {
     let query = sqlx::query_scalar(
-        "select append_assuming($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24, $25, $26, $27, $28, $29, $30, $31, $32, $33, $34)",
+        "select append_assuming($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24, $25, $26, $27, $28, $29, $30, $31, $32, $33, $34, $35)",
     )
-    .bind(assumed.iter().map(|a| a.0.0).collect::<Vec<_>>())
-    .bind(assumed.iter().map(|a| a.0.1.to_string()).collect::<Vec<_>>())
-    .bind(assumed.iter().map(|a| a.1).collect::<Vec<_>>())
+    .bind(assumed.versions.iter().map(|a| a.0.0).collect::<Vec<_>>())
+    .bind(assumed.versions.iter().map(|a| a.0.1.to_string()).collect::<Vec<_>>())
+    .bind(assumed.versions.iter().map(|a| a.1).collect::<Vec<_>>())
+    .bind(assumed.document().map(Json))
     .bind(plan.before.log_hash.0);
     match bind(query, plan, now).fetch_one(connection).await? {
         0_i32 => Ok(Verdict::Moved),
@@ -63,7 +64,7 @@ fn bind<'q, T>(
 ) -> QueryScalar<'q, Postgres, T, PgArguments> {
     let rows = &plan.rows;
     // The gate and the chain stand in one row; each tenant that got an event changes it.
-    let heads: Vec<_> = plan.guards.tenants.changes().filter_map(|(tenant, _, head)| head.map(|head| (tenant, head))).collect();
+    let heads: Vec<_> = plan.guards.tenants.changes().filter_map(|change| change.after.map(|head| (change.key, head))).collect();
     let keys = &plan.keys;
     query
         .bind(plan.before.position)

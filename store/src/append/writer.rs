@@ -38,6 +38,8 @@ const STALL: &str = "2s";
 const PATIENCE: Duration = Duration::from_secs(4);
 /// For how long one attempt may go without an answer: longer than anything the server lets a statement take.
 const ATTEMPT: Duration = Duration::from_secs(5);
+/// Begins a transaction that has the head's lock, in one round trip.
+const LOCKED: &str = "begin; select from log_head for update";
 /// After another process was quicker, this many batches take the lock first.
 const LOCK_FIRST: u32 = 16;
 
@@ -339,8 +341,8 @@ impl Writer {
         }
         self.lock_first = self.lock_first.saturating_sub(1);
         let Some(connection) = &mut self.connection else { return Err(Failure::lost("no connection")) };
-        let mut tx = connection.begin().await?;
-        let head: i64 = sqlx::query_scalar("select position from log_head for update").fetch_one(&mut *tx).await?;
+        // If this fails, the transaction may have begun without sqlx knowing it, so the connection is of no more use.
+        let mut tx = connection.begin_with(LOCKED).await.map_err(Failure::Connection)?;
         // The lock is ours, so whatever was in doubt has been written by now, or has not begun.
         for n in 0..doubts.len() {
             if was_written(&mut tx, &doubts[n]).await? {
@@ -350,9 +352,9 @@ impl Writer {
                 return Ok(self.done(doubts));
             }
         }
-        // What was made for an earlier position never will be; and without events there is nothing that could happen twice: the records' primary key stands guard.
-        doubts.retain(|plan| plan.before.position == head && !plan.rows.is_empty());
         let snapshot = read(&mut tx, batch, self.ceilings.clone()).await?;
+        // What was made for an earlier position never will be; and without events there is nothing that could happen twice: the records' primary key stands guard.
+        doubts.retain(|plan| plan.before.position == snapshot.head.position && !plan.rows.is_empty());
         self.history.saw(snapshot.head);
         self.memory.confirm(snapshot.head);
         let plan = decide(snapshot, batch, now);

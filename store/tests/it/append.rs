@@ -9,21 +9,13 @@ use sqlx::Executor as _;
 use store::{AppendError, DbRole, Expected, Hash};
 use testing::{Env, id};
 
-use crate::kit::{at_once, event, keyed, new_stream, tenant, to, when, with_payload};
+use crate::kit::{assert_log_is_sound, at_once, event, keyed, new_stream, tenant, to, when, with_payload};
 
 const SLUG: Claim = Claim { namespace: "slug", scope: Scope::Installation, personal: false };
 const MAIL: Claim = Claim { namespace: "mail", scope: Scope::Tenant, personal: true };
 
 fn take(value: &str) -> Effect {
     Effect::TakeClaim { claim: SLUG, label: "current".into(), value: Some(value.into()) }
-}
-
-/// Density, contiguity, digests and chains; `thing` is no aggregate of the product, so the guards are not folded here.
-async fn assert_log_is_sound(env: &Env) {
-    let store = env.store().await;
-    let report = store.audit(&mut |_| {}).await.unwrap();
-    let broken: Vec<_> = report.findings.iter().filter(|f| f.position.is_some() && !f.what.contains("not known to this binary")).collect();
-    assert!(broken.is_empty(), "{broken:#?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

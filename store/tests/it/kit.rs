@@ -3,7 +3,7 @@
 use domain::{Actor, Effect, Precondition, StreamId, TenantId};
 use serde_json::{Value, json};
 use store::{Append, AppendError, Appended, Expected, Key, Metadata, NewEvent, Store, StreamAppend};
-use testing::id;
+use testing::{Env, id};
 
 pub fn metadata() -> Metadata {
     Metadata {
@@ -66,4 +66,12 @@ pub async fn at_once(store: &Store, requests: Vec<Append>) -> Vec<Result<Appende
         answers.push(task.await.unwrap());
     }
     answers
+}
+
+/// Density, contiguity, digests and chains; `thing` is no aggregate of the product, so the guards are not folded here.
+pub async fn assert_log_is_sound(env: &Env) {
+    let store = env.store().await;
+    let report = store.audit(&mut |_| {}).await.unwrap();
+    let broken: Vec<_> = report.findings.iter().filter(|f| f.position.is_some() && !f.what.contains("not known to this binary")).collect();
+    assert!(broken.is_empty(), "{broken:#?}");
 }

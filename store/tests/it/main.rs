@@ -4,6 +4,7 @@
 mod append;
 mod catalogue;
 mod database;
+mod histories;
 mod kit;
 mod load;
 mod memory;
