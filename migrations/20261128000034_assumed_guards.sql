@@ -81,6 +81,11 @@ begin
       delete from claims c using jsonb_to_recordset(guards -> 'holders_gone') as g (aggregate_type text, aggregate_id text, namespace text, label text)
       where (c.aggregate_type, c.aggregate_id, c.namespace, c.label) = (g.aggregate_type, g.aggregate_id, g.namespace, g.label);
     end if;
+    -- As processes of earlier versions say it.
+    if jsonb_array_length(guards -> 'claims_gone') > 0 then
+      delete from claims c using jsonb_to_recordset(guards -> 'claims_gone') as g (scope uuid, namespace text, value text)
+      where (c.scope, c.namespace, c.value) = (g.scope, g.namespace, g.value);
+    end if;
     if jsonb_array_length(guards -> 'claims') > 0 then
       insert into claims
       select scope, namespace, value, tenant_id, aggregate_type, aggregate_id, label

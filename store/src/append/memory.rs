@@ -19,8 +19,10 @@ use super::queue::{BATCH_BYTES, BATCH_ROWS};
 use super::{Expected, Prepared};
 use crate::{Ceilings, Head};
 
-/// When this many rows are remembered, all are forgotten.
+/// When this many heads, counters and sequences are remembered, or this many claims and holders, all of these are forgotten.
 const MOST: usize = 20_000;
+/// After an assumption was wrong, this many batches assume only versions and keys: whoever names what is not there must not make others be decided again and again.
+const WARY: u32 = 16;
 
 /// What the last batch left behind.
 #[derive(Default)]
@@ -31,6 +33,8 @@ pub(super) struct Memory {
     allocations: HashMap<(TenantId, &'static str), Option<i64>>,
     claims: HashMap<ClaimKey, Option<Holder>>,
     held: HashMap<Holder, Option<ClaimKey>>,
+    /// Batches that still assume only versions and keys.
+    wary: u32,
 }
 
 impl Memory {
@@ -42,17 +46,40 @@ impl Memory {
     }
 
     pub(super) fn forget(&mut self) {
-        *self = Self::default();
+        *self = Self { wary: self.wary, ..Self::default() };
+    }
+
+    /// Forgets what a plan that was learnt would have left behind: an assumption was wrong, so the head is where it was, and what the plan does not touch is as it was.
+    pub(super) fn unlearn(&mut self, plan: &Plan) {
+        let guards = &plan.guards;
+        self.head = Some(plan.before);
+        guards.tenants.known().for_each(|(key, _)| _ = self.tenants.remove(key));
+        guards.counters.known().for_each(|(key, _)| _ = self.counters.remove(key));
+        guards.allocations.known().for_each(|(key, _)| _ = self.allocations.remove(key));
+        guards.claims.known().for_each(|(key, _)| _ = self.claims.remove(key));
+        guards.held.known().for_each(|(key, _)| _ = self.held.remove(key));
+        self.wary = WARY;
     }
 
     /// Takes over what a plan leaves behind when it is written.
     pub(super) fn learn(&mut self, plan: &Plan) {
         let guards = &plan.guards;
-        let rows = self.tenants.len() + self.counters.len() + self.allocations.len() + self.claims.len() + self.held.len();
-        if guards.ended.rows().next().is_some() || rows > MOST {
+        if guards.ended.rows().next().is_some() {
+            // Rows that the plan knows are gone with their tenant.
+            self.forget();
+            self.head = Some(plan.after);
+            return;
+        }
+        if self.tenants.len() + self.counters.len() + self.allocations.len() > MOST {
             self.forget();
         }
+        if self.claims.len() + self.held.len() > MOST {
+            // Together: a claim that is remembered has a holder that is remembered.
+            self.claims.clear();
+            self.held.clear();
+        }
         self.head = Some(plan.after);
+        self.wary = self.wary.saturating_sub(1);
         self.tenants.extend(guards.tenants.known().map(|(tenant, head)| (*tenant, head.cloned())));
         self.counters.extend(guards.counters.known().map(|(key, counter)| (*key, counter.cloned())));
         self.allocations.extend(guards.allocations.known().map(|(key, last)| (*key, last.copied())));
@@ -134,11 +161,11 @@ impl Supply<'_> {
                 && part.expected == Expected::Exact(0)
                 && part.events.iter().flat_map(|event| &event.effects).any(|effect| matches!(effect, Effect::Gate(_)))
         });
-        if begins {
+        if begins && self.assumes() {
             self.guards.tenants.put(tenant, None);
             self.assumed.new_tenants.insert(tenant);
         }
-        begins
+        begins && self.assumes()
     }
 
     fn precondition(&mut self, tenant: TenantId, precondition: &Precondition) -> bool {
@@ -151,24 +178,28 @@ impl Supply<'_> {
             }
             Precondition::StreamExists { aggregate, stream } => {
                 let key = (*aggregate, *stream);
-                if !self.guards.versions.knows(&key) && self.guards.existing.insert(key) {
+                if self.guards.versions.knows(&key) || self.guards.existing.contains(&key) {
+                    return true;
+                }
+                if self.assumes() {
+                    self.guards.existing.insert(key);
                     self.assumed.existing.push(key);
                 }
-                true
+                self.assumes()
             }
-            Precondition::ClaimFree { claim, value } => {
-                self.claim(claim_key(claim, tenant, value));
-                true
-            }
+            Precondition::ClaimFree { claim, value } => self.claim(claim_key(claim, tenant, value)),
             // Who holds it is not said, and would have to be known if the holder were in the same batch.
             Precondition::ClaimHeld { claim, value } => self.remembered_claim(&claim_key(claim, tenant, value)),
             Precondition::TimerSet { aggregate, stream, name, due } => {
                 let key = (*aggregate, *stream, name.clone());
-                if !self.guards.timers.knows(&key) {
+                if self.guards.timers.knows(&key) {
+                    return true;
+                }
+                if self.assumes() {
                     self.guards.timers.load(key.clone(), *due);
                     self.assumed.timers.push((key, *due));
                 }
-                true
+                self.assumes()
             }
         }
     }
@@ -185,11 +216,9 @@ impl Supply<'_> {
                     || self.is_new(tenant) && absent(&mut self.guards.allocations, key)
             }
             Effect::TakeClaim { claim, label, value } => {
-                if let Some(value) = value {
-                    self.claim(claim_key(claim, tenant, value));
-                    self.holder(aggregate, Holder::of(aggregate, stream, claim, label));
-                }
-                true
+                let Some(value) = value else { return true };
+                self.holder(aggregate, Holder::of(aggregate, stream, claim, label));
+                self.claim(claim_key(claim, tenant, value))
             }
             Effect::ReleaseClaim { claim, label } => {
                 self.holder(aggregate, Holder::of(aggregate, stream, claim, label));
@@ -199,6 +228,11 @@ impl Supply<'_> {
             Effect::SetTimer { .. } | Effect::CancelTimer { .. } | Effect::Gate(_) => true,
             Effect::Erase(_) | Effect::EndTenant => false,
         }
+    }
+
+    /// Whether anything but versions and keys is assumed now.
+    fn assumes(&self) -> bool {
+        self.memory.wary == 0
     }
 
     fn is_new(&self, tenant: TenantId) -> bool {
@@ -211,11 +245,15 @@ impl Supply<'_> {
     }
 
     /// A claim that is not remembered is taken for free.
-    fn claim(&mut self, key: ClaimKey) {
-        if !self.remembered_claim(&key) {
+    fn claim(&mut self, key: ClaimKey) -> bool {
+        if self.remembered_claim(&key) {
+            return true;
+        }
+        if self.assumes() {
             self.guards.claims.put(key.clone(), None);
             self.assumed.free.push(key);
         }
+        self.assumes()
     }
 
     /// A claim and its holder are known together, so that whoever gives up a value that is known to be held makes it free.

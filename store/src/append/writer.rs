@@ -224,19 +224,22 @@ impl Writer {
     /// What to answer to a batch that was written; otherwise, what is in doubt before it is tried with care.
     fn landed(&mut self, Landed { plan, connection, verdict }: Landed) -> Result<Vec<Outcome>, Doubts> {
         self.connection = connection;
-        if matches!(verdict, Ok(Verdict::Written)) {
-            return Ok(self.done(&mut vec![plan]));
-        }
-        self.memory.forget();
         match verdict {
-            Ok(Verdict::Written | Verdict::Mistaken) | Err(Failure::Rewound) => {}
+            Ok(Verdict::Written) => return Ok(self.done(&mut vec![plan])),
+            Ok(Verdict::Mistaken) => {
+                self.memory.unlearn(&plan);
+                return Err(Doubts::new());
+            }
             Ok(Verdict::Moved) => self.lock_first = LOCK_FIRST,
+            Err(Failure::Rewound) => {}
             Err(Failure::Database(error)) => tracing::warn!(%error, "a batch failed"),
             Err(Failure::Connection(error)) => {
                 tracing::warn!(%error, "the connection to the log was lost");
+                self.memory.forget();
                 return Err(vec![plan]);
             }
         }
+        self.memory.forget();
         Err(Doubts::new())
     }
 
@@ -294,18 +297,19 @@ impl Writer {
                 return Err(Failure::Rewound);
             }
             let attempt = tokio::time::timeout(ATTEMPT, self.attempt(batch, &mut doubts)).await;
-            let error = match attempt.unwrap_or_else(|_| Err(Failure::lost("no answer in time"))) {
+            let attempt = attempt.unwrap_or_else(|_| Err(Failure::lost("no answer in time")));
+            if attempt.is_err() {
+                // It may be in a transaction that sqlx does not know of: `LOCKED` begins one and may fail in it.
+                self.connection = None;
+            }
+            let error = match attempt {
                 Ok(answers) => return Ok(answers),
                 // As long as an earlier try may have been written, no other failure is the last word.
                 Err(Failure::Database(error)) if doubts.is_empty() && !(is_transient(&error) && Instant::now() < deadline) => {
                     return Err(Failure::Database(error));
                 }
-                Err(Failure::Database(error)) => error,
                 Err(Failure::Rewound) => return Err(Failure::Rewound),
-                Err(Failure::Connection(error)) => {
-                    self.connection = None;
-                    error
-                }
+                Err(Failure::Database(error) | Failure::Connection(error)) => error,
             };
             if Instant::now() + pause > deadline {
                 return Err(if doubts.is_empty() { error.into() } else { Failure::Connection(error) });
@@ -341,8 +345,7 @@ impl Writer {
         }
         self.lock_first = self.lock_first.saturating_sub(1);
         let Some(connection) = &mut self.connection else { return Err(Failure::lost("no connection")) };
-        // If this fails, the transaction may have begun without sqlx knowing it, so the connection is of no more use.
-        let mut tx = connection.begin_with(LOCKED).await.map_err(Failure::Connection)?;
+        let mut tx = connection.begin_with(LOCKED).await?;
         // The lock is ours, so whatever was in doubt has been written by now, or has not begun.
         for n in 0..doubts.len() {
             if was_written(&mut tx, &doubts[n]).await? {
