@@ -9,7 +9,7 @@ use bus::Bus;
 use bus::feed::Feed;
 use domain::{SystemClock, TenantId};
 use projections::model::{Source, StreamKey};
-use projections::{Progress, Projection, ReadModel, projector};
+use projections::{Progress, Projection, ReadModel, projector, statistics};
 use serde::{Deserialize, Serialize};
 use sqlx::PgPool;
 use store::load::LoadError;
@@ -84,7 +84,9 @@ pub(crate) async fn project(more: usize) -> anyhow::Result<()> {
     let bus = Bus::connect(&given("NATS_URL")?, &given("TENURE_BUS_PREFIX")?, store.installation()).await?;
     let feed = Feed::start(store.clone(), bus, cancel.clone());
     let progress = Progress::default();
-    let group = projector::all(&store, &at.pool(DbRole::Projector, 8), &feed, &progress, &cancel);
+    let pool = at.pool(DbRole::Projector, 8);
+    let group = projector::all(&store, &pool, &feed, &progress, &cancel);
+    tokio::spawn(statistics::keep(pool, cancel));
     if more > 0 {
         macro_rules! add {
             ($($n:literal)*) => { $(group.add(Projection::<Many<$n>>::new(&store, &progress));)* };

@@ -24,7 +24,7 @@ use outbound::policy::MailPolicy;
 use outbound::worker::{Channel, Worker};
 use payments::channel::PaymentChannel;
 use payments::policy::PaymentsPolicy;
-use projections::{ModelStatus, Progress, ReadSide, projector};
+use projections::{ModelStatus, Progress, ReadSide, projector, statistics};
 use serde_json::json;
 use store::{DbRole, Store};
 use tokio::net::TcpListener;
@@ -100,6 +100,7 @@ pub(crate) async fn run(site: &Site, roles: &[RoleName], listener: Option<TcpLis
     if has(RoleName::Projector) {
         let pool = site.database()?.pool(DbRole::Projector, 8);
         tasks.spawn(projector::all(&store, &pool, &feed, &progress, &background).run());
+        tasks.spawn(statistics::keep(pool, background.clone()));
     }
     if has(RoleName::Policies) {
         let mailer = site.mailer(&store)?;

@@ -26,6 +26,7 @@ pub mod query;
 pub mod rebuild;
 pub mod row;
 pub mod sql;
+pub mod statistics;
 pub mod status;
 pub mod support;
 pub mod tools;

@@ -23,7 +23,7 @@ use projections::identity::tenant_timeline::Timeline;
 use projections::list::Paging;
 use projections::projector::{self, Generations};
 use projections::rebuild::{Purpose, RebuildError, rebuild};
-use projections::{Progress, Projection, QueryError, ReadModel, View};
+use projections::{Progress, Projection, QueryError, ReadModel, View, statistics};
 use serde_json::json;
 use sqlx::{Executor as _, PgPool};
 use store::{DbRole, Store};
@@ -241,6 +241,37 @@ async fn a_query_right_after_a_command_always_sees_it() {
     }
     let beyond = node.reads.begin(View::Platform, &[Tenants::NAME], Some(1_000_000)).look().await;
     assert!(matches!(beyond, Err(QueryError::Behind { wanted: 1_000_000, .. })));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_look_up_that_was_planned_for_an_empty_table_is_planned_again_when_the_table_has_grown() {
+    let env = Env::new().await;
+    let node = Node::start(&env).await;
+    let pool = env.database.pool(DbRole::Projector, 2);
+    while statistics::refresh(&pool).await.unwrap() > 0 {}
+    let mut reader = env.database.connect(DbRole::Reader, &[("plan_cache_mode", "force_generic_plan")]).await.unwrap();
+    reader
+        .execute("prepare look_up(uuid, uuid) as select doc from read.tickets_v1_g1 t where t.id = $1 and t.tenant_id = $2")
+        .await
+        .unwrap();
+    let plan = "explain execute look_up('01900000-0000-7000-8000-000000000001', '01900000-0000-7000-8000-000000000001')";
+    // What the planner takes from an empty table is any index that begins with the tenant.
+    let before: Vec<String> = sqlx::query_scalar(plan).fetch_all(&mut reader).await.unwrap();
+    assert!(!before.join(" ").contains("tickets_v1_g1_pkey"), "{before:?}");
+    let tenant = node.provision("acme").await;
+    sqlx::query(
+        "insert into read.tickets_v1_g1 (tenant_id, id, version, number, subject, status, priority, channel, requester_id, tags, followers, links, attachments, public_comments, internal_comments,
+           created_at, updated_at, public_updated_at, doc)
+         select $1, gen_random_uuid(), 1, n, 'x', 'new', 'normal', 'api', gen_random_uuid(), '{}', '{}', '[]', '[]', 0, 0, now(), now(), now(), repeat('x', 500) from generate_series(1, 1000) n",
+    )
+    .bind(tenant.0)
+    .execute(&env.owner)
+    .await
+    .unwrap();
+    assert!(statistics::refresh(&pool).await.unwrap() > 0);
+    let after: Vec<String> = sqlx::query_scalar(plan).fetch_all(&mut reader).await.unwrap();
+    assert!(after.join(" ").contains("tickets_v1_g1_pkey"), "{after:?}");
+    assert_eq!(statistics::refresh(&pool).await.unwrap(), 0, "nothing has grown since");
 }
 
 #[tokio::test(flavor = "multi_thread")]
