@@ -1,4 +1,5 @@
--- Batches that are decided from memory may take and release claims, set and fire timers, name other streams, and begin a tenant. What they assume is checked under the head's lock.
+-- Batches that are decided from memory may take and release claims, set and fire timers, refer to other streams, and contain the first event of a tenant. append_assuming checks their
+-- assumptions under the head's lock.
 
 drop function append_assuming;
 create function append_assuming(
@@ -76,12 +77,12 @@ begin
   end if;
   -- Guards change far more seldom than events are written; one document keeps the common path short.
   if guards is not null then
-    -- A claim goes by its holder: not every value that goes was read before.
+    -- Claims are deleted by holder: the value of a claim that was not read is not known.
     if jsonb_array_length(guards -> 'holders_gone') > 0 then
       delete from claims c using jsonb_to_recordset(guards -> 'holders_gone') as g (aggregate_type text, aggregate_id text, namespace text, label text)
       where (c.aggregate_type, c.aggregate_id, c.namespace, c.label) = (g.aggregate_type, g.aggregate_id, g.namespace, g.label);
     end if;
-    -- As processes of earlier versions say it.
+    -- Processes of earlier versions name the values.
     if jsonb_array_length(guards -> 'claims_gone') > 0 then
       delete from claims c using jsonb_to_recordset(guards -> 'claims_gone') as g (scope uuid, namespace text, value text)
       where (c.scope, c.namespace, c.value) = (g.scope, g.namespace, g.value);

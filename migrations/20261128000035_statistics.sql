@@ -1,11 +1,11 @@
--- Look-ups by key keep their plans. One that was made while its table was empty may read every row of a tenant for one of them, until PostgreSQL knows how large the table has become:
--- autovacuum finds that out after a minute, when many rows may have come. `analyze` makes every plan for the table anew.
+-- Look-ups by key use a cached plan. A plan that was made for an empty table may use any index that begins with the tenant, and read all rows of the tenant. PostgreSQL replans after
+-- `analyze`, but autovacuum runs it only once a minute, when a table may already have many rows.
 create function read.analyze_grown() returns int language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
   grown regclass;
   analyzed int := 0;
 begin
-  -- One process at a time is enough.
+  -- One process at a time.
   if not pg_try_advisory_xact_lock(hashtext('read.analyze_grown')) then
     return 0;
   end if;

@@ -173,7 +173,7 @@ async fn session<H: Handler>(handler: &mut H, store: &Store, feed: &Feed, pause:
     }
 }
 
-/// Lets events gather until the last batch has begun so long ago. Returns at once if it has.
+/// Waits until `interval` has passed since the last batch began, so that under load several events form one batch.
 pub(crate) async fn gather(began: tokio::time::Instant, interval: Duration) {
     tokio::time::sleep_until(began + interval).await;
 }

@@ -32,7 +32,7 @@ const CONNECTIONS: (u32, u32) = (16, 8);
 const OF_ONE_TENANT: usize = 3;
 /// A query that takes longer than this is a long one.
 const LONG: Duration = Duration::from_millis(15);
-/// Queries that wait for a connection, of all tenants and of one.
+/// Maximum numbers of queries that wait for a connection, of all tenants and of one. Queries that wait for the same position arrive together when a page is committed.
 const WAITING: (usize, usize) = (1024, 512);
 /// The longest that a query waits for a connection.
 const TURN: Duration = Duration::from_secs(2);

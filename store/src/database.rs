@@ -121,22 +121,22 @@ impl Database {
     }
 }
 
-/// Begins a transaction that a caller may stop waiting for.
+/// Begins a transaction. The returned future may be dropped at any time.
 ///
-/// [`PgPool::begin`] must not be used: if its future is dropped while `BEGIN` is on its way, sqlx returns the connection to the pool with an open transaction that nothing ends.
-/// Later statements on that connection are never committed, and their locks are held for ever (sqlx issues 2054 and 4393). Here a task of its own waits for the answer, so that
-/// the transaction is always known, and rolled back when nobody takes it.
+/// Use this instead of [`PgPool::begin`]. If the future of [`PgPool::begin`] is dropped before PostgreSQL has answered `BEGIN`, sqlx returns the connection to the pool with an open
+/// transaction: later statements on it are not committed, and their locks are not released (sqlx issues 2054 and 4393). Here a separate task always waits for the answer, and an
+/// unused transaction is rolled back.
 pub async fn begin(pool: &PgPool) -> Result<Transaction<'static, Postgres>, sqlx::Error> {
     begin_with(pool, None).await
 }
 
-/// Begins a read-only transaction that sees one state of the database, like [`begin`].
+/// Begins a read-only transaction with isolation level repeatable read. The returned future may be dropped at any time, as with [`begin`].
 pub async fn snapshot(pool: &PgPool) -> Result<Transaction<'static, Postgres>, sqlx::Error> {
     begin_with(pool, Some("begin isolation level repeatable read, read only")).await
 }
 
 async fn begin_with(pool: &PgPool, statement: Option<&'static str>) -> Result<Transaction<'static, Postgres>, sqlx::Error> {
     let connection = pool.acquire().await?;
-    // The task ends early only if the runtime does.
+    // Joining fails only if the runtime shuts down.
     tokio::spawn(Transaction::begin(connection, statement.map(Into::into))).await.map_err(|_| sqlx::Error::WorkerCrashed)?
 }

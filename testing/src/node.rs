@@ -179,7 +179,7 @@ impl Node {
             let models = models.into_iter().map(|model| (model.name, model.position));
             let policies = policies.into_iter().filter(|policy| runs(&policy.name)).map(|policy| (policy.name, policy.position));
             let behind: Vec<(String, i64)> = models.chain(policies).filter(|(_, position)| *position < head).collect();
-            if behind.is_empty() { Ok(()) } else { Err(format!("these have not reached {head}: {behind:?}")) }
+            if behind.is_empty() { Ok(()) } else { Err(format!("not at position {head} yet: {behind:?}")) }
         })
         .await;
     }

@@ -116,7 +116,7 @@ impl Shop {
             if decided && attempted == 0 && pending == 0 && same {
                 return Ok(());
             }
-            Err(format!("not everything is told at {head}: attempted {attempted}, pending {pending}, same end {same}, {policies:?}"))
+            Err(format!("at position {head}: {attempted} attempted, {pending} pending, log unchanged: {same}, {policies:?}"))
         })
         .await;
     }

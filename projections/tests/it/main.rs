@@ -255,7 +255,7 @@ async fn a_look_up_that_was_planned_for_an_empty_table_is_planned_again_when_the
         .await
         .unwrap();
     let plan = "explain execute look_up('01900000-0000-7000-8000-000000000001', '01900000-0000-7000-8000-000000000001')";
-    // What the planner takes from an empty table is any index that begins with the tenant.
+    // For an empty table the planner may use any index that begins with the tenant.
     let before: Vec<String> = sqlx::query_scalar(plan).fetch_all(&mut reader).await.unwrap();
     assert!(!before.join(" ").contains("tickets_v1_g1_pkey"), "{before:?}");
     let tenant = node.provision("acme").await;

@@ -12,10 +12,10 @@ use uuid::Uuid;
 use crate::Ceilings;
 use crate::hash::Hash;
 
-/// A row of a guard table, as far as it is known.
+/// A row of a guard table, if it is known.
 #[derive(Clone, Debug, PartialEq)]
 enum Row<V> {
-    /// Nobody has read it.
+    /// Neither read nor remembered nor changed.
     Unread,
     Absent,
     Present(V),
@@ -43,7 +43,7 @@ pub(crate) struct Table<K, V> {
 /// A row that a batch changes.
 pub(crate) struct Change<'a, K, V> {
     pub(crate) key: &'a K,
-    /// Whether there may be a row now that has to go.
+    /// Whether the old row has to be deleted. True as well if it is not known whether there is one.
     pub(crate) replaces: bool,
     pub(crate) after: Option<&'a V>,
 }
@@ -80,7 +80,7 @@ impl<K: Clone + Eq + StdHash, V: Clone + PartialEq> Table<K, V> {
         self.rows.get(key).and_then(|row| row.1.value())
     }
 
-    /// Changes a row, whether it was read or not.
+    /// Changes a row, which may be unread.
     pub(crate) fn set(&mut self, key: K, value: Option<V>) {
         let row = self.rows.entry(key.clone()).or_insert((Row::Unread, Row::Unread));
         self.undo.push((key, std::mem::replace(&mut row.1, Row::of(value))));
@@ -108,7 +108,7 @@ impl<K: Clone + Eq + StdHash, V: Clone + PartialEq> Table<K, V> {
         self.rows.retain(|key, row| row.1.value().is_none_or(|value| !gone(key, value)));
     }
 
-    /// What is not as it was.
+    /// The rows that the batch changes.
     pub(crate) fn changes(&self) -> impl Iterator<Item = Change<'_, K, V>> {
         let changed = self.rows.iter().filter(|(_, (before, after))| before != after);
         changed.map(|(key, (before, after))| Change { key, replaces: *before != Row::Absent, after: after.value() })
@@ -162,7 +162,7 @@ pub(crate) struct TenantHead {
 #[derive(Default)]
 pub(crate) struct Guards {
     pub(crate) versions: Table<StreamKey, i64>,
-    /// Streams that have events, also where their versions are not known.
+    /// Streams that are assumed to have events although their versions are not known.
     pub(crate) existing: HashSet<StreamKey>,
     pub(crate) tenants: Table<TenantId, TenantHead>,
     pub(crate) claims: Table<ClaimKey, Holder>,
@@ -346,7 +346,7 @@ impl Guards {
 
     /// The changed guards as the document that `append_batch` takes; `None` when nothing changed.
     pub(crate) fn document(&self) -> Option<Value> {
-        // A claim goes by its holder, since not every value that goes was read.
+        // Deleted by holder: the value of an unread claim is not known.
         let holders_gone: Vec<_> = self
             .held
             .changes()

@@ -1,9 +1,9 @@
-//! Deciding without asking: upon what this process's last batch left behind, and upon what the requests themselves assume.
+//! Deciding a batch without reading: from the rows that earlier batches of this process left behind, and from assumptions.
 //!
 //! As long as no other process appends, the log's head and the rows of guards are what the last batch made them, and the next one can be decided while that one is still
-//! being written. What the last batches did not touch is assumed as the request needs it: streams at their versions, keys new, claims free, timers set, a tenant's first event.
-//! `append_assuming` checks all of it under the head's lock, and writes nothing if one assumption is wrong; then the batch takes the careful path, which reads first, and so does
-//! from the start whatever cannot be assumed: tenants and counters that are not remembered, the end of a tenant, the erasure of a person.
+//! being written. Rows that are not remembered are assumed to be as the request needs them: streams at their expected versions, new idempotency keys, free claims, timers that are set, tenants without events.
+//! `append_assuming` checks every assumption under the head's lock and writes nothing if one of them is wrong. The batch then takes the careful path, which reads first.
+//! Requests that need a tenant or counter that is not remembered, end a tenant or erase a person take the careful path at once.
 
 use std::collections::{HashMap, HashSet};
 use std::hash::Hash;
@@ -19,10 +19,10 @@ use super::queue::{BATCH_BYTES, BATCH_ROWS};
 use super::{Expected, Prepared};
 use crate::{Ceilings, Head};
 
-/// When this many heads, counters and sequences are remembered, or this many claims and holders, all of these are forgotten.
+/// Maximum number of remembered tenants, counters and sequences together, and of claims and holders together. Beyond it, all of that kind are forgotten.
 const MOST: usize = 20_000;
-/// After an assumption was wrong, this many batches assume only versions and keys: whoever names what is not there must not make others be decided again and again.
-const WARY: u32 = 16;
+/// Number of batches after a wrong assumption that assume only versions and keys, so that repeated requests for streams that do not exist cannot send every batch to the careful path.
+const CAUTIOUS: u32 = 16;
 
 /// What the last batch left behind.
 #[derive(Default)]
@@ -33,8 +33,8 @@ pub(super) struct Memory {
     allocations: HashMap<(TenantId, &'static str), Option<i64>>,
     claims: HashMap<ClaimKey, Option<Holder>>,
     held: HashMap<Holder, Option<ClaimKey>>,
-    /// Batches that still assume only versions and keys.
-    wary: u32,
+    /// Remaining batches that assume only versions and keys.
+    cautious: u32,
 }
 
 impl Memory {
@@ -46,10 +46,10 @@ impl Memory {
     }
 
     pub(super) fn forget(&mut self) {
-        *self = Self { wary: self.wary, ..Self::default() };
+        *self = Self { cautious: self.cautious, ..Self::default() };
     }
 
-    /// Forgets what a plan that was learnt would have left behind: an assumption was wrong, so the head is where it was, and what the plan does not touch is as it was.
+    /// Reverts [`Self::learn`] for a plan with a wrong assumption: its rows are forgotten. The head has not moved, so all other rows stay valid.
     pub(super) fn unlearn(&mut self, plan: &Plan) {
         let guards = &plan.guards;
         self.head = Some(plan.before);
@@ -58,14 +58,14 @@ impl Memory {
         guards.allocations.known().for_each(|(key, _)| _ = self.allocations.remove(key));
         guards.claims.known().for_each(|(key, _)| _ = self.claims.remove(key));
         guards.held.known().for_each(|(key, _)| _ = self.held.remove(key));
-        self.wary = WARY;
+        self.cautious = CAUTIOUS;
     }
 
     /// Takes over what a plan leaves behind when it is written.
     pub(super) fn learn(&mut self, plan: &Plan) {
         let guards = &plan.guards;
         if guards.ended.rows().next().is_some() {
-            // Rows that the plan knows are gone with their tenant.
+            // The end of a tenant deletes rows that the plan still contains.
             self.forget();
             self.head = Some(plan.after);
             return;
@@ -74,12 +74,12 @@ impl Memory {
             self.forget();
         }
         if self.claims.len() + self.held.len() > MOST {
-            // Together: a claim that is remembered has a holder that is remembered.
+            // Both at once: `Supply::remembered_claim` needs the holder of every remembered claim.
             self.claims.clear();
             self.held.clear();
         }
         self.head = Some(plan.after);
-        self.wary = self.wary.saturating_sub(1);
+        self.cautious = self.cautious.saturating_sub(1);
         self.tenants.extend(guards.tenants.known().map(|(tenant, head)| (*tenant, head.cloned())));
         self.counters.extend(guards.counters.known().map(|(key, counter)| (*key, counter.cloned())));
         self.allocations.extend(guards.allocations.known().map(|(key, last)| (*key, last.copied())));
@@ -87,10 +87,10 @@ impl Memory {
         self.held.extend(guards.held.known().map(|(holder, key)| (holder.clone(), key.cloned())));
     }
 
-    /// Puts everything that a request is decided upon into the guards; false when something can neither be remembered nor assumed.
+    /// Fills the guards with every row that a request depends on. Returns false if a row is neither remembered nor assumed.
     fn supply(&self, request: &Prepared, draft: &mut Draft) -> bool {
         let mut supply = Supply { memory: self, guards: &mut draft.snapshot.guards, assumed: &mut draft.assumed };
-        // All versions first: what holds for a new stream holds for everything in the request.
+        // Versions first: the other rows depend on whether a stream is new.
         request.streams.iter().all(|part| match part.expected {
             Expected::Exact(version) => {
                 supply.version((part.aggregate, part.stream), version);
@@ -106,7 +106,7 @@ impl Memory {
     }
 }
 
-/// What must be so when a batch is written, although nobody has read it.
+/// Assumptions of a batch, checked when it is written.
 #[derive(Default)]
 pub(super) struct Assumed {
     /// Streams at these versions.
@@ -115,14 +115,14 @@ pub(super) struct Assumed {
     existing: Vec<StreamKey>,
     /// Tenants without events.
     new_tenants: HashSet<TenantId>,
-    /// Claims that nobody holds.
+    /// Claims without a holder.
     free: Vec<ClaimKey>,
-    /// Timers that are due at these times.
+    /// Timers with their due times.
     timers: Vec<(TimerKey, DateTime<Utc>)>,
 }
 
 impl Assumed {
-    /// What `append_assuming` checks besides versions; `None` for nothing.
+    /// All assumptions except versions, as the parameter `assumed` of `append_assuming`. `None` if there are none.
     pub(super) fn document(&self) -> Option<Value> {
         let nothing = self.existing.is_empty() && self.new_tenants.is_empty() && self.free.is_empty() && self.timers.is_empty();
         (!nothing).then(|| {
@@ -136,7 +136,7 @@ impl Assumed {
     }
 }
 
-/// Fills the guards of a draft with what a request is decided upon. Each method answers whether that is possible.
+/// Fills the guards of a draft from memory or with assumptions. Methods that return false could do neither.
 struct Supply<'a> {
     memory: &'a Memory,
     guards: &'a mut Guards,
@@ -151,9 +151,9 @@ impl Supply<'_> {
         }
     }
 
-    /// The head of a tenant. One that is not remembered, and whose gate the request opens with the first event of a stream, is taken for a new one.
+    /// A tenant's head. A tenant that is not remembered is assumed to be new if the request sets its gate with the first event of a stream.
     fn tenant(&mut self, tenant: TenantId, request: &Prepared) -> bool {
-        if supply_row(&self.memory.tenants, &mut self.guards.tenants, tenant) {
+        if supply_row(&self.memory.tenants, &mut self.guards.tenants, tenant, false) {
             return true;
         }
         let begins = request.streams.iter().any(|part| {
@@ -161,11 +161,12 @@ impl Supply<'_> {
                 && part.expected == Expected::Exact(0)
                 && part.events.iter().flat_map(|event| &event.effects).any(|effect| matches!(effect, Effect::Gate(_)))
         });
-        if begins && self.assumes() {
-            self.guards.tenants.put(tenant, None);
-            self.assumed.new_tenants.insert(tenant);
+        if !begins || self.is_cautious() {
+            return false;
         }
-        begins && self.assumes()
+        self.guards.tenants.put(tenant, None);
+        self.assumed.new_tenants.insert(tenant);
+        true
     }
 
     fn precondition(&mut self, tenant: TenantId, precondition: &Precondition) -> bool {
@@ -181,25 +182,27 @@ impl Supply<'_> {
                 if self.guards.versions.knows(&key) || self.guards.existing.contains(&key) {
                     return true;
                 }
-                if self.assumes() {
-                    self.guards.existing.insert(key);
-                    self.assumed.existing.push(key);
+                if self.is_cautious() {
+                    return false;
                 }
-                self.assumes()
+                self.guards.existing.insert(key);
+                self.assumed.existing.push(key);
+                true
             }
             Precondition::ClaimFree { claim, value } => self.claim(claim_key(claim, tenant, value)),
-            // Who holds it is not said, and would have to be known if the holder were in the same batch.
+            // Not assumed: the precondition does not name the holder, and another request of the batch may release the claim.
             Precondition::ClaimHeld { claim, value } => self.remembered_claim(&claim_key(claim, tenant, value)),
             Precondition::TimerSet { aggregate, stream, name, due } => {
                 let key = (*aggregate, *stream, name.clone());
                 if self.guards.timers.knows(&key) {
                     return true;
                 }
-                if self.assumes() {
-                    self.guards.timers.load(key.clone(), *due);
-                    self.assumed.timers.push((key, *due));
+                if self.is_cautious() {
+                    return false;
                 }
-                self.assumes()
+                self.guards.timers.load(key.clone(), *due);
+                self.assumed.timers.push((key, *due));
+                true
             }
         }
     }
@@ -211,9 +214,8 @@ impl Supply<'_> {
                 counter.ceilings().all(|counter| self.counter(tenant, counter))
             }
             Effect::Allocate { sequence, .. } => {
-                let key = (tenant, *sequence);
-                supply_row(&self.memory.allocations, &mut self.guards.allocations, key)
-                    || self.is_new(tenant) && absent(&mut self.guards.allocations, key)
+                let (key, is_new) = ((tenant, *sequence), self.is_new(tenant));
+                supply_row(&self.memory.allocations, &mut self.guards.allocations, key, is_new)
             }
             Effect::TakeClaim { claim, label, value } => {
                 let Some(value) = value else { return true };
@@ -224,15 +226,15 @@ impl Supply<'_> {
                 self.holder(aggregate, Holder::of(aggregate, stream, claim, label));
                 true
             }
-            // Timers are set and cancelled whatever they were; what a gate was, the tenant's head says.
+            // Setting or cancelling a timer does not depend on its old value; the gate is part of the tenant's head.
             Effect::SetTimer { .. } | Effect::CancelTimer { .. } | Effect::Gate(_) => true,
             Effect::Erase(_) | Effect::EndTenant => false,
         }
     }
 
-    /// Whether anything but versions and keys is assumed now.
-    fn assumes(&self) -> bool {
-        self.memory.wary == 0
+    /// Whether only versions and keys may be assumed.
+    fn is_cautious(&self) -> bool {
+        self.memory.cautious > 0
     }
 
     fn is_new(&self, tenant: TenantId) -> bool {
@@ -240,23 +242,24 @@ impl Supply<'_> {
     }
 
     fn counter(&mut self, tenant: TenantId, counter: CounterName) -> bool {
-        let key = (tenant, counter);
-        supply_row(&self.memory.counters, &mut self.guards.counters, key) || self.is_new(tenant) && absent(&mut self.guards.counters, key)
+        let (key, is_new) = ((tenant, counter), self.is_new(tenant));
+        supply_row(&self.memory.counters, &mut self.guards.counters, key, is_new)
     }
 
-    /// A claim that is not remembered is taken for free.
+    /// A claim that is not remembered is assumed to be free.
     fn claim(&mut self, key: ClaimKey) -> bool {
         if self.remembered_claim(&key) {
             return true;
         }
-        if self.assumes() {
-            self.guards.claims.put(key.clone(), None);
-            self.assumed.free.push(key);
+        if self.is_cautious() {
+            return false;
         }
-        self.assumes()
+        self.guards.claims.put(key.clone(), None);
+        self.assumed.free.push(key);
+        true
     }
 
-    /// A claim and its holder are known together, so that whoever gives up a value that is known to be held makes it free.
+    /// Supplies a remembered claim together with its holder, so that releasing the holder also frees the claim in the guards.
     fn remembered_claim(&mut self, key: &ClaimKey) -> bool {
         if self.guards.claims.knows(key) {
             return true;
@@ -269,7 +272,7 @@ impl Supply<'_> {
         true
     }
 
-    /// What a holder holds. If nobody remembers, it stays unread, and is released whatever it is: see [`Guards::document`].
+    /// The claim of a holder. If it is not remembered, it stays unread and is deleted by holder, see [`Guards::document`].
     fn holder(&mut self, aggregate: &'static str, holder: Holder) {
         if self.guards.held.knows(&holder) {
             return;
@@ -285,26 +288,29 @@ impl Supply<'_> {
     }
 }
 
-/// Puts what is remembered of a row into its table; false when nothing is.
-fn supply_row<K: Copy + Eq + Hash, V: Clone + PartialEq>(remembered: &HashMap<K, Option<V>>, table: &mut Table<K, V>, key: K) -> bool {
-    if !table.knows(&key) {
-        let Some(row) = remembered.get(&key) else { return false };
-        table.put(key, row.clone());
+/// Supplies a remembered row, or that a new tenant has none. Returns false if the row is not known.
+fn supply_row<K: Copy + Eq + Hash, V: Clone + PartialEq>(
+    remembered: &HashMap<K, Option<V>>,
+    table: &mut Table<K, V>,
+    key: K,
+    is_new: bool,
+) -> bool {
+    if table.knows(&key) {
+        return true;
     }
-    true
-}
-
-/// Notes that a row is not there.
-fn absent<K: Clone + Eq + Hash, V: Clone + PartialEq>(table: &mut Table<K, V>, key: K) -> bool {
-    table.put(key, None);
-    true
+    let row = remembered.get(&key).cloned();
+    let known = is_new || row.is_some();
+    if known {
+        table.put(key, row.flatten());
+    }
+    known
 }
 
 /// The next batch, decided request by request as they come.
 pub(super) struct Draft {
     pub(super) batch: Vec<Prepared>,
     pub(super) now: DateTime<Utc>,
-    /// What must be so when it is written.
+    /// Checked when it is written.
     assumed: Assumed,
     plan: Plan,
     snapshot: Snapshot,
@@ -343,5 +349,55 @@ impl Draft {
     pub(super) fn finish(mut self) -> (Vec<Prepared>, Plan, Assumed) {
         self.plan.guards = self.snapshot.guards;
         (self.batch, self.plan, self.assumed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::oneshot;
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::Hash as ChainHash;
+    use crate::append::PreparedStream;
+
+    fn naming_another_stream(tenant: TenantId, preconditions: Vec<Precondition>) -> Prepared {
+        let stream = StreamId::new(tenant, Uuid::from_u128(7));
+        let part = PreparedStream { aggregate: "thing", stream, expected: Expected::Exact(0), events: vec![] };
+        Prepared {
+            tenant,
+            streams: vec![part],
+            preconditions,
+            keys: vec![],
+            metadata: String::new(),
+            generation: 0,
+            reply: oneshot::channel().0,
+        }
+    }
+
+    #[test]
+    fn after_a_wrong_assumption_other_tenants_stay_remembered_and_for_16_batches_nothing_but_versions_is_assumed() {
+        let (guilty, other) = (TenantId(Uuid::from_u128(1)), TenantId(Uuid::from_u128(2)));
+        let head = Head { position: 5, log_hash: ChainHash::ZERO };
+        let mut memory = Memory { head: Some(head), ..Memory::default() };
+        memory.tenants.extend([guilty, other].map(|tenant| (tenant, Some(TenantHead::default()))));
+        let draft = |memory: &Memory| Draft::after(memory, DateTime::UNIX_EPOCH, Arc::default()).expect("a head");
+        let missing = || Precondition::StreamExists { aggregate: "thing", stream: StreamId::new(guilty, Uuid::from_u128(8)) };
+
+        let mut wrong = draft(&memory);
+        assert!(wrong.add(naming_another_stream(guilty, vec![missing()]), &memory).is_ok());
+        let (_, plan, assumed) = wrong.finish();
+        assert_eq!(assumed.existing.len(), 1);
+        memory.learn(&plan);
+        memory.unlearn(&plan);
+        assert_eq!(memory.head, Some(head));
+
+        for _ in 0..CAUTIOUS {
+            let mut next = draft(&memory);
+            assert!(next.add(naming_another_stream(other, vec![missing()]), &memory).is_err(), "given back alone");
+            assert!(next.add(naming_another_stream(other, vec![]), &memory).is_ok(), "still remembered");
+            memory.learn(&next.finish().1);
+        }
+        assert!(draft(&memory).add(naming_another_stream(other, vec![missing()]), &memory).is_ok());
     }
 }

@@ -38,7 +38,7 @@ const STALL: &str = "2s";
 const PATIENCE: Duration = Duration::from_secs(4);
 /// For how long one attempt may go without an answer: longer than anything the server lets a statement take.
 const ATTEMPT: Duration = Duration::from_secs(5);
-/// Begins a transaction that has the head's lock, in one round trip.
+/// Begins a transaction and locks the head, in one round trip.
 const LOCKED: &str = "begin; select from log_head for update";
 /// After another process was quicker, this many batches take the lock first.
 const LOCK_FIRST: u32 = 16;
@@ -299,7 +299,7 @@ impl Writer {
             let attempt = tokio::time::timeout(ATTEMPT, self.attempt(batch, &mut doubts)).await;
             let attempt = attempt.unwrap_or_else(|_| Err(Failure::lost("no answer in time")));
             if attempt.is_err() {
-                // It may be in a transaction that sqlx does not know of: `LOCKED` begins one and may fail in it.
+                // If `LOCKED` failed after its `begin`, the connection is in a transaction that sqlx does not know of.
                 self.connection = None;
             }
             let error = match attempt {
